@@ -1,0 +1,1 @@
+"""Benchmarks with the official scorers' numbers, and speed measurements."""

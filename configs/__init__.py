@@ -1,0 +1,1 @@
+"""Shipped presets, found by name: `mmlm generate --config decode/vhr`."""

@@ -1,0 +1,1 @@
+"""Data generation: the embedded world and, later, the preference-data pipelines."""

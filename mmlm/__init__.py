@@ -1,0 +1,70 @@
+"""mmlm: stop vision-language models from describing what is not in the image.
+
+    import mmlm
+
+    model, processor = mmlm.load("llava-hf/llava-1.5-7b-hf")
+    with mmlm.VHR(alpha=2.0)(model):
+        model.generate(**inputs)
+
+Every name below is loaded when it is first used, so importing this package costs nothing.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from mmlm import _torchvision_guard
+
+__version__ = "0.1.0"
+
+_METHODS = {
+    "VCD": "decoding.vcd",
+    "VHR": "decoding.vhr",
+}
+_EXPORTS = {
+    **_METHODS,
+    "Anatomy": "mmlm.engine.anatomy",
+    "Method": "mmlm.engine.method",
+    "TokenLayout": "mmlm.engine.layout",
+    "attach": "mmlm.engine.attach",
+    "load": "mmlm.model.checkpoint",
+    "method_names": "mmlm.text_form",
+    "parse_method": "mmlm.text_form",
+}
+
+if TYPE_CHECKING:
+    from decoding.vcd import VCD
+    from decoding.vhr import VHR
+    from mmlm.engine.anatomy import Anatomy
+    from mmlm.engine.attach import attach
+    from mmlm.engine.layout import TokenLayout
+    from mmlm.engine.method import Method
+    from mmlm.model.checkpoint import load
+    from mmlm.text_form import method_names, parse_method
+
+__all__ = [
+    "VCD",
+    "VHR",
+    "Anatomy",
+    "Method",
+    "TokenLayout",
+    "attach",
+    "load",
+    "method_names",
+    "parse_method",
+]
+
+_torchvision_guard.install()
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _EXPORTS:
+        raise AttributeError(f"module 'mmlm' has no attribute {name!r}")
+    value = getattr(importlib.import_module(_EXPORTS[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_EXPORTS})

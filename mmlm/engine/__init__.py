@@ -1,0 +1,1 @@
+"""How a method is attached to any Hugging Face LVLM. Start with method.py."""

@@ -1,0 +1,53 @@
+"""The errors that mmlm raises on purpose, each with one line of advice.
+
+Constructors of methods and configurations raise plain ``ValueError``; everything that concerns a
+model, a prompt, a file or a request raises one of the classes below. The command line prints the
+message and the advice, and turns every one of them into an exit code (2: nothing was done).
+"""
+
+__all__ = [
+    "ImageReadError",
+    "IncompatibleMethods",
+    "InputError",
+    "LayoutError",
+    "MissingTensors",
+    "MmlmError",
+    "UnsupportedModel",
+]
+
+
+class MmlmError(Exception):
+    """Base class: what was given and what is allowed, plus ``advice``: what to do now.
+
+    Args:
+        message: What was given, and what is allowed.
+        advice: One line that tells the user what to do.
+    """
+
+    def __init__(self, message: str, *, advice: str = "") -> None:
+        super().__init__(message)
+        self.advice = advice
+
+
+class InputError(MmlmError):
+    """A request that cannot be carried out as given; found before any work was done."""
+
+
+class UnsupportedModel(MmlmError):  # noqa: N818  (the name says what it is)
+    """A model lacks a part that a method needs; names the part, the class and what was tried."""
+
+
+class IncompatibleMethods(MmlmError):  # noqa: N818
+    """Two methods, or a method and a generation mode, cannot work together."""
+
+
+class LayoutError(MmlmError):
+    """The positions of image, prompt and answer cannot be told from the inputs."""
+
+
+class ImageReadError(MmlmError):
+    """A picture cannot be read safely; names the file and the reason."""
+
+
+class MissingTensors(MmlmError):  # noqa: N818
+    """A checkpoint lacks tensors or holds unexpected ones; lists their names."""

@@ -1,0 +1,1 @@
+"""Model-side methods: those that need weights or training, one file each."""

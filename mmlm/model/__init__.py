@@ -1,0 +1,1 @@
+"""Assembling, loading and saving models."""

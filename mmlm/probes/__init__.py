@@ -1,0 +1,1 @@
+"""Methods that only look: they return a record and change no output."""

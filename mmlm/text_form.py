@@ -1,0 +1,127 @@
+"""The one text form of a method: its Python call, e.g. ``VHR(alpha=2.0)``.
+
+The same text stands on the command line, in YAML, in run records, reports and served model names,
+and equals the ``repr`` of the object. Only literals are accepted; nothing is evaluated.
+"""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import difflib
+import importlib
+from typing import TYPE_CHECKING, Any
+
+import mmlm
+from mmlm.errors import InputError
+
+if TYPE_CHECKING:
+    from mmlm.engine.method import Method
+
+__all__ = ["method_names", "parse_method"]
+
+
+def method_names() -> list[str]:
+    """Names of the methods that ship with mmlm, sorted."""
+    return sorted(mmlm._METHODS)
+
+
+def parse_method(text: str) -> Method:
+    """Turns the text form of a method into the method.
+
+    A bare name means the defaults (``VHR``). A dotted path names a class outside mmlm
+    (``my_package.MyMethod(beta=1.0)``).
+
+    Args:
+        text: The Python call, keyword arguments only, literals only.
+
+    Returns:
+        The method; ``repr(parse_method(text))`` is its canonical text form.
+
+    Raises:
+        InputError: If the text is no such call, the name or a parameter is unknown, or the method
+            refuses a value.
+    """
+    path, arguments = _split(text)
+    cls = _find_class(path)
+    known = [field.name for field in dataclasses.fields(cls)]  # type: ignore[arg-type]
+    unknown = [name for name in arguments if name not in known]
+    if unknown:
+        raise InputError(
+            f"{path} has no parameter {unknown[0]!r}; it has: {', '.join(known)}.",
+            advice=_did_you_mean(unknown[0], known) or f"See: mmlm methods {path}",
+        )
+    try:
+        return cls(**arguments)
+    except (TypeError, ValueError) as error:
+        raise InputError(
+            f"{text.strip()!r} is refused: {error}",
+            advice="Change that value; `mmlm methods` lists parameters and ranges.",
+        ) from error
+
+
+def _split(text: str) -> tuple[str, dict[str, Any]]:
+    advice = 'Write a method as a Python call, e.g. "VHR(alpha=2.0)".'
+    try:
+        node = ast.parse(text.strip(), mode="eval").body
+    except SyntaxError as error:
+        raise InputError(f"{text!r} is not a method: {error.msg}.", advice=advice) from error
+    keywords: list[ast.keyword] = []
+    if isinstance(node, ast.Call):
+        if node.args or any(k.arg is None for k in node.keywords):
+            raise InputError(
+                f"{text!r} uses positional arguments; a method takes named ones only.",
+                advice=advice,
+            )
+        keywords, node = node.keywords, node.func
+    if not isinstance(node, ast.Name | ast.Attribute):
+        raise InputError(f"{text!r} is not a method.", advice=advice)
+    values = {}
+    for keyword in keywords:
+        try:
+            values[str(keyword.arg)] = _literal(keyword.value)
+        except ValueError as error:
+            raise InputError(
+                f"The value of {keyword.arg!r} in {text!r} is not a literal.",
+                advice="Use numbers, strings, true/false, None, tuples, lists or dictionaries.",
+            ) from error
+    return ast.unparse(node), values
+
+
+def _literal(node: ast.expr) -> Any:
+    # repr() writes non-finite floats as bare names; the method's own check then explains them.
+    if isinstance(node, ast.Name) and node.id in ("nan", "inf"):
+        return float(node.id)
+    return ast.literal_eval(node)
+
+
+def _find_class(path: str) -> type[Method]:
+    from mmlm.engine.method import Method
+
+    if "." not in path:
+        if path not in mmlm._METHODS:
+            raise InputError(
+                f"There is no method {path!r}; there are: {', '.join(method_names())}.",
+                advice=_did_you_mean(path, method_names()) or "See: mmlm methods",
+            )
+        return getattr(mmlm, path)
+    module_name, _, class_name = path.rpartition(".")
+    try:
+        found = getattr(importlib.import_module(module_name), class_name)
+    except (ImportError, AttributeError) as error:
+        raise InputError(
+            f"The method {path!r} cannot be imported: {error}.",
+            advice="Check the dotted path and that the package is installed.",
+        ) from error
+    if not (isinstance(found, type) and issubclass(found, Method)):
+        raise InputError(
+            f"{path!r} is not a subclass of mmlm.Method.",
+            advice="See docs/writing-a-method.md.",
+        )
+    return found
+
+
+def _did_you_mean(given: str, known: list[str]) -> str:
+    close = {k.lower(): k for k in known}
+    match = difflib.get_close_matches(given.lower(), list(close), n=1)
+    return f"Did you mean {close[match[0]]!r}?" if match else ""

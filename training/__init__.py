@@ -1,0 +1,1 @@
+"""Training programs on transformers, TRL and DeepSpeed."""
