@@ -1,0 +1,41 @@
+"""Configuration files that ship with mmlm, found by name (``decode/vhr``)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import mmlm
+from mmlm.cli.frame import closest
+from mmlm.errors import InputError
+
+__all__ = ["find_config", "shipped_configs"]
+
+# `configs` is installed beside `mmlm`, in a checkout as well as from a wheel.
+FOLDER = Path(mmlm.__file__).resolve().parent.parent / "configs"
+
+
+def shipped_configs(folder: Path = FOLDER) -> list[str]:
+    """Names of the shipped configuration files, e.g. ``decode/vhr``, sorted."""
+    return sorted(str(path.relative_to(folder).with_suffix("")) for path in folder.rglob("*.yaml"))
+
+
+def find_config(name: str) -> Path:
+    """The file behind ``--config NAME``: an existing path, or the name of a shipped file.
+
+    Args:
+        name: A path, or a shipped name with or without ``.yaml``.
+
+    Raises:
+        InputError: If there is no such file.
+    """
+    path = Path(name)
+    if path.is_file():
+        return path
+    shipped = FOLDER / f"{name.removesuffix('.yaml')}.yaml"
+    if shipped.is_file():
+        return shipped
+    known = shipped_configs()
+    raise InputError(
+        f"There is no configuration {name!r}: neither a file nor a shipped name.",
+        advice=closest(name, known) or f"Shipped names: {', '.join(known)}",
+    )
