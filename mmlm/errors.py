@@ -33,15 +33,15 @@ class InputError(MmlmError):
     """A request that cannot be carried out as given; found before any work was done."""
 
 
-class UnsupportedModel(MmlmError):  # noqa: N818  (the name says what it is)
+class UnsupportedModel(MmlmError, TypeError):  # noqa: N818  (the name says what it is)
     """A model lacks a part that a method needs; names the part, the class and what was tried."""
 
 
-class IncompatibleMethods(MmlmError):  # noqa: N818
+class IncompatibleMethods(MmlmError, RuntimeError):  # noqa: N818
     """Two methods, or a method and a generation mode, cannot work together."""
 
 
-class LayoutError(MmlmError):
+class LayoutError(MmlmError, ValueError):
     """The positions of image, prompt and answer cannot be told from the inputs."""
 
 

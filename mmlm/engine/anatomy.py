@@ -1,0 +1,189 @@
+"""Where the parts of a model are. The only file that knows model families.
+
+Every part is found by declared paths tried in order. A family that deviates is one row of
+:data:`FAMILIES`; a model type without a row gets the generic row, and a missing part is an error
+that names the part, the class and what was tried.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor, nn
+
+from mmlm.errors import UnsupportedModel
+
+if TYPE_CHECKING:
+    from mmlm.engine.method import Method
+
+__all__ = ["FAMILIES", "Anatomy", "Family"]
+
+
+@dataclass(frozen=True)
+class Family:
+    """How one model family deviates from the generic row.
+
+    Attributes:
+        image_ids: Names of configuration entries that hold ids of visual placeholder tokens.
+        wrapper_ids: Names of configuration entries of tokens that only frame an image.
+        wrapped_by_neighbours: The frame's ids are in no configuration; the one token before and
+            the one after each run of placeholders frame it.
+        tower: Paths of the vision tower below the inner model, tried in order.
+        projector: Paths of the projector below the inner model, tried in order.
+        pixels: Names of pixel inputs that the "noised image" branch disturbs.
+        frames_in_patch: Pixel rows are flattened patches holding this configured number of equal
+            copies of a still picture (``temporal_patch_size``); noise must be equal in all copies.
+        remembered: Attributes in which the inner model keeps run state of its own; an auxiliary
+            pass must leave them as they were.
+    """
+
+    image_ids: tuple[str, ...] = ("image_token_id", "image_token_index", "video_token_id")
+    wrapper_ids: tuple[str, ...] = ()
+    wrapped_by_neighbours: bool = False
+    tower: tuple[str, ...] = ("vision_tower", "visual", "vision_model")
+    projector: tuple[str, ...] = ("multi_modal_projector", "visual.merger", "connector")
+    pixels: tuple[str, ...] = ("pixel_values",)
+    frames_in_patch: bool = False
+    remembered: tuple[str, ...] = ()
+
+
+GENERIC = Family()
+FAMILIES: dict[str, Family] = {
+    "llava": Family(),
+    "llava_next": Family(),
+    "llava_onevision": Family(),
+    "qwen2_5_vl": Family(
+        wrapper_ids=("vision_start_token_id", "vision_end_token_id"),
+        frames_in_patch=True,
+        remembered=("rope_deltas",),
+    ),
+    "internvl": Family(wrapped_by_neighbours=True),
+}
+
+_O_PROJ_PATHS = ("self_attn.o_proj", "self_attn.out_proj", "attention.o_proj", "attn.o_proj")
+_NORM_PATHS = ("norm", "final_layernorm", "final_layer_norm")
+
+
+class Anatomy:
+    """The parts of a vision-language model, found once and by name.
+
+    Attributes:
+        model: The model as given, with its language-modelling head.
+        family: The row of :data:`FAMILIES` in force.
+        family_name: The configuration's ``model_type``.
+        composite: The inner model that receives ``input_ids`` and merges image features.
+        text: The text decoder; ``layers`` are its decoder layers, ``norm`` its last norm.
+        head: The language-modelling head.
+        n_layers: Number of decoder layers N_l.
+        n_heads: Query heads H of a layer.
+        n_kv_heads: Key/value heads of a layer.
+        image_ids: Ids of visual placeholder tokens.
+        wrapper_ids: Ids of tokens that only frame an image.
+
+    Raises:
+        UnsupportedModel: If a part every method needs is missing.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+        config = getattr(model, "config", None)
+        if config is None or not callable(getattr(model, "get_decoder", None)):
+            raise UnsupportedModel(
+                f"{type(model).__name__} is not a Hugging Face generation model: it lacks "
+                "`config` or `get_decoder()`.",
+                advice="Load it with transformers' AutoModelForImageTextToText.",
+            )
+        self.config: Any = config
+        self.family_name: str = config.model_type
+        self.family = FAMILIES.get(self.family_name, GENERIC)
+        self.composite: Any = self._part(model, "inner model", ("model",))
+        self.text: Any = model.get_decoder()
+        self.layers: Any = self._part(self.text, "decoder layers", ("layers", "h", "blocks"))
+        self.norm: Any = self._part(self.text, "last norm", _NORM_PATHS)
+        self.head: Any = model.get_output_embeddings()  # type: ignore[operator]
+        text_config = config.get_text_config()
+        self.n_layers: int = len(self.layers)
+        self.n_heads: int = text_config.num_attention_heads
+        self.n_kv_heads: int = getattr(text_config, "num_key_value_heads", None) or self.n_heads
+        self.image_ids = self._ids(self.family.image_ids)
+        self.wrapper_ids = self._ids(self.family.wrapper_ids)
+        if not self.image_ids:
+            raise UnsupportedModel(
+                f"{type(model).__name__} ({self.family_name}) has no visual placeholder token: "
+                f"its configuration has none of {', '.join(self.family.image_ids)}.",
+                advice="mmlm needs a vision-language model; `mmlm doctor MODEL` tells more.",
+            )
+
+    @property
+    def tower(self) -> Any:
+        """The vision tower."""
+        return self._part(self.composite, "vision tower", self.family.tower)
+
+    @property
+    def projector(self) -> Any:
+        """The module that maps image features to the width of the text decoder."""
+        return self._part(self.composite, "projector", self.family.projector)
+
+    def o_proj(self, layer: int) -> nn.Module:
+        """The output projection of a decoder layer's attention; its input is [B, L, H * d]."""
+        try:
+            part: nn.Module = self._part(self.layers[layer], "output projection", _O_PROJ_PATHS)
+        except UnsupportedModel as error:
+            names = ", ".join(name for name, _ in self.layers[layer].named_modules() if name)
+            raise UnsupportedModel(f"{error} It has: {names}.", advice=error.advice) from None
+        return part
+
+    def split_heads(self, x: Tensor) -> Tensor:
+        """Views an output projection's input [B, L, H * d] as [B, L, H, d].
+
+        The head size comes from the tensor: some families' is not ``hidden_size / H``.
+
+        Raises:
+            UnsupportedModel: If the width is not a multiple of the number of heads.
+        """
+        width = x.shape[-1]
+        if width % self.n_heads:
+            raise UnsupportedModel(
+                f"The output projection of {self.family_name} receives {width} numbers, which is "
+                f"not a multiple of its {self.n_heads} heads.",
+                advice="Methods on heads cannot run on this model.",
+            )
+        return x.unflatten(-1, (self.n_heads, width // self.n_heads))
+
+    def text_position(self, position_ids: Tensor) -> Tensor:
+        """The [B, L] text positions among position ids of shape [B, L] or [3 or 4, B, L]."""
+        return position_ids if position_ids.ndim == 2 else position_ids[0]
+
+    def supports(self, method: Method) -> list[str]:
+        """Reasons why this model cannot run ``method``; empty if it can."""
+        reasons = []
+        try:
+            if "heads" in method.sites:
+                self.o_proj(0)
+            if {"vision_layer", "visual_tokens"} & method.sites:
+                _ = self.tower, self.projector
+        except UnsupportedModel as error:
+            reasons.append(str(error))
+        if self.family is GENERIC and method.branches:
+            reasons.append(
+                f"model type {self.family_name!r} has no row in the family table, so it is not "
+                "known how an auxiliary prompt must be built"
+            )
+        return [*reasons, *method.unsupported(self)]
+
+    def _ids(self, names: tuple[str, ...]) -> tuple[int, ...]:
+        found = (getattr(self.config, name, None) for name in names)
+        return tuple(sorted({int(i) for i in found if i is not None}))
+
+    def _part(self, root: Any, what: str, paths: tuple[str, ...]) -> Any:
+        for path in paths:
+            part = root
+            for name in path.split("."):
+                part = getattr(part, name, None)
+            if part is not None:
+                return part
+        raise UnsupportedModel(
+            f"{type(root).__name__} ({self.family_name}) has no {what}: tried {', '.join(paths)}.",
+            advice="`mmlm doctor MODEL` lists what this model supports.",
+        )

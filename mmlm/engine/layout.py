@@ -1,0 +1,167 @@
+"""TokenLayout: which position is image, prompt, answer or padding, and of which image.
+
+Built once per prompt from the token ids; every method and the engine read this one object, and no
+method ever compares ids with an image id.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from mmlm.errors import LayoutError
+
+__all__ = ["ANSWER", "PAD", "PROMPT", "VISUAL", "TokenLayout"]
+
+PAD, VISUAL, PROMPT, ANSWER = 0, 1, 2, 3
+
+
+@dataclass(frozen=True, eq=False)
+class TokenLayout:
+    """Roles of the positions of a batch of prompts, [B, N] each.
+
+    Attributes:
+        seg: int8; 0 padding, 1 visual, 2 prompt, 3 answer.
+        img: int16; index of the run of visual tokens within its row, -1 outside. A run is a
+            maximal block of adjacent visual positions, i.e. one image, unless two images are
+            placed side by side without any token between them.
+        frame: bool; tokens that only frame an image (vision start / end).
+        doc: int16; document within a packed row, -1 on padding. A plain prompt is document 0.
+        turn: int16; turn within a conversation. A plain prompt is turn 0; collators know more.
+    """
+
+    seg: Tensor
+    img: Tensor
+    frame: Tensor
+    doc: Tensor
+    turn: Tensor
+
+    @classmethod
+    def from_ids(
+        cls,
+        input_ids: Tensor,
+        attention_mask: Tensor | None,
+        *,
+        image_ids: tuple[int, ...],
+        wrapper_ids: tuple[int, ...] = (),
+        wrapped_by_neighbours: bool = False,
+    ) -> TokenLayout:
+        """Reads the roles from token ids.
+
+        Args:
+            input_ids: [B, N].
+            attention_mask: [B, N], 1 on real tokens; None means no padding.
+            image_ids: Ids of visual placeholder tokens.
+            wrapper_ids: Ids of tokens that frame an image.
+            wrapped_by_neighbours: The tokens next to each run of visual ones frame it.
+
+        Raises:
+            LayoutError: If the shapes disagree or the padding is not on the left.
+        """
+        real = _real_positions(input_ids, attention_mask)
+        visual = torch.isin(input_ids, input_ids.new_tensor(image_ids)) & real
+        starts = visual & ~_shifted(visual, 1)
+        frame = torch.isin(input_ids, input_ids.new_tensor(wrapper_ids)) & real
+        if wrapped_by_neighbours:
+            frame = frame | _shifted(visual, 1) | _shifted(visual, -1)
+        frame = frame & real & ~visual
+        seg = torch.where(visual, VISUAL, torch.where(real, PROMPT, PAD)).to(torch.int8)
+        run = starts.long().cumsum(-1) - 1
+        img = torch.where(visual, run, -1).to(torch.int16)
+        doc = torch.where(real, 0, -1).to(torch.int16)
+        return cls(seg=seg, img=img, frame=frame, doc=doc, turn=torch.zeros_like(doc))
+
+    @property
+    def rows(self) -> int:
+        """Number of rows B."""
+        return self.seg.shape[0]
+
+    @property
+    def length(self) -> int:
+        """Number of positions N."""
+        return self.seg.shape[1]
+
+    @property
+    def real(self) -> Tensor:
+        """bool [B, N]: everything but padding."""
+        return self.seg != PAD
+
+    @property
+    def visual(self) -> Tensor:
+        """bool [B, N]: visual positions."""
+        return self.seg == VISUAL
+
+    def has_image(self) -> Tensor:
+        """bool [B]: rows that hold at least one visual position."""
+        return self.visual.any(-1)
+
+    def last_row(self) -> Tensor:
+        """int64 [B]: the last real position of each row (N - 1, since padding is on the left)."""
+        return torch.full((self.rows,), self.length - 1, device=self.seg.device)
+
+    def last_image_end(self) -> Tensor:
+        """int64 [B]: the last visual position of each row, -1 without an image."""
+        index = torch.arange(self.length, device=self.seg.device)
+        return torch.where(self.visual, index, -1).amax(-1)
+
+    def append(self, n: int) -> TokenLayout:
+        """The layout with ``n`` more answer positions at the end."""
+
+        def grown(x: Tensor, value: int | Tensor) -> Tensor:
+            tail = x.new_empty(self.rows, n)
+            tail[:] = value if isinstance(value, int) else value[:, None]
+            return torch.cat([x, tail], dim=-1)
+
+        return TokenLayout(
+            seg=grown(self.seg, ANSWER),
+            img=grown(self.img, -1),
+            frame=grown(self.frame, 0),
+            doc=grown(self.doc, self.doc[:, -1]),
+            turn=grown(self.turn, self.turn[:, -1]),
+        )
+
+    def expand(self, k: int) -> TokenLayout:
+        """Each row ``k`` times in a row, as beam search and several return sequences do."""
+        return self._map(lambda x: x.repeat_interleave(k, dim=0))
+
+    def gather(self, keep: Tensor) -> TokenLayout:
+        """The layout of the positions ``keep`` (int64 [B, n]), in that order."""
+        return self._map(lambda x: x.gather(1, keep))
+
+    def _map(self, f) -> TokenLayout:  # type: ignore[no-untyped-def]  # noqa: ANN001
+        return replace(self, **{n: f(getattr(self, n)) for n in self.__dataclass_fields__})
+
+
+def _real_positions(input_ids: Tensor, attention_mask: Tensor | None) -> Tensor:
+    if input_ids.ndim != 2:
+        raise LayoutError(
+            f"input_ids must be [B, N], got shape {tuple(input_ids.shape)}.",
+            advice="Pass a batch of token ids.",
+        )
+    if attention_mask is None:
+        return torch.ones_like(input_ids, dtype=torch.bool)
+    if attention_mask.shape != input_ids.shape:
+        raise LayoutError(
+            f"attention_mask has shape {tuple(attention_mask.shape)}, input_ids "
+            f"{tuple(input_ids.shape)}; a prompt needs a 2-D mask of the same shape.",
+            advice="Pass the processor's attention_mask unchanged, or supply `layout=`.",
+        )
+    real = attention_mask.bool()
+    if bool((real[:, :-1] & ~real[:, 1:]).any()):
+        raise LayoutError(
+            "The prompts are padded on the right or have holes in their attention mask.",
+            advice="Set processor.tokenizer.padding_side = 'left'.",
+        )
+    return real
+
+
+def _shifted(x: Tensor, by: int) -> Tensor:
+    """``x`` moved by one position to the right (1) or left (-1), False moving in."""
+    out = torch.zeros_like(x)
+    if by > 0:
+        out[:, 1:] = x[:, :-1]
+    else:
+        out[:, :-1] = x[:, 1:]
+    return out

@@ -1,0 +1,277 @@
+"""Method and its thirteen sites: read this file first.
+
+A method is one frozen dataclass of hyperparameters. It acts by overriding one to three *sites*,
+places on the way from pixels to logits::
+
+    image -> tower -> projector -> [image features | text embeddings] -> decoder layers -> logits
+              |           |                                  |                              |
+        vision_layer  visual_tokens   mask   (tokens layer_in keys scores weights heads   logits
+                                              mlp layer_out, in this order, in each layer)
+    around the whole: search
+
+Site functions are pure: they get a state and tensors and return an edit (a gain, a delta, a
+replacement). They neither install hooks nor keep anything on the method nor write into what they
+are given; :mod:`mmlm.engine.attach` does the rest and :mod:`mmlm.engine.combine` holds the law by
+which edits of several methods at one site are combined.
+"""
+
+from __future__ import annotations
+
+import abc
+import dataclasses
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, Self
+
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
+
+    from mmlm.engine.anatomy import Anatomy
+    from mmlm.engine.branches import Branch, Captured
+    from mmlm.engine.layout import TokenLayout
+
+__all__ = ["SITES", "Method", "Paper", "Prompt"]
+
+#: Every site, in the order in which a forward pass meets it.
+SITES = (
+    "vision_layer",
+    "visual_tokens",
+    "mask",
+    "tokens",
+    "layer_in",
+    "keys",
+    "scores",
+    "weights",
+    "heads",
+    "mlp",
+    "layer_out",
+    "logits",
+    "search",
+)
+
+
+@dataclass(frozen=True)
+class Paper:
+    """Where a method comes from.
+
+    Attributes:
+        title: Title of the paper.
+        arxiv: arXiv id, e.g. ``2412.13949``.
+        year: Year of the version read.
+        venue: Where it appeared.
+    """
+
+    title: str
+    arxiv: str
+    year: int
+    venue: str
+
+
+class Prompt(Protocol):
+    """What a method may know and do once per prompt, before the first layer runs."""
+
+    @property
+    def anatomy(self) -> Anatomy:
+        """The model's parts."""
+
+    @property
+    def layout(self) -> TokenLayout:
+        """Roles of the prompt's positions; rows include beams and return sequences."""
+
+    @property
+    def rows(self) -> int:
+        """Number of rows B."""
+
+    def run(self, branch: Branch, *, heads: tuple[int, ...]) -> Captured:
+        """Runs one auxiliary prefill that keeps nothing but what is captured.
+
+        Args:
+            branch: The auxiliary prompt. Equal branches of several methods run once.
+            heads: Layers whose head outputs at the last position are captured; the pass ends
+                after the last of them.
+        """
+
+
+@dataclass(frozen=True, kw_only=True)
+class Method(abc.ABC):
+    """A way to change, or only watch, what a vision-language model computes.
+
+    Instances hold hyperparameters only: they are hashable, comparable and picklable, and
+    :attr:`text` is a call that :func:`mmlm.parse_method` turns back into an equal object. Use one
+    with ``with method(model): model.generate(...)``, several with ``mmlm.attach``.
+    """
+
+    paper: ClassVar[Paper]
+    #: Whether the model's output stays the same bit for bit at the neutral setting.
+    neutral_is_exact: ClassVar[bool] = True
+
+    def __call__(self, model: nn.Module) -> AbstractContextManager[nn.Module]:
+        """Attaches this method alone; the same as ``attach(model, self)``."""
+        from mmlm.engine.attach import attach
+
+        return attach(model, self)
+
+    @property
+    def sites(self) -> frozenset[str]:
+        """Names of the sites that this class overrides."""
+        return frozenset(s for s in SITES if getattr(type(self), s) is not getattr(Method, s))
+
+    @property
+    def text(self) -> str:
+        """The text form: the Python call that makes an equal object."""
+        module = type(self).__module__
+        known = module.split(".")[0] in ("mmlm", "decoding")
+        return repr(self) if known else f"{module}.{self!r}"
+
+    @property
+    def label(self) -> str:
+        """A short name for tables: the class and the parameters that differ from the defaults."""
+        changed = [
+            f"{f.name}={getattr(self, f.name)!r}"
+            for f in dataclasses.fields(self)
+            if getattr(self, f.name) != f.default
+        ]
+        return type(self).__name__ + (f"({', '.join(changed)})" if changed else "")
+
+    @property
+    def branches(self) -> tuple[Branch, ...]:
+        """Auxiliary prompts that the ``logits`` site needs at every step."""
+        return ()
+
+    @property
+    def riders(self) -> tuple[Branch, ...]:
+        """Auxiliary prompts that ride in the main prefill, as rows below the main ones.
+
+        The ``heads`` site then gets [(1 + riders) * B, L, H, d] during prefill, main rows first.
+        """
+        return ()
+
+    @property
+    def plausibility(self) -> float:
+        """Tokens below this fraction of the largest main probability are cut (0: none)."""
+        return 0.0
+
+    @property
+    def needs_prompt_in_one_piece(self) -> bool:
+        """Whether the whole prompt must arrive in one forward pass."""
+        return True
+
+    @abc.abstractmethod
+    def neutral(self) -> Self:
+        """The setting under which the model must be unchanged."""
+
+    def begin(self, prompt: Prompt) -> Any:
+        """Called once per prompt; returns this method's own state (default: none)."""
+        return None
+
+    def modules(self, anatomy: Anatomy) -> nn.Module | None:
+        """Weights of a method that is built into the model (default: none)."""
+        return None
+
+    def unsupported(self, anatomy: Anatomy) -> list[str]:
+        """Reasons why this setting cannot run on this model, beyond missing parts."""
+        return []
+
+    # ---- the sites ---------------------------------------------------------------------------
+
+    def vision_layer(
+        self, state: Any, block: int, x: Float[Tensor, "T P D"]
+    ) -> Float[Tensor, "T P D"] | None:
+        """Before tower block ``block``: new tower states, or None if only looked."""
+
+    def visual_tokens(
+        self, state: Any, features: Float[Tensor, "T P D"]
+    ) -> Int[Tensor, "T p"] | None:
+        """Which image features enter the decoder; several methods: the intersection."""
+
+    def mask(self, state: Any, layout: TokenLayout) -> Callable[..., Tensor] | None:
+        """A rule (b, q, k) -> bool that opens attention beyond causal; several: the union."""
+
+    def tokens(self, state: Any, layer: int, x: Float[Tensor, "B N D"]) -> Int[Tensor, "B n"] | None:
+        """Which positions go on from ``layer``; several methods: the intersection."""
+
+    def layer_in(
+        self, state: Any, layer: int, x: Float[Tensor, "B L D"]
+    ) -> Float[Tensor, "B L D"] | None:
+        """Input of a decoder layer: new input, or None if only looked; in list order."""
+
+    def keys(self, state: Any, layer: int) -> Float[Tensor, "B H K"] | None:
+        """Gains on attention keys; several methods: the product."""
+
+    def scores(
+        self, state: Any, layer: int, rows: Int[Tensor, "B R"], s: Float[Tensor, "B H R K"]
+    ) -> Float[Tensor, "B H R K"] | None:
+        """Delta on scaled scores before the softmax; several methods: the sum."""
+
+    def weights(
+        self, state: Any, layer: int, rows: Int[Tensor, "B R"], a: Float[Tensor, "B H R K"]
+    ) -> Float[Tensor, "B H R K"] | None:
+        """New attention weights whose rows sum to 1; in list order."""
+
+    def heads(
+        self, state: Any, layer: int, y: Float[Tensor, "B L H d"]
+    ) -> Float[Tensor, "B L_or_1 H 1"] | None:
+        """Gains on the outputs of the heads, before the output projection; the product."""
+
+    def mlp(self, state: Any, layer: int, y: Float[Tensor, "B L D"]) -> Tensor | None:
+        """New output of a layer's MLP before the residual add; in list order."""
+
+    def layer_out(
+        self, state: Any, layer: int, x: Float[Tensor, "B L D"]
+    ) -> Float[Tensor, "B L D"] | None:
+        """Output of a decoder layer: new output, or None if only looked; in list order."""
+
+    def logits(
+        self, state: Any, z: Mapping[Branch | Literal["main"], Float[Tensor, "B V"]]
+    ) -> Float[Tensor, "B V"] | None:
+        """Delta on the raw logits ``z["main"]`` of the last position; several: the sum."""
+
+    def search(self, state: Any, model: nn.Module, inputs: Mapping[str, Any]) -> Any:
+        """A search procedure around the whole; at most one method may have it."""
+
+    # ---- help for constructors ---------------------------------------------------------------
+
+    def _check_number(
+        self,
+        name: str,
+        *,
+        above: float = -math.inf,
+        at_least: float = -math.inf,
+        at_most: float = math.inf,
+    ) -> None:
+        """Raises ValueError unless the field is a finite number within the bounds."""
+        value = getattr(self, name)
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        if number and math.isfinite(value) and above < value and at_least <= value <= at_most:
+            return
+        bounds = [
+            f"{sign} {bound:g}"
+            for sign, bound in ((">", above), (">=", at_least), ("<=", at_most))
+            if math.isfinite(bound)
+        ]
+        allowed = " and ".join(["a finite number", *bounds]) if bounds else "a finite number"
+        raise ValueError(f"{type(self).__name__}: {name} must be {allowed}, got {value!r}.")
+
+    def _check_integer(self, name: str, *, at_least: int, at_most: int | None = None) -> None:
+        """Raises ValueError unless the field is an integer within the bounds."""
+        value = getattr(self, name)
+        integer = isinstance(value, int) and not isinstance(value, bool)
+        if integer and value >= at_least and (at_most is None or value <= at_most):
+            return
+        upper = "" if at_most is None else f" and <= {at_most}"
+        raise ValueError(
+            f"{type(self).__name__}: {name} must be an integer >= {at_least}{upper}, got {value!r}."
+        )
+
+    def _check_choice(self, name: str, allowed: tuple[Any, ...]) -> None:
+        """Raises ValueError unless the field is one of the allowed values."""
+        value = getattr(self, name)
+        if value not in allowed:
+            options = ", ".join(repr(a) for a in allowed)
+            raise ValueError(
+                f"{type(self).__name__}: {name} must be one of {options}, got {value!r}."
+            )
