@@ -120,7 +120,7 @@ def _parser(title: str, command: Command, options: list[_Option]) -> jsonargpars
         if group:
             target = groups.setdefault(group, None) or parser.add_argument_group(group)
             groups[group] = target
-        arguments: dict[str, Any] = {"type": option.hint, "help": option.help or None}
+        arguments: dict[str, Any] = {"type": option.hint, "help": _help(option)}
         if option.positional:
             if not option.required:
                 arguments |= {"nargs": "?", "default": option.default}
@@ -145,6 +145,13 @@ def _add_common(parser: jsonargparse.ArgumentParser) -> None:
     group.add_argument("--debug", action="store_true", help="Show tracebacks.")
 
 
+def _help(option: _Option) -> str:
+    if option.required:
+        return option.help if option.positional else f"{option.help} (required)"
+    shown = str(option.default).lower() if option.hint is bool else option.default
+    return option.help if option.default in (None, ()) else f"{option.help} (default: {shown})"
+
+
 def _formatter(options: dict[str, _Option]) -> type[argparse.HelpFormatter]:
     class Formatter(jsonargparse.DefaultHelpFormatter):
         """Shows the short alias of an option, and keeps the line breaks of the examples."""
@@ -155,6 +162,9 @@ def _formatter(options: dict[str, _Option]) -> type[argparse.HelpFormatter]:
                 return super()._format_action_invocation(action)
             repeat = " (repeatable)" if option.repeatable else ""
             return f"{option.alias} {action.metavar}{repeat}"
+
+        def _get_help_string(self, action: argparse.Action) -> str | None:
+            return action.help  # jsonargparse would add Python's type names
 
         def _fill_text(self, text: str, width: int, indent: str) -> str:
             return "\n".join(indent + line for line in text.splitlines())

@@ -1,0 +1,342 @@
+"""From pictures and messages to model inputs: safe image loading, chat template, left padding.
+
+Works with the processor of any Hugging Face vision-language model: the processor itself expands
+the image placeholder of its chat template; nothing here knows a model family.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import struct
+import warnings
+import zlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO, TypeAlias
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from mmlm.errors import ImageReadError, InputError
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = [
+    "MAX_PIXELS",
+    "SIMPLE_TEMPLATE",
+    "ImageSource",
+    "Message",
+    "load_image",
+    "message",
+    "prepare",
+    "render",
+    "unknown_words",
+    "use_chat_template",
+]
+
+ImageSource: TypeAlias = str | os.PathLike[str] | bytes | Image.Image
+Message: TypeAlias = dict[str, Any]
+
+MAX_PIXELS = 89_478_485
+"""Largest picture that is decoded (pixels); Pillow's own limit: a quarter of a GiB as RGB."""
+
+SIMPLE_TEMPLATE = (
+    "{% for message in messages %}"
+    "{{ message['role'].upper() }}: "
+    "{% for part in message['content'] %}"
+    "{% if part['type'] == 'image' %}<image>\n{% else %}{{ part['text'] }}{% endif %}"
+    "{% endfor %}"
+    "{% if message['role'] == 'assistant' %}{{ eos_token }}{% else %} {% endif %}"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}ASSISTANT:{% endif %}"
+)
+"""LLaVA-1.5's prompt, ``USER: <image>\\nQUESTION ASSISTANT:``, with the processor's image token."""
+
+# What Pillow's decoders raise on damaged files. UnidentifiedImageError is an OSError.
+_DECODE_ERRORS = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    EOFError,
+    IndexError,
+    TypeError,
+    struct.error,
+    zlib.error,
+    Image.DecompressionBombError,
+)
+
+
+def load_image(source: ImageSource, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """Reads one picture safely.
+
+    The header is checked before any pixel is decoded, so a decompression bomb costs nothing.
+    Greyscale, palette, CMYK and 16-bit pictures are converted; transparent ones are laid on white;
+    EXIF rotation is applied; of an animation the first frame is taken.
+
+    Args:
+        source: A path, the bytes of a file, or a picture.
+        max_pixels: Larger pictures (width x height) are refused.
+
+    Returns:
+        An RGB picture, fully decoded.
+
+    Raises:
+        ImageReadError: If the picture is missing, empty, damaged, too large, or no picture; names
+            the file and the reason.
+    """
+    name = _name(source)
+    if isinstance(source, Image.Image):
+        return _decode(source, name, max_pixels)
+    # Pillow warns above half of its own limit and about odd metadata; _decode applies our limit.
+    with _open(source, name) as stream, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            image = Image.open(stream)
+        except Image.UnidentifiedImageError:
+            raise _unreadable(name, "it is no picture in a known format") from None
+        except Image.DecompressionBombError as error:
+            raise _unreadable(name, f"it is too large ({error})") from error
+        except _DECODE_ERRORS as error:
+            raise _unreadable(name, f"it is damaged ({error})") from error
+        return _decode(image, name, max_pixels)
+
+
+def _name(source: ImageSource) -> str:
+    if isinstance(source, bytes):
+        return f"<{len(source)} bytes>"
+    if isinstance(source, Image.Image):
+        return getattr(source, "filename", "") or "<picture>"
+    return os.fspath(source)
+
+
+def _open(source: str | os.PathLike[str] | bytes, name: str) -> BinaryIO:
+    if isinstance(source, bytes):
+        if not source:
+            raise _unreadable(name, "there are no bytes")
+        return io.BytesIO(source)
+    if "://" in name:
+        raise ImageReadError(
+            f"The picture {name!r} is an address.", advice="Download it and give the file's path."
+        )
+    path = Path(source)
+    try:
+        # A device or a pipe would be read forever.
+        if path.exists() and not path.is_file():
+            raise _unreadable(name, "it is no regular file")
+        stream = path.open("rb")
+    except FileNotFoundError:
+        raise _unreadable(name, "there is no such file") from None
+    except (OSError, ValueError) as error:  # ValueError: a null byte in the path
+        reason = error.strerror if isinstance(error, OSError) else None
+        raise _unreadable(name, str(reason or error)) from error
+    if path.stat().st_size == 0:
+        stream.close()
+        raise _unreadable(name, "the file is empty (0 bytes)")
+    return stream
+
+
+def _unreadable(name: str, reason: str) -> ImageReadError:
+    return ImageReadError(
+        f"The picture {name!r} cannot be read: {reason}.",
+        advice="Check the path, and open the file in a picture viewer.",
+    )
+
+
+def _decode(image: Image.Image, name: str, max_pixels: int) -> Image.Image:
+    width, height = image.size
+    if width * height > max_pixels:
+        raise _unreadable(
+            name, f"it is too large ({width} x {height} pixels; at most {max_pixels} are decoded)"
+        )
+    if width * height == 0:
+        raise _unreadable(name, "it has no pixels")
+    try:
+        image.load()
+        return _to_rgb(ImageOps.exif_transpose(image))
+    except _DECODE_ERRORS as error:
+        raise _unreadable(name, f"it is damaged or cut off ({error})") from error
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode == "RGB" and "transparency" not in image.info:
+        return image
+    if image.mode.startswith(("I", "F")):
+        return _deep_grey(image).convert("RGB")
+    if image.mode in ("LA", "PA", "La", "RGBA", "RGBa") or "transparency" in image.info:
+        rgba = image.convert("RGBA")
+        white = Image.new("RGBA", rgba.size, "white")
+        return Image.alpha_composite(white, rgba).convert("RGB")
+    return image.convert("RGB")
+
+
+def _deep_grey(image: Image.Image) -> Image.Image:
+    """Scales grey levels of more than 8 bits; Pillow's own conversion cuts them off at 255."""
+    levels = np.asarray(image).astype(np.float64)
+    if image.mode == "F":
+        low, high = float(levels.min()), float(levels.max())  # floats have no defined white
+    else:
+        low, high = 0.0, 65535.0 if levels.max() <= 65535 else 2.0**31 - 1
+    if not np.isfinite([low, high]).all():
+        raise ValueError("grey levels that are not numbers")
+    scaled = (levels - low) * (255.0 / (high - low) if high > low else 0.0)
+    return Image.fromarray(np.clip(np.round(scaled), 0, 255).astype(np.uint8))
+
+
+def message(role: str, text: str, n_images: int = 0) -> Message:
+    """One message in Hugging Face chat format, its pictures before its text.
+
+    Args:
+        role: ``user`` or ``assistant`` (or whatever the chat template knows).
+        text: The text.
+        n_images: How many picture placeholders stand before the text.
+    """
+    pictures = [{"type": "image"}] * n_images
+    return {"role": role, "content": [*pictures, {"type": "text", "text": text}]}
+
+
+def use_chat_template(processor: Any, template: str) -> None:
+    """Gives a processor a chat template, or makes sure that it has its own.
+
+    Args:
+        processor: Changed in place.
+        template: ``model`` (the processor's own), ``simple`` (:data:`SIMPLE_TEMPLATE`), or the
+            path of a Jinja file.
+
+    Raises:
+        InputError: If the file cannot be read, or the processor has no template of its own.
+    """
+    if template == "simple":
+        image_token = getattr(processor, "image_token", None) or "<image>"
+        processor.chat_template = SIMPLE_TEMPLATE.replace("<image>", image_token)
+    elif template != "model":
+        try:
+            processor.chat_template = Path(template).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise InputError(
+                f"The chat template {template!r} cannot be read: {error}.",
+                advice="Give `model`, `simple`, or the path of a Jinja file.",
+            ) from error
+    if not _template(processor):
+        raise InputError(
+            f"{type(processor).__name__} has no chat template.",
+            advice="Give --model.chat_template simple, or the path of a Jinja file "
+            "(in Python: mmlm.inputs.use_chat_template).",
+        )
+
+
+def _template(processor: Any) -> Any:
+    return processor.chat_template or getattr(processor.tokenizer, "chat_template", None)
+
+
+def render(processor: Any, conversation: Sequence[Message]) -> str:
+    """The text of a conversation after templating, ending where the answer begins.
+
+    Raises:
+        InputError: If the processor has no chat template, or the template refuses the messages.
+    """
+    from jinja2.exceptions import TemplateError
+
+    use_chat_template(processor, "model")
+    try:
+        return processor.apply_chat_template(
+            list(conversation),
+            chat_template=_template(processor),
+            tokenize=False,
+            add_generation_prompt=True,
+        )
+    except TemplateError as error:
+        raise InputError(
+            f"The chat template refuses the conversation: {error}.",
+            advice="Check the roles and their order; most templates want user and assistant in "
+            "turn, starting with user.",
+        ) from error
+
+
+def prepare(
+    processor: Any,
+    conversations: Sequence[Sequence[Message]],
+    images: Sequence[Sequence[Image.Image]],
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype | None = None,
+) -> dict[str, torch.Tensor]:
+    """Turns a batch of conversations into inputs for ``model.generate``.
+
+    Args:
+        processor: A Hugging Face processor with a chat template.
+        conversations: One list of messages per row, in Hugging Face chat format.
+        images: The pictures of each row, in the order of its placeholders.
+        device: Where the tensors go.
+        dtype: Number format of the pixels; default: as the processor makes them.
+
+    Returns:
+        The processor's tensors: ``input_ids`` and ``attention_mask`` [B, N], padded on the left,
+        and the pixels under the names that the model expects.
+
+    Raises:
+        InputError: If pictures and placeholders do not match in number, there is no row, or the
+            processor has no chat template.
+    """
+    if not conversations or len(conversations) != len(images):
+        raise InputError(
+            f"{len(conversations)} conversations and {len(images)} lists of pictures were given.",
+            advice="Give at least one conversation, and one list of pictures for each.",
+        )
+    for row, (conversation, pictures) in enumerate(zip(conversations, images, strict=True)):
+        _check_pictures(row, conversation, pictures)
+    texts = [render(processor, conversation) for conversation in conversations]
+    options: dict[str, Any] = {"return_tensors": "pt", "padding": True, "padding_side": "left"}
+    if _starts_with_bos(processor, texts[0]):
+        # The template wrote it already; the tokenizer would add a second one.
+        options["add_special_tokens"] = False
+    nested = [list(pictures) for pictures in images] if any(images) else None
+    batch = processor(text=texts, images=nested, **options)
+    # PaliGemma's processor makes labels also for prompts; many fast tokenizers make
+    # token_type_ids of zeros only, which most models refuse.
+    batch.pop("labels", None)
+    if "token_type_ids" in batch and not batch["token_type_ids"].any():
+        batch.pop("token_type_ids")
+    return dict(batch.to(device) if dtype is None else batch.to(device, dtype))
+
+
+def _check_pictures(
+    row: int, conversation: Sequence[Message], pictures: Sequence[Image.Image]
+) -> None:
+    n_placeholders = sum(
+        part["type"] == "image"
+        for one in conversation
+        if isinstance(one["content"], list)
+        for part in one["content"]
+    )
+    if n_placeholders != len(pictures):
+        raise InputError(
+            f"Row {row} has {n_placeholders} image placeholders and {len(pictures)} pictures.",
+            advice='Put one {"type": "image"} part per picture into the messages.',
+        )
+
+
+def _starts_with_bos(processor: Any, text: str) -> bool:
+    bos = getattr(processor.tokenizer, "bos_token", None)
+    return bos is not None and text.startswith(bos)
+
+
+def unknown_words(processor: Any, text: str) -> list[str]:
+    """Words of a text that the tokenizer does not know, in order, each once.
+
+    A subword tokenizer knows every word. The embedded model's vocabulary is a list of words:
+    everything else reaches the model as one and the same "unknown" token.
+
+    Args:
+        processor: A Hugging Face processor with a fast tokenizer.
+        text: What the user wrote.
+    """
+    tokenizer = processor.tokenizer
+    if tokenizer.unk_token_id is None or not tokenizer.is_fast:
+        return []
+    encoded: Mapping[str, Any] = tokenizer(
+        text, add_special_tokens=False, return_offsets_mapping=True
+    )
+    spans = zip(encoded["input_ids"], encoded["offset_mapping"], strict=True)
+    found = [text[slice(*span)].strip() for token, span in spans if token == tokenizer.unk_token_id]
+    return list(dict.fromkeys(word for word in found if word))

@@ -1,0 +1,410 @@
+"""Answers many requests about pictures: batched, in order, reproducible, one error per bad record.
+
+Batches are always cut from the *whole* list of requests, and every batch seeds its own random
+numbers from the identifiers in it. A run that was interrupted and resumed therefore gives the same
+answers, bit for bit, as one that was not, greedy or sampled.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import math
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import mmlm
+from mmlm.errors import ImageReadError, InputError, LayoutError, MmlmError
+from mmlm.inputs import ImageSource, load_image, message, prepare, render
+
+if TYPE_CHECKING:
+    import torch
+    from PIL import Image
+    from transformers import GenerationConfig
+
+    from mmlm.engine.method import Method
+
+__all__ = [
+    "GenerateSettings",
+    "Request",
+    "Result",
+    "fingerprint",
+    "generate_all",
+    "generate_batches",
+    "generation_config",
+]
+
+
+@dataclass(frozen=True)
+class Request:
+    """One question.
+
+    Args:
+        id: Identifies the request in a run; part of the seed.
+        images: The pictures, in the order in which they are shown; may be empty.
+        prompt: The question as the user wrote it, without placeholders.
+    """
+
+    id: str
+    images: tuple[ImageSource, ...]
+    prompt: str
+
+
+@dataclass(frozen=True)
+class Result:
+    """One answer.
+
+    Args:
+        id: The request's.
+        prompt: The question as the user wrote it.
+        text: The answer without special tokens; empty if there is an error.
+        n_tokens: New tokens, the end token included.
+        error: Why there is no answer, or None.
+        templated: What the model was given: the prompt after the chat template.
+    """
+
+    id: str
+    prompt: str
+    text: str
+    n_tokens: int
+    error: str | None = None
+    templated: str = ""
+
+
+@dataclass(frozen=True)
+class GenerateSettings:
+    """How answers are generated; nothing is taken over from the checkpoint's own defaults.
+
+    Attributes:
+        max_new_tokens: At most this many new tokens per answer; >= 1.
+        do_sample: Draw tokens at random; otherwise the most probable one is taken.
+        num_beams: Beams of a beam search; 1 is none.
+        temperature: Divides the logits before sampling; > 0. Needs do_sample.
+        top_p: Sample from the smallest set of tokens with this probability; in (0, 1]. Needs
+            do_sample.
+        seed: Seed of the sampling and of random parts of methods; >= 0.
+        batch_size: Requests per forward pass; >= 1.
+    """
+
+    max_new_tokens: int = 512
+    do_sample: bool = False
+    num_beams: int = 1
+    temperature: float = 1.0
+    top_p: float = 1.0
+    seed: int = 0
+    batch_size: int = 8
+
+    def __post_init__(self) -> None:
+        """Checks the ranges.
+
+        Raises:
+            ValueError: For a value out of range, or a sampling parameter without sampling.
+        """
+        for name in ("max_new_tokens", "num_beams", "batch_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.seed < 0:
+            raise ValueError(f"seed must not be negative, got {self.seed}")
+        if not (math.isfinite(self.temperature) and self.temperature > 0):
+            raise ValueError(
+                f"temperature must be positive and finite, got {self.temperature} "
+                "(for the most probable token set do_sample to false)"
+            )
+        if not 0 < self.top_p <= 1:
+            raise ValueError(f"top_p must be in (0, 1], got {self.top_p}")
+        if not self.do_sample and (self.temperature, self.top_p) != (1.0, 1.0):
+            raise ValueError("temperature and top_p work with do_sample=true only")
+
+
+def generation_config(model: Any, settings: GenerateSettings) -> GenerationConfig:
+    """The settings as transformers wants them, with the checkpoint's own defaults neutralised.
+
+    ``generate`` fills every unset value from the checkpoint's ``generation_config.json``, and
+    several checkpoints ship a temperature or a repetition penalty there: their "greedy" would
+    differ from everybody else's. Token ids and suppressed tokens stay as the checkpoint has them.
+
+    Args:
+        model: A Hugging Face generative model.
+        settings: The settings.
+    """
+    from transformers import GenerationConfig
+
+    own = model.generation_config
+    end = own.eos_token_id
+    pad = own.pad_token_id
+    if pad is None and end is not None:
+        pad = end[0] if isinstance(end, list) else end
+    # Values that only matter for sampling draw a warning if they are set without it.
+    sampling = {"top_k": 0, "min_p": 0.0} if settings.do_sample else {"top_k": 50}
+    return GenerationConfig(
+        max_new_tokens=settings.max_new_tokens,
+        min_length=0,
+        do_sample=settings.do_sample,
+        num_beams=settings.num_beams,
+        num_return_sequences=1,
+        early_stopping=False,
+        temperature=settings.temperature,
+        top_p=settings.top_p,
+        typical_p=1.0,
+        epsilon_cutoff=0.0,
+        eta_cutoff=0.0,
+        repetition_penalty=1.0,
+        encoder_repetition_penalty=1.0,
+        length_penalty=1.0,
+        no_repeat_ngram_size=0,
+        encoder_no_repeat_ngram_size=0,
+        guidance_scale=1.0,
+        use_cache=True,
+        pad_token_id=pad,
+        **sampling,
+    )
+
+
+def generate_all(
+    model: Any,
+    processor: Any,
+    requests: Iterable[Request],
+    methods: Sequence[Method] = (),
+    settings: GenerateSettings | None = None,
+    on_result: Callable[[Result], None] | None = None,
+    progress: bool = False,
+) -> Iterator[Result]:
+    """Answers requests one after the other, in their order.
+
+    Args:
+        model: A Hugging Face LVLM.
+        processor: Its processor, with a chat template.
+        requests: The requests.
+        methods: Methods that are attached while the model generates.
+        settings: How to generate.
+        on_result: Called with every result just before it is yielded.
+        progress: Show a progress bar on standard error.
+
+    Yields:
+        One result per request; a request that fails yields a result with ``error``.
+    """
+    batches = generate_batches(
+        model, processor, requests, methods, settings or GenerateSettings(), progress=progress
+    )
+    for batch in batches:
+        for result in batch:
+            if on_result is not None:
+                on_result(result)
+            yield result
+
+
+def generate_batches(
+    model: Any,
+    processor: Any,
+    requests: Iterable[Request],
+    methods: Sequence[Method],
+    settings: GenerateSettings,
+    *,
+    done: Collection[str] = frozenset(),
+    progress: bool = False,
+) -> Iterator[list[Result]]:
+    """Answers requests in batches, for callers that store each batch before the next one starts.
+
+    Args:
+        model: A Hugging Face LVLM.
+        processor: Its processor, with a chat template.
+        requests: All requests of the run, also those that are done: they decide how the batches
+            are cut.
+        methods: Methods that are attached while the model generates.
+        settings: How to generate.
+        done: Identifiers that need no answer. A batch with only some of them done is computed
+            whole, so that the others do not depend on where the last run was interrupted.
+        progress: Show a progress bar on standard error.
+
+    Yields:
+        The results of one batch, without those that were done, in order; never empty.
+
+    Raises:
+        InputError: If two requests have the same identifier.
+    """
+    everything = list(requests)
+    counts = Counter(request.id for request in everything)
+    if twice := [identifier for identifier, count in counts.items() if count > 1]:
+        raise InputError(
+            f"The id {twice[0]!r} is given more than once.", advice="Give every request its own id."
+        )
+    config = generation_config(model, settings)
+    with _bar(len(everything), progress) as advance:
+        for start in range(0, len(everything), settings.batch_size):
+            batch = everything[start : start + settings.batch_size]
+            missing = [request.id for request in batch if request.id not in done]
+            if missing:
+                results = _Batch(model, processor, methods, config, settings.seed).answer(batch)
+                advance(len(batch), sum(result.error is not None for result in results))
+                yield [result for result in results if result.id in missing]
+            else:
+                advance(len(batch), 0)
+
+
+@dataclass
+class _Row:
+    request: Request
+    pictures: list[Image.Image]
+
+    @property
+    def conversation(self) -> list[dict[str, Any]]:
+        return [message("user", self.request.prompt, len(self.pictures))]
+
+
+@dataclass(frozen=True)
+class _Batch:
+    """Answers one batch; a row that cannot be answered gets an error and leaves the batch."""
+
+    model: Any
+    processor: Any
+    methods: Sequence[Method]
+    config: GenerationConfig
+    seed: int
+
+    def answer(self, batch: Sequence[Request]) -> list[Result]:
+        results: dict[str, Result] = {}
+        rows: list[_Row] = []
+        for request in batch:
+            try:
+                rows.append(_Row(request, [load_image(source) for source in request.images]))
+            except ImageReadError as error:
+                results[request.id] = _failed(request, error)
+        for result in self._answer_or_split(rows) if rows else []:
+            results[result.id] = result
+        return [results[request.id] for request in batch]
+
+    def _answer_or_split(self, rows: list[_Row]) -> list[Result]:
+        """Answers the rows together; if that fails because of some row, each alone.
+
+        A processor (ValueError: e.g. a picture of 1 x 1000 pixels) or the layout refuses a batch
+        as a whole, without telling which row it means.
+        """
+        try:
+            inputs = prepare(
+                self.processor,
+                [row.conversation for row in rows],
+                [row.pictures for row in rows],
+                device=self.model.device,
+                dtype=self.model.dtype,
+            )
+        except (ValueError, ZeroDivisionError, MmlmError) as error:
+            return self._split(rows, error)
+        try:
+            return self._generate(rows, inputs)
+        except LayoutError as error:
+            return self._split(rows, error)
+
+    def _split(self, rows: list[_Row], error: Exception) -> list[Result]:
+        if len(rows) == 1:
+            return [_failed(rows[0].request, error)]
+        return [result for row in rows for result in self._answer_or_split([row])]
+
+    def _generate(self, rows: list[_Row], inputs: dict[str, torch.Tensor]) -> list[Result]:
+        import torch
+
+        ids = [row.request.id for row in rows]
+        try:
+            with _seeded(self.seed, ids, self.model.device), mmlm.attach(self.model, *self.methods):
+                tokens = self.model.generate(**inputs, generation_config=self.config)
+        except torch.OutOfMemoryError as error:
+            raise MmlmError(
+                f"The device ran out of memory with {len(rows)} requests at once.",
+                advice="Lower generate.batch_size or max_new_tokens, or choose a smaller dtype.",
+            ) from error
+        answers = tokens[:, inputs["input_ids"].shape[1] :].cpu()
+        ends = self.model.generation_config.eos_token_id
+        return [
+            Result(
+                id=row.request.id,
+                prompt=row.request.prompt,
+                text=self.processor.decode(answer, skip_special_tokens=True).strip(),
+                n_tokens=_length(answer, ends),
+                templated=render(self.processor, row.conversation),
+            )
+            for row, answer in zip(rows, answers, strict=True)
+        ]
+
+
+def _failed(request: Request, error: Exception) -> Result:
+    return Result(id=request.id, prompt=request.prompt, text="", n_tokens=0, error=str(error))
+
+
+def _length(answer: torch.Tensor, ends: int | list[int] | None) -> int:
+    """Number of tokens up to the first end token, which counts; the padding behind it does not."""
+    stops = [ends] if isinstance(ends, int) else ends or []
+    for position, token in enumerate(answer.tolist(), start=1):
+        if token in stops:
+            return position
+    return len(answer)
+
+
+@contextlib.contextmanager
+def _seeded(seed: int, ids: Sequence[str], device: torch.device) -> Iterator[None]:
+    """Seeds torch from the run's seed and the batch's identifiers; restores its state afterwards.
+
+    Identifiers, not the position: which batches ran before in this process must not matter.
+    """
+    import torch
+
+    digest = hashlib.sha256("\0".join([str(seed), *ids]).encode()).digest()
+    devices = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices):
+        torch.manual_seed(int.from_bytes(digest[:8]) >> 1)
+        yield
+
+
+@contextlib.contextmanager
+def _bar(total: int, show: bool) -> Iterator[Callable[[int, int], None]]:
+    """A progress bar on standard error; gives a function that advances it (done, failed)."""
+    if not show:
+        yield lambda done, failed: None
+        return
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        TextColumn("[red]{task.fields[failed]}"),
+    )
+    n_failed = 0
+    with Progress(*columns, console=Console(stderr=True)) as bar:
+        task = bar.add_task("answers", total=total, failed="")
+
+        def advance(done: int, failed: int) -> None:
+            nonlocal n_failed
+            n_failed += failed
+            bar.update(task, advance=done, failed=f"{n_failed} failed" if n_failed else "")
+
+        yield advance
+
+
+def fingerprint(model: Any) -> str:
+    """A short hash of a model's weights: equal for equal weights wherever they were loaded from.
+
+    Hashes names, shapes and the first 1024 numbers of every tensor: enough to tell any two
+    trainings apart, and fast for models of any size.
+
+    Args:
+        model: A torch module.
+    """
+    import torch
+
+    digest = hashlib.sha256()
+    for name, tensor in model.state_dict().items():
+        start = tensor.detach().flatten()[:1024].to("cpu", torch.float32)
+        digest.update(f"{name}{tuple(tensor.shape)}".encode())
+        digest.update(start.contiguous().numpy().tobytes())
+    return f"sha256:{digest.hexdigest()[:32]}"
