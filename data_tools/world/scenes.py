@@ -170,7 +170,8 @@ class Picture(NamedTuple):
     """[S, S]: 0 background, else position in `Scene.instances` + 1 of the topmost object."""
 
 
-def _stream(split: str, seed: int, index: int, *more: int) -> np.random.Generator:
+def stream(split: str, seed: int, index: int, *more: int) -> np.random.Generator:
+    """The random stream of a scene, or with further numbers an independent one beside it."""
     return np.random.default_rng([seed, zlib.crc32(split.encode()), index, *more])
 
 
@@ -210,7 +211,7 @@ def scene(config: WorldConfig, seed: int, index: int, split: str = "train") -> S
     """
     if seed < 0 or index < 0:
         raise ValueError(f"seed = {seed}, index = {index}; neither may be negative")
-    rng = _stream(split, seed, index)
+    rng = stream(split, seed, index)
     theme = THEMES[int(rng.random() * len(THEMES))]
     style = config.styles[int(rng.random() * len(config.styles))]
     source = swapped(theme) if config.swap_themes else theme
@@ -306,7 +307,7 @@ def render(scene: Scene) -> Picture:
     """
     config = scene.config
     size = config.size
-    rng = _stream(scene.split, scene.seed, scene.index, _PAINT_STREAM)
+    rng = stream(scene.split, scene.seed, scene.index, _PAINT_STREAM)
     canvas = _background(rng, BY_NAME[scene.theme], size)
     _clutter(rng, canvas, size)
     instance_map = np.zeros((size, size), np.uint8)

@@ -10,7 +10,7 @@ import json
 from collections.abc import Mapping
 from functools import cache, lru_cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,12 +36,14 @@ class Sprite(NamedTuple):
     """[h, w], where the sprite counts as the object."""
 
 
+Box = tuple[int, int, int, int]
+"""x, y, width, height in pixels of a sheet."""
+
+
 @cache
-def _index() -> dict[str, list[dict[str, object]]]:
-    result: dict[str, list[dict[str, object]]] = json.loads(
-        (SHEETS / "index.json").read_text("utf-8")
-    )
-    return result
+def _index() -> dict[str, list[dict[str, Any]]]:
+    index: dict[str, list[dict[str, Any]]] = json.loads((SHEETS / "index.json").read_text("utf-8"))
+    return index
 
 
 def styles() -> tuple[str, ...]:
@@ -50,18 +52,18 @@ def styles() -> tuple[str, ...]:
 
 
 @cache
-def boxes(style: str) -> tuple[tuple[tuple[int, int, int, int], ...], ...]:
-    """Boxes (x, y, width, height) on the sheet of a style, per class position and picture.
+def boxes(style: str) -> tuple[tuple[Box, ...], ...]:
+    """Where the pictures of each class (position in `CATEGORIES`) are on a style's sheet.
 
     Raises:
         ValueError: No sheet has this name.
     """
     if style not in _index():
         raise ValueError(f"unknown art style {style!r}; styles are {', '.join(styles())}")
-    pictures: list[list[tuple[int, int, int, int]]] = [[] for _ in INDEX]
+    pictures: list[list[Box]] = [[] for _ in INDEX]
     for entry in _index()[style]:
-        x, y, width, height = entry["box"]  # type: ignore[misc]
-        pictures[INDEX[str(entry["class"])]].append((x, y, width, height))
+        x, y, width, height = entry["box"]
+        pictures[INDEX[entry["class"]]].append((x, y, width, height))
     return tuple(tuple(p) for p in pictures)
 
 
