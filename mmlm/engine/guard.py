@@ -1,0 +1,96 @@
+"""The guard around ``generate``: refuses modes that would silently change what methods compute.
+
+Chunked prefill and assisted or prompt-lookup decoding run without any error on a model with hooks,
+but hand a method its prompt in pieces or several guesses at once. They are refused by name.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+from mmlm.errors import IncompatibleMethods, LayoutError
+
+if TYPE_CHECKING:
+    from mmlm.engine.attach import _Run
+
+__all__ = ["guarded_generate"]
+
+_REFUSED: dict[str, str] = {
+    "prefill_chunk_size": "chunked prefill",
+    "assistant_model": "assisted decoding",
+    "prompt_lookup_num_tokens": "prompt-lookup decoding",
+    "assistant_early_exit": "early-exit assisted decoding",
+    "use_mtp": "multi-token-prediction decoding",
+}
+_ADVICE = "Leave that argument out, or generate without methods."
+
+
+def guarded_generate(run: _Run, stack: ExitStack) -> None:
+    """Puts the guard on the model object; ``stack`` takes it off again."""
+    model: Any = run.model
+    original = model.generate
+    before = vars(model).get("generate")
+
+    @functools.wraps(original)
+    def generate(*args: Any, **kwargs: Any) -> Any:
+        _check(run, args, kwargs)
+        _remember(run, original, args, kwargs)
+        try:
+            return original(*args, **kwargs)
+        finally:
+            run.finish()
+            run.generating, run.vision, run.mask, run.given_rows = False, {}, None, None
+
+    def restore() -> None:
+        if before is None:
+            del model.generate
+        else:
+            model.generate = before
+
+    model.generate = generate
+    stack.callback(restore)
+
+
+def _check(run: _Run, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    names = " + ".join(m.label for m in run.methods)
+    config = kwargs.get("generation_config") or getattr(run.model, "generation_config", None)
+    for key, what in _REFUSED.items():
+        if kwargs.get(key) is not None or getattr(config, key, None) is not None:
+            raise IncompatibleMethods(f"{names} cannot run with {what} ({key}).", advice=_ADVICE)
+    use_cache = kwargs.get("use_cache", getattr(config, "use_cache", True))
+    if use_cache is False:
+        raise IncompatibleMethods(
+            f"{names} cannot run with use_cache=False: every step would look like a new prompt.",
+            advice="Leave use_cache at True.",
+        )
+    past = kwargs.get("past_key_values")
+    if past is not None and int(past.get_seq_length()) > 0:
+        raise IncompatibleMethods(
+            f"{names} cannot continue a cache that was filled before (past_key_values).",
+            advice="Pass the whole prompt and no cache.",
+        )
+
+
+def _remember(
+    run: _Run, original: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> None:
+    """Keeps what ``generate`` will hide from the forward pass: pixels, 2-D mask, row count."""
+    given = inspect.signature(original).bind_partial(*args, **kwargs).arguments
+    inputs = {**kwargs, "input_ids": kwargs.get("input_ids", given.get("inputs"))}
+    if "mm_encoder_outputs" in inputs and run._branches:
+        raise LayoutError(
+            "Images came as mm_encoder_outputs, but a method needs the pictures themselves.",
+            advice="Pass pixel_values.",
+        )
+    ids = inputs.get("input_ids")
+    rows = ids if isinstance(ids, Tensor) and ids.numel() else inputs.get("inputs_embeds")
+    run.generating = True
+    run.vision = run.vision_inputs(inputs)
+    run.mask = inputs.get("attention_mask")
+    run.given_rows = None if rows is None else rows.shape[0]

@@ -1,0 +1,332 @@
+"""Tiny random vision-language models of every supported family, built offline in milliseconds.
+
+``build(family)`` returns ``(model, processor)``; weights are random but fixed by a seed. Widths are
+small and different wherever the real models' differ (H != KV heads, tower width != text width), so
+that a mix-up of dimensions fails.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import mmlm  # noqa: F401  (first: it installs the torchvision guard)  # isort: skip
+import numpy as np
+import torch
+from PIL import Image
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import (
+    CLIPImageProcessor,
+    CLIPVisionConfig,
+    GenerationConfig,
+    InternVLConfig,
+    InternVLForConditionalGeneration,
+    InternVLProcessor,
+    InternVLVisionConfig,
+    LlamaConfig,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    LlavaNextConfig,
+    LlavaNextForConditionalGeneration,
+    LlavaNextImageProcessor,
+    LlavaNextProcessor,
+    LlavaOnevisionConfig,
+    LlavaOnevisionForConditionalGeneration,
+    LlavaOnevisionImageProcessor,
+    LlavaOnevisionProcessor,
+    LlavaOnevisionVideoProcessor,
+    LlavaProcessor,
+    PreTrainedTokenizerFast,
+    Qwen2_5_VLConfig,
+    Qwen2_5_VLForConditionalGeneration,
+    Qwen2_5_VLProcessor,
+    Qwen2Config,
+    Qwen2VLImageProcessor,
+    Qwen2VLVideoProcessor,
+    SiglipVisionConfig,
+)
+from transformers.models.got_ocr2 import GotOcr2ImageProcessor
+from transformers.models.internvl import InternVLVideoProcessor
+
+FAMILIES = ("llava", "llava_next", "llava_onevision", "qwen2_5_vl", "internvl")
+
+_SENTENCES = [
+    "describe the image in detail .",
+    "is there a dog in the picture ? answer yes or no .",
+    "user : what is shown here ? assistant : a cat sits on a red couch near two remote controls .",
+    "the quick brown fox jumps over the lazy dog while people watch a train in the station .",
+]
+_TEMPLATE = (
+    "{% for m in messages %}{{ m['role'] }}: "
+    "{% for c in m['content'] %}"
+    "{% if c['type'] == 'image' %}IMAGE_TOKENS{% else %}{{ c['text'] }}{% endif %}"
+    "{% endfor %} {% endfor %}{% if add_generation_prompt %}assistant:{% endif %}"
+)
+
+
+def _tokenizer(**special: str) -> PreTrainedTokenizerFast:
+    core = Tokenizer(models.BPE(unk_token="<unk>"))
+    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    core.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=330,
+        special_tokens=["<unk>", "<pad>", "<s>", "</s>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    core.train_from_iterator(_SENTENCES * 4, trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=core,
+        unk_token="<unk>",
+        pad_token="<pad>",
+        bos_token="<s>",
+        eos_token="</s>",
+        padding_side="left",
+        extra_special_tokens=special,
+    )
+
+
+def _text(cls, vocabulary: int, layers: int = 4, **more):
+    return cls(
+        vocab_size=vocabulary,
+        hidden_size=64,
+        intermediate_size=96,
+        num_hidden_layers=layers,
+        num_attention_heads=8,
+        num_key_value_heads=2,
+        max_position_embeddings=1024,
+        pad_token_id=1,
+        bos_token_id=2,
+        eos_token_id=3,
+        tie_word_embeddings=False,
+        initializer_range=0.15,
+        **more,
+    )
+
+
+def _clip() -> CLIPVisionConfig:
+    return CLIPVisionConfig(
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        image_size=56,
+        patch_size=14,
+        projection_dim=32,
+        initializer_range=0.15,
+    )
+
+
+def _siglip() -> SiglipVisionConfig:
+    return SiglipVisionConfig(
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        image_size=56,
+        patch_size=14,
+        vision_use_head=False,
+    )
+
+
+def _llava(layers: int):
+    tok = _tokenizer(image_token="<image>")
+    pictures = CLIPImageProcessor(size={"shortest_edge": 56}, crop_size={"height": 56, "width": 56})
+    processor = LlavaProcessor(
+        pictures,
+        tok,
+        patch_size=14,
+        vision_feature_select_strategy="default",
+        num_additional_image_tokens=1,
+        chat_template=_TEMPLATE.replace("IMAGE_TOKENS", "<image>"),
+    )
+    config = LlavaConfig(
+        vision_config=_clip(),
+        text_config=_text(LlamaConfig, len(tok), layers),
+        image_token_id=tok.image_token_id,
+        tie_word_embeddings=False,
+    )
+    return LlavaForConditionalGeneration, config, processor
+
+
+def _llava_next(layers: int):
+    tok = _tokenizer(image_token="<image>")
+    pinpoints = [[56, 112], [112, 56], [112, 112]]
+    pictures = LlavaNextImageProcessor(
+        size={"shortest_edge": 56},
+        crop_size={"height": 56, "width": 56},
+        image_grid_pinpoints=pinpoints,
+    )
+    processor = LlavaNextProcessor(
+        pictures,
+        tok,
+        patch_size=14,
+        vision_feature_select_strategy="default",
+        num_additional_image_tokens=1,
+        chat_template=_TEMPLATE.replace("IMAGE_TOKENS", "<image>"),
+    )
+    config = LlavaNextConfig(
+        vision_config=_clip(),
+        text_config=_text(LlamaConfig, len(tok), layers),
+        image_token_id=tok.image_token_id,
+        image_grid_pinpoints=pinpoints,
+        tie_word_embeddings=False,
+    )
+    return LlavaNextForConditionalGeneration, config, processor
+
+
+def _llava_onevision(layers: int):
+    tok = _tokenizer(image_token="<image>", video_token="<video>")
+    pinpoints = [[56, 112], [112, 56], [112, 112]]
+    pictures = LlavaOnevisionImageProcessor(
+        size={"height": 56, "width": 56}, image_grid_pinpoints=pinpoints
+    )
+    videos = LlavaOnevisionVideoProcessor(size={"height": 56, "width": 56})
+    processor = LlavaOnevisionProcessor(
+        pictures,
+        tok,
+        videos,
+        num_image_tokens=16,
+        vision_feature_select_strategy="full",
+        chat_template=_TEMPLATE.replace("IMAGE_TOKENS", "<image>"),
+    )
+    config = LlavaOnevisionConfig(
+        vision_config=_siglip(),
+        text_config=_text(Qwen2Config, len(tok), layers),
+        image_token_id=tok.image_token_id,
+        video_token_id=tok.video_token_id,
+        image_grid_pinpoints=pinpoints,
+        vision_feature_layer=-1,
+        vision_feature_select_strategy="full",
+        tie_word_embeddings=False,
+    )
+    return LlavaOnevisionForConditionalGeneration, config, processor
+
+
+def _qwen2_5_vl(layers: int):
+    tok = _tokenizer(
+        image_token="<|image_pad|>",
+        video_token="<|video_pad|>",
+        vision_start_token="<|vision_start|>",
+        vision_end_token="<|vision_end|>",
+    )
+    size = {"shortest_edge": 28 * 28, "longest_edge": 112 * 112}
+    pictures = Qwen2VLImageProcessor(patch_size=14, merge_size=2, size=size)
+    videos = Qwen2VLVideoProcessor(patch_size=14, merge_size=2, size=size)
+    template = _TEMPLATE.replace("IMAGE_TOKENS", "<|vision_start|><|image_pad|><|vision_end|>")
+    processor = Qwen2_5_VLProcessor(pictures, tok, videos, chat_template=template)
+    text = _text(Qwen2Config, len(tok), layers).to_dict()
+    text.pop("model_type")
+    text["rope_parameters"] = {
+        "rope_type": "default",
+        "rope_theta": 10000.0,
+        "mrope_section": [1, 1, 2],
+    }
+    config = Qwen2_5_VLConfig(
+        text_config=text,
+        vision_config={
+            "depth": 3,
+            "hidden_size": 32,
+            "intermediate_size": 48,
+            "num_heads": 4,
+            "out_hidden_size": 64,
+            "patch_size": 14,
+            "spatial_merge_size": 2,
+            "temporal_patch_size": 2,
+            "window_size": 56,
+            "fullatt_block_indexes": [2],
+            "initializer_range": 0.15,
+        },
+        image_token_id=tok.image_token_id,
+        video_token_id=tok.video_token_id,
+        vision_start_token_id=tok.vision_start_token_id,
+        vision_end_token_id=tok.vision_end_token_id,
+        tie_word_embeddings=False,
+    )
+    return Qwen2_5_VLForConditionalGeneration, config, processor
+
+
+def _internvl(layers: int):
+    tok = _tokenizer(
+        start_image_token="<img>",
+        end_image_token="</img>",
+        context_image_token="<IMG_CONTEXT>",
+        video_token="<video>",
+    )
+    pictures = GotOcr2ImageProcessor(
+        size={"height": 56, "width": 56}, crop_to_patches=True, min_patches=1, max_patches=2
+    )
+    videos = InternVLVideoProcessor(size={"height": 56, "width": 56})
+    processor = InternVLProcessor(
+        pictures,
+        tok,
+        videos,
+        image_seq_length=4,
+        chat_template=_TEMPLATE.replace("IMAGE_TOKENS", "<IMG_CONTEXT>"),
+    )
+    vision = InternVLVisionConfig(
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        image_size=[56, 56],
+        patch_size=[14, 14],
+        initializer_range=0.15,
+    )
+    config = InternVLConfig(
+        vision_config=vision,
+        text_config=_text(Qwen2Config, len(tok), layers),
+        image_token_id=tok.context_image_token_id,
+        image_seq_length=4,
+        downsample_ratio=0.5,
+        tie_word_embeddings=False,
+    )
+    return InternVLForConditionalGeneration, config, processor
+
+
+_BUILDERS = {
+    "llava": _llava,
+    "llava_next": _llava_next,
+    "llava_onevision": _llava_onevision,
+    "qwen2_5_vl": _qwen2_5_vl,
+    "internvl": _internvl,
+}
+
+
+def build(family: str, *, layers: int = 4, seed: int = 0):
+    """A fresh tiny model in eval mode and its processor."""
+    cls, config, processor = _BUILDERS[family](layers)
+    state = torch.random.get_rng_state()
+    torch.manual_seed(seed)
+    model = cls(config).eval()
+    torch.random.set_rng_state(state)
+    model.generation_config = GenerationConfig(pad_token_id=1, bos_token_id=2, eos_token_id=3)
+    return model, processor
+
+
+@functools.cache
+def shared(family: str):
+    """The one model of a family that read-only tests share."""
+    return build(family)
+
+
+def picture(seed: int = 0, size: tuple[int, int] = (64, 64)) -> Image.Image:
+    """A random picture, (width, height)."""
+    rng = np.random.default_rng(seed)
+    return Image.fromarray(rng.integers(0, 256, (size[1], size[0], 3), dtype=np.uint8))
+
+
+def inputs(processor, prompts: list[str], pictures: list[list[Image.Image]]):
+    """Model inputs of a batch; each prompt's pictures stand before its text."""
+    texts = []
+    for text, own in zip(prompts, pictures, strict=True):
+        content = [{"type": "image"} for _ in own] + [{"type": "text", "text": text}]
+        texts.append(
+            processor.apply_chat_template(
+                [{"role": "user", "content": content}], add_generation_prompt=True, tokenize=False
+            )
+        )
+    flat = [p for own in pictures for p in own]
+    batch = processor(
+        text=texts, images=flat or None, padding=True, return_tensors="pt", padding_side="left"
+    )
+    return dict(batch)
