@@ -1,6 +1,6 @@
 """How many pictures of the embedded world one core draws in a second.
 
-    OMP_NUM_THREADS=1 python benchmarks/world_speed.py [--count 2000] [--split train]
+    OMP_NUM_THREADS=1 python tools/world_speed.py [--count 2000] [--split train]
 
 Cold: the sprite cache starts empty, as in a new process. Warm: the same scenes again. The median
 of several rounds is printed, because other programs may share the machine.
