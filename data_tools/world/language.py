@@ -171,7 +171,8 @@ def caption(scene: Scene, rng: np.random.Generator) -> str:
 
     Args:
         scene: What to describe; `scene.config.label_noise` is the probability of one sentence
-            about an absent class.
+            about an absent class of the theme, from the third sentence on if there are two true
+            ones, before the closing.
         rng: Chooses the sentence forms.
     """
     groups = _groups(scene)
