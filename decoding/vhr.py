@@ -18,7 +18,7 @@ from torch import Tensor
 
 from mmlm.engine.anatomy import Anatomy
 from mmlm.engine.branches import Branch, NoImage
-from mmlm.engine.method import Method, Paper, Prompt
+from mmlm.engine.method import Cost, Method, Paper, Prompt
 
 __all__ = ["VHR", "divergence", "drop_negative_outliers", "select_heads", "text_activation", "total"]
 
@@ -187,6 +187,11 @@ class VHR(Method):
         """The text-only rows of the lockstep mode."""
         lockstep = self.text_branch == "lockstep" and self.heads_by_layer is None
         return (NoImage(),) if lockstep and self.alpha != 1 else ()
+
+    @property
+    def cost(self) -> Cost:
+        """One text-only row, unless the heads are given or nothing is amplified."""
+        return Cost(prompt=int(self.alpha != 1 and self.heads_by_layer is None))
 
     def chosen_layers(self, n_layers: int) -> tuple[int, ...]:
         """The layers that are reinforced in a model of ``n_layers`` layers.

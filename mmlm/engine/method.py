@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from mmlm.engine.branches import Branch, Captured
     from mmlm.engine.layout import TokenLayout
 
-__all__ = ["SITES", "Method", "Paper", "Prompt"]
+__all__ = ["SITES", "Cost", "Method", "Paper", "Prompt"]
 
 #: Every site, in the order in which a forward pass meets it.
 SITES = (
@@ -69,6 +69,19 @@ class Paper:
     arxiv: str
     year: int
     venue: str
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a method adds, counted in decoder rows per row of the batch.
+
+    Attributes:
+        prompt: Extra rows that run through (part of) the decoder during the prefill.
+        token: Extra rows that run through the decoder for every generated token.
+    """
+
+    prompt: int = 0
+    token: int = 0
 
 
 class Prompt(Protocol):
@@ -156,9 +169,9 @@ class Method(abc.ABC):
         return 0.0
 
     @property
-    def needs_prompt_in_one_piece(self) -> bool:
-        """Whether the whole prompt must arrive in one forward pass."""
-        return True
+    def cost(self) -> Cost:
+        """What this setting adds to a prompt with an image; the tests count it."""
+        return Cost(prompt=len(self.branches) + len(self.riders), token=len(self.branches))
 
     @abc.abstractmethod
     def neutral(self) -> Self:
@@ -253,7 +266,7 @@ class Method(abc.ABC):
             for sign, bound in ((">", above), (">=", at_least), ("<=", at_most))
             if math.isfinite(bound)
         ]
-        allowed = " and ".join(["a finite number", *bounds]) if bounds else "a finite number"
+        allowed = " ".join(["a finite number", " and ".join(bounds)]).strip()
         raise ValueError(f"{type(self).__name__}: {name} must be {allowed}, got {value!r}.")
 
     def _check_integer(self, name: str, *, at_least: int, at_most: int | None = None) -> None:

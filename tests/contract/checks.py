@@ -1,0 +1,386 @@
+"""The contract that every method must keep, as functions that raise AssertionError.
+
+``test_matrix.py`` runs them for every method and family; ``mutants.py`` breaks the engine on
+purpose and requires that they notice.
+"""
+
+from __future__ import annotations
+
+import inspect
+import threading
+from collections import Counter
+
+import tiny
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from transformers import TextIteratorStreamer
+
+from mmlm import attach
+
+PROMPTS = ["describe the image in detail .", "is there a dog in the picture ?"]
+NEW = 6
+
+
+def batch(processor):
+    """Two prompts of different length with pictures of different shape."""
+    return tiny.inputs(processor, PROMPTS, [[tiny.picture(1)], [tiny.picture(2, (90, 60))]])
+
+
+def generate(model, inputs, **options):
+    """New tokens only; every sequence gets its full length."""
+    ids = model.generate(**inputs, max_new_tokens=NEW, min_new_tokens=NEW, **options)
+    return ids[:, inputs["input_ids"].shape[1] :]
+
+
+def next_logits(model, inputs):
+    with torch.no_grad():
+        return model(**inputs).logits[:, -1]
+
+
+def neutral_is_plain(method, family):
+    model, processor = tiny.shared(family)
+    inputs = batch(processor)
+    single = tiny.inputs(processor, PROMPTS[:1], [[tiny.picture(1)]])
+    modes = (
+        {"do_sample": False},
+        {"do_sample": True, "temperature": 1.3},
+        {"do_sample": False, "num_beams": 3},
+    )
+    for given in (inputs, single):
+        plain = next_logits(model, given)
+        with attach(model, method.neutral()):
+            edited = next_logits(model, given)
+        if method.neutral_is_exact:
+            assert torch.equal(plain, edited)
+        else:
+            torch.testing.assert_close(plain, edited, atol=1e-5, rtol=0)
+        for mode in modes:
+            torch.manual_seed(3)
+            expected = generate(model, given, **mode)
+            torch.manual_seed(3)
+            with attach(model, method.neutral()):
+                assert torch.equal(generate(model, given, **mode), expected), mode
+
+
+def changes_logits(method, family):
+    model, processor = tiny.shared(family)
+    inputs = batch(processor)
+    plain = next_logits(model, inputs)
+    with attach(model, method):
+        edited = next_logits(model, inputs)
+    for row in range(2):
+        assert not torch.allclose(plain[row], edited[row], atol=1e-4), f"row {row} is unchanged"
+
+
+def _footprint(model):
+    hooks = {
+        name: (
+            len(m._forward_hooks),
+            len(m._forward_pre_hooks),
+            len(m._forward_hooks_with_kwargs),
+            len(m._forward_pre_hooks_with_kwargs),
+            sorted(k for k in vars(m) if k not in ("rope_deltas",)),
+        )
+        for name, m in model.named_modules()
+    }
+    return hooks, model.config.to_json_string(), model.config._attn_implementation
+
+
+def leaves_no_trace(method, family):
+    model, processor = tiny.shared(family)
+    inputs = batch(processor)
+    before, plain = _footprint(model), next_logits(model, inputs)
+    tokens = generate(model, inputs, do_sample=False)
+    with attach(model, method):
+        assert _footprint(model) != before, "nothing was installed, so nothing is tested"
+        generate(model, inputs, do_sample=False)
+    assert _footprint(model) == before
+    assert torch.equal(next_logits(model, inputs), plain)
+    assert torch.equal(generate(model, inputs, do_sample=False), tokens)
+    failed = False
+    try:
+        with attach(model, method):
+            next_logits(model, inputs)
+            raise KeyboardInterrupt
+    except KeyboardInterrupt:
+        failed = True
+    assert failed
+    assert _footprint(model) == before
+    assert torch.equal(next_logits(model, inputs), plain)
+
+
+def survives_a_failing_forward(method, family):
+    """An exception in the middle of generate leaves the block usable and the model clean."""
+    model, processor = tiny.build(family)
+    inputs = batch(processor)
+    with attach(model, method):
+        expected = generate(model, inputs, do_sample=False)
+        wrong = {**inputs, "pixel_values": inputs["pixel_values"][:1, ...] * float("nan")}
+        calls = Counter()
+
+        def stop(module, args):
+            calls["n"] += 1
+            if calls["n"] == 3:
+                raise MemoryError("made up")
+
+        handle = model.get_decoder().layers[-1].register_forward_pre_hook(stop)
+        try:
+            generate(model, inputs, do_sample=False)
+        except MemoryError:
+            calls["caught"] += 1
+        handle.remove()
+        assert calls["caught"] == 1
+        assert wrong is not inputs
+        assert torch.equal(generate(model, inputs, do_sample=False), expected)
+
+
+def batch_equals_single_rows(method, family):
+    model, processor = tiny.shared(family)
+    pictures = [[tiny.picture(1)], [tiny.picture(2, (90, 60))]]
+    inputs = batch(processor)
+    with attach(model, method):
+        together = generate(model, inputs, do_sample=False)
+        logits = next_logits(model, inputs)
+        for row, prompt in enumerate(PROMPTS):
+            alone = tiny.inputs(processor, [prompt], [pictures[row]])
+            torch.testing.assert_close(
+                next_logits(model, alone)[0], logits[row], atol=2e-4, rtol=1e-4
+            )
+            assert torch.equal(generate(model, alone, do_sample=False)[0], together[row])
+
+
+def _stepwise(model, inputs):
+    """Greedy decoding with a cache that the caller holds, step by step."""
+    ids, mask = inputs["input_ids"], inputs["attention_mask"]
+    if not hasattr(model.model, "rope_deltas"):  # such models make 3-D positions by themselves
+        inputs = {**inputs, "position_ids": (mask.cumsum(-1) - 1).clamp(min=0)}
+    output = model(**inputs, use_cache=True)
+    tokens = []
+    for _ in range(NEW):
+        token = output.logits[:, -1].argmax(-1, keepdim=True)
+        tokens.append(token)
+        mask = torch.cat([mask, mask.new_ones(len(ids), 1)], dim=1)
+        positions = (mask.cumsum(-1) - 1)[:, -1:]
+        deltas = getattr(model.model, "rope_deltas", None)
+        if deltas is not None:
+            positions = (positions + deltas).expand(3, -1, -1)
+        output = model(
+            input_ids=token,
+            attention_mask=mask,
+            position_ids=positions,
+            past_key_values=output.past_key_values,
+            use_cache=True,
+        )
+    return torch.cat(tokens, dim=1)
+
+
+def cache_paths_agree(method, family):
+    """generate (fused rows), a static cache (own caches) and a caller's loop: the same tokens."""
+    model, processor = tiny.shared(family)
+    inputs = batch(processor)
+    suppress = {"suppress_tokens": [3]}
+    with attach(model, method), torch.no_grad():
+        fused = generate(model, inputs, do_sample=False, **suppress)
+        if not method.riders:
+            static = generate(
+                model,
+                inputs,
+                do_sample=False,
+                cache_implementation="static",
+                disable_compile=True,
+                **suppress,
+            )
+            assert torch.equal(static, fused)
+        stepwise = _stepwise(model, inputs)
+        same = (fused == stepwise) | (stepwise == 3).cumsum(-1).bool()
+        assert bool(same.all())
+
+
+def beams_equal_static_beams(method, family):
+    """Three beams with fused rows equal three beams with separate caches."""
+    if method.riders:
+        return
+    model, processor = tiny.shared(family)
+    inputs = batch(processor)
+    with attach(model, method):
+        fused = generate(model, inputs, do_sample=False, num_beams=3)
+        separate = generate(
+            model,
+            inputs,
+            do_sample=False,
+            num_beams=3,
+            cache_implementation="static",
+            disable_compile=True,
+        )
+    assert torch.equal(fused, separate)
+
+
+def sdpa_equals_eager(method, family):
+    model, processor = tiny.build(family)
+    inputs = batch(processor)
+    with attach(model, method):
+        sdpa = next_logits(model, inputs)
+    model.set_attn_implementation("eager")
+    with attach(model, method):
+        eager = next_logits(model, inputs)
+    torch.testing.assert_close(sdpa, eager, atol=1e-4, rtol=1e-4)
+
+
+def image_free_row_is_unchanged(method, family):
+    model, processor = tiny.shared(family)
+    inputs = tiny.inputs(processor, PROMPTS, [[tiny.picture(1)], []])
+    plain = next_logits(model, inputs)
+    tokens = generate(model, inputs, do_sample=False)
+    with attach(model, method):
+        edited = next_logits(model, inputs)
+        mixed = generate(model, inputs, do_sample=False)
+    torch.testing.assert_close(edited[1], plain[1], atol=1e-5, rtol=1e-5)
+    assert not torch.allclose(edited[0], plain[0], atol=1e-4)
+    assert torch.equal(mixed[1], tokens[1])
+    text = tiny.inputs(processor, PROMPTS, [[], []])
+    expected = generate(model, text, do_sample=False)
+    with attach(model, method):
+        assert torch.equal(generate(model, text, do_sample=False), expected)
+
+
+def two_images(method, family):
+    """Two pictures in one prompt run, and their order matters."""
+    model, processor = tiny.shared(family)
+    a, b = tiny.picture(1), tiny.picture(2)
+    with attach(model, method):
+        ab = next_logits(model, tiny.inputs(processor, PROMPTS[:1], [[a, b]]))
+        ba = next_logits(model, tiny.inputs(processor, PROMPTS[:1], [[b, a]]))
+        ragged = tiny.inputs(processor, PROMPTS, [[a, b], [b]])
+        rows = next_logits(model, ragged)
+    assert not torch.allclose(ab, ba, atol=1e-4)
+    torch.testing.assert_close(rows[0], ab[0], atol=2e-4, rtol=1e-4)
+
+
+def streams_from_a_thread(method, family):
+    model, processor = tiny.shared(family)
+    inputs = tiny.inputs(processor, PROMPTS[:1], [[tiny.picture(1)]])
+    with attach(model, method):
+        expected = generate(model, inputs, do_sample=False)
+        streamer = TextIteratorStreamer(processor.tokenizer, skip_prompt=True, timeout=60)
+        thread = threading.Thread(
+            target=model.generate,
+            kwargs={
+                **inputs,
+                "max_new_tokens": NEW,
+                "min_new_tokens": NEW,
+                "do_sample": False,
+                "streamer": streamer,
+            },
+        )
+        thread.start()
+        text = "".join(streamer)
+        thread.join()
+    assert text == processor.tokenizer.decode(expected[0])
+
+
+def counted_cost(method, family):
+    model, processor = tiny.shared(family)
+    inputs = batch(processor)
+    rows = inputs["input_ids"].shape[0]
+
+    def count():
+        seen = []
+        handle = model.get_decoder().register_forward_pre_hook(
+            lambda module, args, kwargs: seen.append(kwargs["inputs_embeds"].shape[0]),
+            with_kwargs=True,
+        )
+        generate(model, inputs, do_sample=False)
+        handle.remove()
+        return sum(seen)
+
+    plain = count()
+    with attach(model, method):
+        ours = count()
+    declared = method.cost
+    assert plain == rows * NEW
+    assert ours - plain == rows * (declared.prompt + declared.token * (NEW - 1))
+
+
+class _Shapes(TorchDispatchMode):
+    def __init__(self, n):
+        super().__init__()
+        self.n, self.found = n, Counter()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        for t in out if isinstance(out, tuple | list) else (out,):
+            if isinstance(t, torch.Tensor) and list(t.shape).count(self.n) >= 2:
+                self.found[str(func)] += 1
+        return out
+
+
+def no_square_tensor(method, family):
+    """No tensor with two dimensions of the prompt's length beyond what the plain model has."""
+    model, processor = tiny.shared(family)
+    inputs = tiny.inputs(processor, PROMPTS[:1], [[tiny.picture(1)]])
+    n = inputs["input_ids"].shape[1]
+    with torch.no_grad():
+        with _Shapes(n) as plain:
+            model(**inputs)
+        with attach(model, method), _Shapes(n) as ours:
+            model(**inputs)
+    assert ours.found - plain.found == Counter()
+
+
+def inputs_stay_untouched(method, family):
+    """Site functions must not write into the tensors they are given."""
+    model, processor = tiny.shared(family)
+    inputs = batch(processor)
+    cls, checked = type(method), Counter()
+    originals = {site: getattr(cls, site) for site in method.sites}
+
+    def watched(site, function):
+        signature = inspect.signature(function)
+
+        def call(self, *args):
+            bound = signature.bind(self, *args).arguments
+            tensors = [t for a in bound.values() for t in _tensors(a)]
+            versions = [t._version for t in tensors]
+            result = function(self, *args)
+            assert [t._version for t in tensors] == versions, f"{site} wrote into its input"
+            checked[site] += len(tensors)
+            return result
+
+        return call
+
+    try:
+        for site, function in originals.items():
+            setattr(cls, site, watched(site, function))
+        with attach(model, method), torch.no_grad():
+            model(**inputs)
+    finally:
+        for site, function in originals.items():
+            setattr(cls, site, function)
+    assert set(checked) == set(method.sites)
+    assert all(checked.values())
+
+
+def _tensors(value):
+    if isinstance(value, torch.Tensor):
+        return [value]
+    if isinstance(value, dict):
+        return [t for v in value.values() for t in _tensors(v)]
+    return []
+
+
+CHECKS = (
+    neutral_is_plain,
+    changes_logits,
+    leaves_no_trace,
+    survives_a_failing_forward,
+    batch_equals_single_rows,
+    cache_paths_agree,
+    beams_equal_static_beams,
+    sdpa_equals_eager,
+    image_free_row_is_unchanged,
+    two_images,
+    streams_from_a_thread,
+    counted_cost,
+    no_square_tensor,
+    inputs_stay_untouched,
+)
