@@ -101,8 +101,8 @@ class _Run:
         self._new_ids: Tensor | None = None
         self._auxiliary: Auxiliary | None = None
         self._release: Callable[[], None] | None = None
-        self._branches = tuple(dict.fromkeys(b for m in methods for b in m.branches))
-        self._riders = tuple(dict.fromkeys(b for m in methods for b in m.riders))
+        self.branches = tuple(dict.fromkeys(b for m in methods for b in m.branches))
+        self.riders = tuple(dict.fromkeys(b for m in methods for b in m.riders))
         self._riding = 0  # auxiliary rows below the main ones in the pass that is running
         self._beta = max(m.plausibility for m in methods)
         self._signature = inspect.signature(self.anatomy.composite.forward)
@@ -293,7 +293,7 @@ class _Run:
         past = inputs.get("past_key_values")
         if past is None or int(past.get_seq_length()) == 0:
             self._start(inputs)
-            return ((), self._with_riders(inputs)) if self._riders else None
+            return ((), self._with_riders(inputs)) if self.riders else None
         if self._layout is None or past is not self._cache:
             raise LayoutError(
                 "A forward pass continues a cache that was not filled inside this block.",
@@ -354,7 +354,7 @@ class _Run:
             raise LayoutError("Riding branches need input_ids.", advice="Pass token ids.")
         layout, changed = self.layout, dict(inputs)
         positions = self._main_positions(inputs)
-        prompts = [branch.build(source) for branch in self._riders]
+        prompts = [branch.build(source) for branch in self.riders]
         # Rows below the main ones hold text only; their embeddings equal those of their ids.
         ids, masks, places = [source.input_ids], [layout.real], [positions]
         for prompt in prompts:
@@ -372,7 +372,7 @@ class _Run:
         changed["attention_mask"] = torch.cat(masks).long()
         changed["position_ids"] = torch.cat(places, dim=-2)
         changed.pop("mm_token_type_ids", None)
-        self._riding = len(self._riders) * layout.rows
+        self._riding = len(self.riders) * layout.rows
         return changed
 
     def _main_positions(self, inputs: dict[str, Any]) -> Tensor:
@@ -420,7 +420,7 @@ class _Run:
             )
         rows, logits = self.rows, output.logits
         z: dict[Any, Tensor] = {"main": logits[:rows, -1].float()}
-        if self._branches:
+        if self.branches:
             z.update(self._branch_logits(logits))
         delta = total(self.methods[i].logits(self._states[i], z) for i in self._users("logits"))
         if delta is not None or self._beta > 0:
@@ -435,7 +435,7 @@ class _Run:
     def _branch_logits(self, logits: Tensor) -> dict[Branch, Tensor]:
         if not bool(self.layout.has_image().any()):  # nothing to contrast with
             main = logits[:, -1].float()
-            return dict.fromkeys(self._branches, main)
+            return dict.fromkeys(self.branches, main)
         auxiliary = self._auxiliary
         if auxiliary is None:
             auxiliary = self._new_auxiliary()
@@ -462,9 +462,9 @@ class _Run:
     def _new_auxiliary(self) -> Auxiliary:
         if self._source is None:
             raise LayoutError("No prompt is running.", advice="Call generate() first.")
-        prompts = [branch.build(self._source) for branch in self._branches]
+        prompts = [branch.build(self._source) for branch in self.branches]
         config = self.anatomy.config.get_text_config()
-        return Auxiliary(self._branches, prompts, self._call, self.rows, config)
+        return Auxiliary(self.branches, prompts, self._call, self.rows, config)
 
     def _drop_auxiliary(self) -> None:
         if self._release is not None:

@@ -69,6 +69,12 @@ def _check(run: _Run, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             f"{names} cannot run with use_cache=False: every step would look like a new prompt.",
             advice="Leave use_cache at True.",
         )
+    kind = kwargs.get("cache_implementation") or getattr(config, "cache_implementation", None)
+    if run.riders and kind not in (None, "dynamic", "dynamic_full"):
+        raise IncompatibleMethods(
+            f"{names} lays rows into the prefill, which a {kind} cache cannot hold.",
+            advice="Leave cache_implementation out, or use text_branch='plain'.",
+        )
     past = kwargs.get("past_key_values")
     if past is not None and int(past.get_seq_length()) > 0:
         raise IncompatibleMethods(
@@ -83,7 +89,7 @@ def _remember(
     """Keeps what ``generate`` will hide from the forward pass: pixels, 2-D mask, row count."""
     given = inspect.signature(original).bind_partial(*args, **kwargs).arguments
     inputs = {**kwargs, "input_ids": kwargs.get("input_ids", given.get("inputs"))}
-    if "mm_encoder_outputs" in inputs and run._branches:
+    if "mm_encoder_outputs" in inputs and run.branches:
         raise LayoutError(
             "Images came as mm_encoder_outputs, but a method needs the pictures themselves.",
             advice="Pass pixel_values.",
