@@ -1,0 +1,144 @@
+"""Faults that are put into the engine on purpose; each must be noticed by a named check.
+
+A check that passes with a fault in place proves nothing. ``test_mutants.py`` applies them one by
+one.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import checks
+import torch
+
+import mmlm.engine.attach as engine
+import mmlm.engine.branches as branches
+from decoding.vcd import VCD
+from decoding.vhr import VHR
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "decoding"))
+
+import test_vcd
+import test_vhr
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """One fault: where it is put, what replaces it, and which check must fail."""
+
+    name: str
+    target: object
+    attribute: str
+    fault: Callable
+    check: Callable[[], None]
+
+
+def _no_edit(z, delta, beta, active):
+    return z
+
+
+def _cut_after_delta(z, delta, beta, active):
+    edited = z if delta is None else z + delta
+    floor = edited.amax(-1, keepdim=True) + torch.tensor(beta).log()
+    return edited.masked_fill(edited < floor, -torch.inf)
+
+
+def _mask_dropped(self, n):
+    return None
+
+
+def _uncoupled(cache, auxiliary):
+    return lambda: None
+
+
+def _half_coupled(cache, auxiliary):
+    """The main cache follows the beams, the branches do not."""
+    auxiliary.select = lambda index: None
+    return _couple(cache, auxiliary)
+
+
+_couple = branches.couple
+_build = branches.NoImage.build
+_next = branches._Group.next_positions
+_catch = engine._Run._head_gain
+
+
+def _off_by_one(self, source):
+    prompt = _build(self, source)
+    return branches.BranchPrompt(
+        prompt.embeds.roll(1, dims=1), prompt.mask, prompt.positions
+    )
+
+
+def _late_positions(self, main, n):
+    positions = _next(self, main, n)
+    return None if positions is None else positions * 2
+
+
+def _loud_branches(self, **inputs):
+    return self.model(**inputs, return_dict=True)
+
+
+def _wrong_rows(self, i, layer, y):
+    gain = _catch(self, i, layer, y)
+    return None if gain is None else gain.roll(1, dims=0)
+
+
+def _other_heads(vhd):
+    return vhd <= vhd.median(dim=-1, keepdim=True).values
+
+
+MUTANTS = (
+    Mutant(
+        "heads are not scaled", engine._Run, "_head_gain", lambda self, i, layer, y: None,
+        lambda: checks.changes_logits(VHR(), "llava"),
+    ),
+    Mutant(
+        "logits are not edited", engine, "edit_logits", _no_edit,
+        lambda: checks.changes_logits(VCD(), "llava"),
+    ),
+    Mutant(
+        "the cut is taken after the delta", engine, "edit_logits", _cut_after_delta,
+        test_vcd.test_acceptance_6_two_methods_are_the_sum_of_their_deltas,
+    ),
+    Mutant(
+        "hooks are not removed", torch.utils.hooks.RemovableHandle, "remove", lambda self: None,
+        lambda: checks.leaves_no_trace(VHR(), "llava"),
+    ),
+    Mutant(
+        "the text-only prompt is shifted by one", branches.NoImage, "build", _off_by_one,
+        lambda: test_vhr.test_equals_the_naive_reference(False),
+    ),
+    Mutant(
+        "the branches' padding mask is dropped", branches._Group, "full_mask", _mask_dropped,
+        lambda: checks.batch_equals_single_rows(VCD(), "llava"),
+    ),
+    Mutant(
+        "the caches are not coupled", engine, "couple", _uncoupled,
+        lambda: test_vcd.beams_equal_recomputed(VCD.pope(), "llava"),
+    ),
+    Mutant(
+        "the branches stay behind the beams", engine, "couple", _half_coupled,
+        lambda: checks.beams_equal_static_beams(VCD.pope(), "llava"),
+    ),
+    Mutant(
+        "branch positions run ahead", branches._Group, "next_positions", _late_positions,
+        lambda: test_vcd.test_acceptance_3_cached_equals_uncached("llava", VCD.pope()),
+    ),
+    Mutant(
+        "methods act in the branches too", engine._Run, "_call", _loud_branches,
+        lambda: test_vhr.test_acceptance_09_one_extra_forward_without_the_image("llava"),
+    ),
+    Mutant(
+        "gains go to the wrong row", engine._Run, "_head_gain", _wrong_rows,
+        lambda: checks.image_free_row_is_unchanged(VHR(), "llava"),
+    ),
+    Mutant(
+        "the other half of the heads is chosen", sys.modules["decoding.vhr"], "select_heads",
+        _other_heads,
+        test_vhr.test_acceptance_02_a_head_that_ignores_the_image_is_never_chosen,
+    ),
+)
