@@ -47,6 +47,7 @@ __all__ = [
     "read_questions",
     "recognise",
     "score",
+    "score_stored",
     "summarize",
     "write_questions",
 ]
@@ -312,6 +313,46 @@ def summarize(splits: Mapping[str, PopeResult]) -> PopeSummary:
         for metric in ("accuracy", "f1", "yes_ratio")
     }
     return PopeSummary(dict(splits), CountTable(tuple(columns), tuple(images), counts, means))
+
+
+def score_stored(
+    lines: Sequence[Mapping[str, Any]], parser: str = "strict"
+) -> tuple[PopeSummary, int]:
+    """Scores the lines that `mmlm bench pope` stores: split, version, image, label, text.
+
+    Returns:
+        The summary, and the number of lines that hold an error instead of an answer; those are
+        left out.
+
+    Raises:
+        InputError: If a line lacks a field, or no answer is left.
+    """
+    splits: dict[str, list[Mapping[str, Any]]] = {}
+    failed = 0
+    for number, line in enumerate(lines, start=1):
+        if line.get("error"):
+            failed += 1
+            continue
+        needed = ("split", "version", "image", "label", "text")
+        if missing := [name for name in needed if not isinstance(line.get(name), str)]:
+            raise InputError(
+                f"Line {number} has no {missing[0]!r}.",
+                advice="Score files of `mmlm bench pope`, or give the question file as well.",
+            )
+        splits.setdefault(line["split"], []).append(line)
+    if not splits:
+        raise InputError(f"All {failed} lines hold errors.", advice="Repeat the run.")
+    results = {
+        split: score(
+            [line["text"] for line in answered],
+            [line["label"] for line in answered],
+            parser,
+            images=[line["image"] for line in answered],
+            version="+".join(sorted({line["version"] for line in answered})),
+        )
+        for split, answered in splits.items()
+    }
+    return summarize(results), failed
 
 
 def match_answers(path: str | Path, questions: Sequence[Question]) -> list[str]:

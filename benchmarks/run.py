@@ -1,0 +1,256 @@
+"""Asking a model a benchmark's questions. The answers are stored; scoring needs nothing else.
+
+A `Task` is the list of requests of a benchmark with the facts that scoring will need (image id,
+label, split). `answer` sends them through `mmlm.runner` and appends one JSON line per answer, in
+the order of the data set whatever the batch size; a run that was stopped goes on where it was.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from benchmarks.pope_questions import Question, recognise
+from mmlm.errors import InputError
+from mmlm.records import INFORMATION, write_json
+from mmlm.runner import GenerateSettings, Request, generate_batches
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+
+    from benchmarks.coco import Picture
+    from mmlm.engine.method import Method
+    from mmlm.records import RecordFile
+    from mmlm.runner import Result
+
+__all__ = ["Item", "Speed", "Task", "answer", "caption_task", "pope_task", "run_record"]
+
+
+@dataclass(frozen=True)
+class Item:
+    """One request and what scoring must know about it.
+
+    Attributes:
+        request: What the model is asked.
+        facts: Fields copied to the stored line.
+    """
+
+    request: Request
+    facts: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Task:
+    """The requests of a benchmark.
+
+    Attributes:
+        metric: Name under which results may be published, scorer variant included.
+        items: The requests, in the order of the data set.
+        answer_field: Field of the stored line that holds the answer.
+    """
+
+    metric: str
+    items: tuple[Item, ...]
+    answer_field: str = "text"
+
+
+@dataclass(frozen=True)
+class Speed:
+    """How long answers took.
+
+    Attributes:
+        seconds: Wall-clock time of generating, loading of pictures included.
+        answers: Number of answers.
+        tokens: Number of new tokens.
+    """
+
+    seconds: float = 0.0
+    answers: int = 0
+    tokens: int = 0
+
+    def __add__(self, other: Speed) -> Speed:
+        """The speed of two parts of a run together."""
+        return Speed(
+            self.seconds + other.seconds, self.answers + other.answers, self.tokens + other.tokens
+        )
+
+    @property
+    def seconds_per_answer(self) -> float | None:
+        """Mean time of an answer; None if nothing was timed."""
+        return self.seconds / self.answers if self.answers else None
+
+
+def caption_task(
+    pictures: Sequence[Picture],
+    folder: Path,
+    prompt: str,
+    variant: str = "wordnet",
+) -> Task:
+    """One caption per picture, for CHAIR.
+
+    Args:
+        pictures: The pictures.
+        folder: Where their files are.
+        prompt: The question.
+        variant: Word procedure of the scorer.
+    """
+    items = tuple(
+        Item(
+            Request(str(picture.image_id), (folder / picture.file_name,), prompt),
+            {"image_id": picture.image_id, "image": picture.file_name},
+        )
+        for picture in pictures
+    )
+    return Task(f"chair/{variant}", items, answer_field="caption")
+
+
+def pope_task(
+    splits: Mapping[str, Sequence[Question]],
+    folder: Path,
+    *,
+    suffix: str = "",
+    version_name: str = "custom",
+    parser: str = "strict",
+) -> Task:
+    """The yes/no questions of one or more splits, for POPE.
+
+    Args:
+        splits: Questions by split.
+        folder: Where the pictures are.
+        suffix: Put after every question.
+        version_name: Version of the questions, used for files that are none of the published.
+        parser: How answers will be read.
+    """
+    items: list[Item] = []
+    versions = set()
+    for split, questions in splits.items():
+        known = recognise(questions)
+        versions.add(known[0] if known else version_name)
+        for question in questions:
+            request = Request(
+                f"{split}-{question.question_id}",
+                (folder / question.image,),
+                question.text + suffix,
+            )
+            facts = {
+                "split": split,
+                "version": known[0] if known else version_name,
+                "question_id": question.question_id,
+                "image": question.image,
+                "question": question.text,
+                "label": question.label,
+            }
+            items.append(Item(request, facts))
+    if not items:
+        raise InputError("There are no questions to ask.", advice="Give at least one.")
+    name = "+".join(sorted(versions))
+    return Task(f"pope/{name}/{parser}", tuple(items))
+
+
+def run_record(
+    benchmark: str,
+    data: Mapping[str, Any],
+    model: Mapping[str, Any],
+    methods: Sequence[Method],
+    settings: GenerateSettings,
+    **information: Any,
+) -> dict[str, Any]:
+    """Everything that determines the answers; ``information`` is what does not.
+
+    Args:
+        benchmark: Name of the benchmark.
+        data: What determines the requests.
+        model: Id and loading options of the model.
+        methods: The methods in use.
+        settings: How answers are generated.
+        **information: Further facts worth storing.
+    """
+    fixed = ("id", "dtype", "attention", "chat_template")
+    return {
+        "command": f"bench {benchmark}",
+        "model": {name: model[name] for name in fixed if name in model},
+        "methods": [repr(method) for method in methods],
+        "generate": asdict(settings),
+        "data": dict(data),
+        INFORMATION: {
+            "device": model.get("device"),
+            "versions": {name: version(name) for name in ("mmlm", "torch", "transformers", "nltk")},
+            **information,
+        },
+    }
+
+
+def answer(
+    task: Task,
+    records: RecordFile,
+    model: Any,
+    processor: Any,
+    methods: Sequence[Method],
+    settings: GenerateSettings,
+    *,
+    progress: bool = False,
+    on_batch: Callable[[int], None] | None = None,
+) -> Speed:
+    """Answers what has no answer yet, and stores it.
+
+    Args:
+        task: The benchmark.
+        records: The output, opened.
+        model: A Hugging Face LVLM.
+        processor: Its processor.
+        methods: Methods attached while the model generates.
+        settings: How to generate.
+        progress: Show a progress bar.
+        on_batch: Called after each batch with the number of new answers.
+
+    Returns:
+        The speed of all sessions of this run so far; it stands beside the output as
+        ``<output>.speed.json``.
+    """
+    items = {item.request.id: item for item in task.items}
+    batches = generate_batches(
+        model,
+        processor,
+        [item.request for item in task.items],
+        methods,
+        settings,
+        done={str(identifier) for identifier in records.done},
+        progress=progress,
+    )
+    path = records.path.with_name(records.path.name + ".speed.json")
+    speed = _stored_speed(path) if records.done else Speed()
+    for results, seconds in _timed(batches):
+        records.append([_line(task, items[result.id], result) for result in results])
+        tokens = sum(result.n_tokens for result in results)
+        speed += Speed(seconds, len(results), tokens)
+        if on_batch is not None:
+            on_batch(len(results))
+    write_json(path, asdict(speed))
+    return speed
+
+
+def _line(task: Task, item: Item, result: Result) -> dict[str, Any]:
+    line = {"id": result.id, **item.facts, "prompt": result.prompt}
+    if result.error is not None:
+        return line | {task.answer_field: None, "n_tokens": 0, "error": result.error}
+    return line | {
+        task.answer_field: result.text,
+        "n_tokens": result.n_tokens,
+        "templated": result.templated,
+    }
+
+
+def _timed(batches: Iterator[list[Result]]) -> Iterator[tuple[list[Result], float]]:
+    """Times what the generator does, not what its consumer does with the results."""
+    start = time.perf_counter()
+    for batch in batches:
+        yield batch, time.perf_counter() - start
+        start = time.perf_counter()
+
+
+def _stored_speed(path: Path) -> Speed:
+    return Speed(**json.loads(path.read_text(encoding="utf-8"))) if path.exists() else Speed()

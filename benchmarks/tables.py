@@ -1,0 +1,114 @@
+"""Results as tables for the terminal. Every ratio stands beside its counts and its interval."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from benchmarks.base import CountTable, Measure
+    from benchmarks.chair import ChairResult
+    from benchmarks.pope import PopeSummary
+
+__all__ = ["LABELS", "chair_table", "change_table", "interval_text", "pope_table", "value_text"]
+
+LABELS = {
+    "chair_s": "CHAIR_s",
+    "chair_i": "CHAIR_i",
+    "recall": "Recall",
+    "precision": "Precision",
+    "f1": "F1",
+    "mean_length": "Mean length",
+    "duplicate_sentence_share": "Duplicate sentences",
+    "accuracy": "Accuracy",
+    "yes_ratio": "Yes ratio",
+    "unparsed": "Unparsed",
+    "mean_accuracy": "Mean accuracy",
+    "mean_f1": "Mean F1",
+    "mean_yes_ratio": "Mean yes ratio",
+}
+_PLAIN = ("mean_length",)  # in words, not a share
+
+
+def value_text(name: str, value: float | None) -> str:
+    """A metric as papers print it: percent with one decimal; lengths as they are."""
+    if value is None:
+        return "undefined"
+    return f"{value if name in _PLAIN else 100 * value:.1f}"
+
+
+def interval_text(name: str, measure: Measure) -> str:
+    """The 95 % interval of a metric, or nothing."""
+    if measure.interval is None:
+        return ""
+    low, high = measure.interval.low, measure.interval.high
+    return f"[{value_text(name, low)}, {value_text(name, high)}]"
+
+
+def chair_table(result: ChairResult, *, seed: int = 0) -> Table:
+    """All CHAIR metrics, and where in the captions objects are invented."""
+    table = _table(f"{result.name}: {len(result.per_caption)} captions, {_pictures(result.table)}")
+    for name, measure in result.measures(seed=seed).items():
+        _row(table, LABELS[name], name, measure)
+    table.add_section()
+    for place, measure in zip(("first", "middle", "last"), result.by_third(), strict=True):
+        _row(table, f"Invented, {place} third", "chair_i", measure)
+    return table
+
+
+def pope_table(summary: PopeSummary, *, seed: int = 0) -> Table:
+    """Every split with all its metrics, then the means."""
+    table = _table(f"POPE: {_pictures(summary.table)}")
+    for split, result in summary.splits.items():
+        for name, measure in result.measures(seed=seed).items():
+            _row(table, f"{split}: {LABELS[name]}", name, measure)
+        table.add_section()
+    for name, measure in summary.table.measures(resamples=1000, seed=seed).items():
+        _row(table, LABELS[name], name, measure, counts=False)
+    names = {result.name for result in summary.splits.values()}
+    table.caption = ", ".join(sorted(names))
+    if summary.llava_average is not None:
+        table.caption += f"; LLaVA's POPE average: {100 * summary.llava_average:.1f}"
+    return table
+
+
+def change_table(before: CountTable, after: CountTable, *, seed: int = 0) -> Table:
+    """Paired differences on the same pictures, with what their intervals allow to say."""
+    from rich.table import Table
+
+    table = Table("Metric", "Before", "After", "Change", "95 %", "", title="Paired change")
+    for name in before.ratios:
+        change = before.difference(after, name, seed=seed)
+        if change.value is None or change.interval is None:
+            cells = ("undefined", "", "")
+        else:
+            low, high = (value_text(name, x) for x in (change.interval.low, change.interval.high))
+            verdict = "clear" if change.is_clear else "within noise"
+            cells = (f"{_signed(name, change.value)}", f"[{low}, {high}]", verdict)
+        old, new = (value_text(name, t.measure(name).value) for t in (before, after))
+        table.add_row(LABELS.get(name, name), old, new, *cells)
+    return table
+
+
+def _signed(name: str, value: float) -> str:
+    return ("+" if value > 0 else "") + value_text(name, value)
+
+
+def _table(title: str) -> Table:
+    from rich.table import Table
+
+    table = Table(title=title, title_justify="left")
+    table.add_column("Metric")
+    for column in ("Value", "95 % interval", "Counts"):
+        table.add_column(column, justify="right", no_wrap=True)
+    return table
+
+
+def _row(table: Table, label: str, name: str, measure: Measure, *, counts: bool = True) -> None:
+    fraction = f"{measure.numerator:g} / {measure.denominator:g}" if counts else ""
+    table.add_row(label, value_text(name, measure.value), interval_text(name, measure), fraction)
+
+
+def _pictures(table: CountTable) -> str:
+    return f"{len(table.images)} picture{'s' if len(table.images) != 1 else ''}"
