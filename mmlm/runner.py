@@ -34,6 +34,7 @@ __all__ = [
     "generate_all",
     "generate_batches",
     "generation_config",
+    "seeded",
 ]
 
 
@@ -306,7 +307,7 @@ class _Batch:
 
         ids = [row.request.id for row in rows]
         try:
-            with _seeded(self.seed, ids, self.model.device), mmlm.attach(self.model, *self.methods):
+            with seeded(self.seed, ids, self.model.device), mmlm.attach(self.model, *self.methods):
                 tokens = self.model.generate(**inputs, generation_config=self.config)
         except torch.OutOfMemoryError as error:
             raise MmlmError(
@@ -341,10 +342,15 @@ def _length(answer: torch.Tensor, ends: int | list[int] | None) -> int:
 
 
 @contextlib.contextmanager
-def _seeded(seed: int, ids: Sequence[str], device: torch.device) -> Iterator[None]:
-    """Seeds torch from the run's seed and the batch's identifiers; restores its state afterwards.
+def seeded(seed: int, ids: Sequence[str], device: torch.device) -> Iterator[None]:
+    """Seeds torch from a run's seed and a batch's identifiers; restores its state afterwards.
 
     Identifiers, not the position: which batches ran before in this process must not matter.
+
+    Args:
+        seed: The run's seed.
+        ids: The identifiers in the batch.
+        device: Where the model runs.
     """
     import torch
 

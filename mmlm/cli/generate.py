@@ -181,7 +181,7 @@ def _run_record(settings: Generate, methods: Sequence[Method]) -> dict[str, Any]
     return {
         "command": "generate",
         "model": {name: model[name] for name in ("id", "dtype", "attention", "chat_template")},
-        "methods": [repr(method) for method in methods],
+        "methods": [method.text for method in methods],
         "generate": dataclasses.asdict(settings.generate),
         "input_hash": file_hash(settings.input),
         "shard": settings.shard,
