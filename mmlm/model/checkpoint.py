@@ -1,0 +1,226 @@
+"""Loading and saving models together with their processors.
+
+`load` is how every part of the project gets a model: the embedded one, a folder, or an id of the
+Hugging Face hub. It refuses a checkpoint that does not fill the model exactly, because the library
+itself would go on with random weights and say so only in a log line.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mmlm.errors import InputError, MissingTensors, UnsupportedModel
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel, ProcessorMixin
+
+__all__ = ["ATTENTION", "DTYPES", "EMBEDDED", "embedded_folder", "load", "save"]
+
+EMBEDDED = "embedded"
+"""Name of the model that is part of the package."""
+DTYPES = ("float32", "bfloat16", "float16", "auto")
+ATTENTION = ("sdpa", "eager", "flash_attention_2", "flex_attention")
+
+
+def embedded_folder() -> Path:
+    """Where the embedded model's files are."""
+    return Path(__file__).resolve().parent.parent / "assets"
+
+
+def load(
+    name: str | Path = EMBEDDED,
+    dtype: str = "float32",
+    attention: str = "sdpa",
+    device: str | torch.device = "cpu",
+) -> tuple[PreTrainedModel, ProcessorMixin]:
+    """Loads a vision-language model and its processor, ready to generate.
+
+    Args:
+        name: "embedded", a folder with a checkpoint, or an id on the Hugging Face hub.
+        dtype: precision of the weights in memory: "float32", "bfloat16", "float16", or "auto"
+            for the one they are stored in.
+        attention: the library's attention implementation, "sdpa" or "eager" on any machine.
+        device: where the model is put, "cpu", "cuda", "cuda:1" ...
+
+    Returns:
+        The model in evaluation mode and its processor, which pads on the left.
+
+    Raises:
+        InputError: no such folder or id, not a complete checkpoint, or an unknown option.
+        UnsupportedModel: a model that does not turn images and text into text.
+        MissingTensors: tensors are missing, superfluous or of another shape; names are listed.
+    """
+    if dtype not in DTYPES:
+        raise InputError(f"dtype {dtype!r} is unknown", advice=f"Take one of {', '.join(DTYPES)}.")
+    if attention not in ATTENTION:
+        raise InputError(
+            f"attention {attention!r} is unknown", advice=f"Take one of {', '.join(ATTENTION)}."
+        )
+    source = _source(name)
+    config = _config(source)
+    model = _model(source, config, dtype, attention).to(device).eval()
+    processor = _processor(source)
+    tokenizer = processor.tokenizer
+    tokenizer.padding_side = "left"
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    if model.generation_config.pad_token_id is None:
+        model.generation_config.pad_token_id = tokenizer.pad_token_id
+    return model, processor
+
+
+def save(
+    model: PreTrainedModel,
+    processor: ProcessorMixin,
+    folder: str | Path,
+    *,
+    dtype: torch.dtype | None = None,
+    max_new_tokens: int | None = None,
+) -> None:
+    """Writes a model and its processor as a folder that plain transformers reads.
+
+    Args:
+        model: in memory; it is left as it is.
+        processor: with tokenizer and chat template.
+        folder: made if missing; files of the same names are replaced.
+        dtype: precision of the stored weights, None as in memory.
+        max_new_tokens: default length of an answer, written into the generation settings.
+    """
+    from transformers import GenerationConfig
+
+    tokenizer = processor.tokenizer
+    settings = GenerationConfig(
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        max_new_tokens=max_new_tokens,
+        do_sample=False,
+    )
+    stored = model
+    if dtype is not None:
+        stored = type(model)(model.config).to(dtype)
+        stored.load_state_dict(model.state_dict())
+    former, stored.generation_config = stored.generation_config, settings
+    try:
+        stored.save_pretrained(folder)
+        processor.save_pretrained(folder)
+    finally:
+        stored.generation_config = former
+
+
+def _source(name: str | Path) -> str:
+    """A folder's path, or the id as it was given."""
+    if str(name) == EMBEDDED:
+        if not (embedded_folder() / "config.json").exists():
+            raise InputError(
+                f"the embedded model is missing from {embedded_folder()}",
+                advice="Install the package with its data files, or make it: make embedded-model.",
+            )
+        return str(embedded_folder())
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        if not (folder / "config.json").exists():
+            raise InputError(
+                f"{folder} is not a checkpoint: it has no config.json",
+                advice="Give the folder that save_pretrained wrote.",
+            )
+        return str(folder)
+    text = str(name)
+    looks_like_path = isinstance(name, Path) or text.startswith((".", "/", "~"))
+    if looks_like_path or text.count("/") > 1 or not text:
+        raise InputError(
+            f"there is no folder {text!r}",
+            advice="Give an existing folder, an id like owner/name, or 'embedded'.",
+        )
+    return text
+
+
+def _config(source: str) -> Any:
+    from transformers import AutoConfig
+    from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
+
+    try:
+        config = AutoConfig.from_pretrained(source)
+    except OSError as error:
+        raise InputError(
+            f"no model {source!r}: it is not a folder here, not in the local cache, and the hub "
+            "does not have it or cannot be reached",
+            advice="Check the id, download it once while online, or use --model embedded.",
+        ) from error
+    except ValueError as error:  # a model_type that this version does not know
+        raise UnsupportedModel(
+            f"{source!r} has an architecture unknown to this version of transformers: "
+            f"{str(error).splitlines()[0]}",
+            advice="Upgrade transformers, or choose another model.",
+        ) from error
+    if type(config) not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING:
+        raise UnsupportedModel(
+            f"{source!r} is a {config.model_type!r} model, which does not turn images and text "
+            "into text",
+            advice="Choose a vision-language model such as LLaVA, Qwen2.5-VL or InternVL.",
+        )
+    return config
+
+
+def _model(source: str, config: Any, dtype: str, attention: str) -> PreTrainedModel:
+    import torch
+    from transformers import AutoModelForImageTextToText
+
+    try:
+        model, info = AutoModelForImageTextToText.from_pretrained(
+            source,
+            config=config,
+            dtype=dtype if dtype == "auto" else getattr(torch, dtype),
+            attn_implementation=attention,
+            output_loading_info=True,
+            # Reported below, with all names, instead of an exception at the first one.
+            ignore_mismatched_sizes=True,
+        )
+    except OSError as error:
+        raise InputError(
+            f"the weights of {source!r} cannot be read: {str(error).splitlines()[0]}",
+            advice="The checkpoint is incomplete; download or copy it again.",
+        ) from error
+    except ImportError as error:
+        raise InputError(
+            f"attention {attention!r} is not installed: {str(error).splitlines()[0]}",
+            advice="Use --attention sdpa.",
+        ) from error
+    _check(source, info)
+    return model
+
+
+def _check(source: str, info: dict[str, Any]) -> None:
+    """Raises if the checkpoint does not fill the model exactly."""
+    mismatched = [key if isinstance(key, str) else str(key[0]) for key in info["mismatched_keys"]]
+    kinds = {
+        "missing": sorted(set(info["missing_keys"]) - set(mismatched)),
+        "unexpected": sorted(info["unexpected_keys"]),
+        "of another shape": sorted(mismatched),
+    }
+    found = [f"{len(names)} {kind}: {', '.join(names)}" for kind, names in kinds.items() if names]
+    if found:
+        raise MissingTensors(
+            f"the checkpoint {source!r} does not fit its model; tensors {'; '.join(found)}",
+            advice="The files do not belong together or are incomplete; save or download again.",
+        )
+
+
+def _processor(source: str) -> ProcessorMixin:
+    from transformers import AutoProcessor, ProcessorMixin
+
+    try:
+        processor = AutoProcessor.from_pretrained(source)
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"{source!r} has no processor that can be read: {str(error).splitlines()[0]}",
+            advice="Save the processor beside the model with processor.save_pretrained.",
+        ) from error
+    if not isinstance(processor, ProcessorMixin):
+        raise InputError(
+            f"{source!r} has a {type(processor).__name__} but no processor for images and text",
+            advice="Save the processor beside the model with processor.save_pretrained.",
+        )
+    return processor

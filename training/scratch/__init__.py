@@ -1,0 +1,1 @@
+"""A small LLaVA trained from nothing: vision, language, then the two together."""
