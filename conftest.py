@@ -7,4 +7,4 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("WANDB_MODE", "offline")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-import mmlm  # noqa: E402, F401  (installs the torchvision guard)
+import mmlm  # noqa: F401  (installs the torchvision guard)

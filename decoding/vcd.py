@@ -81,9 +81,11 @@ class VCD(Method):
         left alone.
     Limits:
         Pictures, no videos. ``generate`` must get the pictures, not encoded features.
+
     Raises:
         ValueError: for a parameter out of range.
         LayoutError: at the first forward, without pixel inputs.
+
     Example:
         with VCD(alpha=1.0, beta=0.2)(model):
             ids = model.generate(**inputs, do_sample=True)
@@ -119,7 +121,7 @@ class VCD(Method):
         return cls(alpha=0.5, beta=0.1)
 
     def neutral(self) -> Self:
-        """alpha = 0 and beta = 0."""
+        """Alpha = 0 and beta = 0."""
         return type(self)(alpha=0.0, beta=0.0)
 
     @property

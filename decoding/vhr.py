@@ -8,9 +8,9 @@ taken from it; where the paper leaves a choice, the docstring says what was chos
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 import torch
 from jaxtyping import Bool, Float
@@ -20,7 +20,14 @@ from mmlm.engine.anatomy import Anatomy
 from mmlm.engine.branches import Branch, NoImage
 from mmlm.engine.method import Cost, Method, Paper, Prompt
 
-__all__ = ["VHR", "divergence", "drop_negative_outliers", "select_heads", "text_activation", "total"]
+__all__ = [
+    "VHR",
+    "divergence",
+    "drop_negative_outliers",
+    "select_heads",
+    "text_activation",
+    "total",
+]
 
 
 def divergence(
@@ -132,9 +139,11 @@ class VHR(Method):
     Limits:
         Needs ``self_attn.o_proj``-like projections. "lockstep" needs a dynamic cache and costs a
         second full-length set of rows in the prefill. Chunked prefill is refused.
+
     Raises:
         ValueError: for a parameter out of range or a layer that the model does not have.
         UnsupportedModel: if the model has no output projection per layer.
+
     Example:
         with VHR(alpha=2.0)(model):
             ids = model.generate(**inputs, max_new_tokens=64)
@@ -179,7 +188,7 @@ class VHR(Method):
         return cls(alpha=alpha, layers=cls(alpha=alpha).chosen_layers(anatomy.n_layers))
 
     def neutral(self) -> Self:
-        """alpha = 1."""
+        """Alpha = 1."""
         return type(self)(alpha=1.0)
 
     @property
@@ -262,9 +271,7 @@ class VHR(Method):
         both = y.shape[0] == 2 * gain.shape[0]
         return torch.cat([gain, gain]) if both else gain
 
-    def choose(
-        self, state: _State, layer: int, y: Float[Tensor, "B L H d"]
-    ) -> Bool[Tensor, "B H"]:
+    def choose(self, state: _State, layer: int, y: Float[Tensor, "B L H d"]) -> Bool[Tensor, "B H"]:
         """The heads of one layer, from its output at the last prompt position."""
         last = y[:, -1].float()
         rows = state.has_image.shape[0]
@@ -279,11 +286,8 @@ class VHR(Method):
         return select_heads(vhd) & state.has_image[:, None]
 
 
-def _layer_tuple(layers: object) -> tuple[int, ...]:
-    try:
-        values = tuple(layers)  # type: ignore[call-overload]
-    except TypeError:
-        values = (layers,)
+def _layer_tuple(layers: Any) -> tuple[int, ...]:
+    values = tuple(layers) if isinstance(layers, Iterable) else (layers,)
     if not values or not all(isinstance(v, int) and not isinstance(v, bool) for v in values):
         raise ValueError(f"VHR: layers must be a non-empty list of layer numbers, got {layers!r}.")
     if len(set(values)) != len(values) or min(values) < 0:
@@ -291,10 +295,10 @@ def _layer_tuple(layers: object) -> tuple[int, ...]:
     return tuple(sorted(values))
 
 
-def _heads_tuple(heads: object) -> tuple[tuple[int, tuple[int, ...]], ...]:
+def _heads_tuple(heads: Any) -> tuple[tuple[int, tuple[int, ...]], ...]:
     try:
         pairs = heads.items() if isinstance(heads, Mapping) else heads
-        fixed = tuple(sorted((int(k), tuple(sorted(int(h) for h in v))) for k, v in pairs))  # type: ignore[attr-defined]
+        fixed = tuple(sorted((int(k), tuple(sorted(int(h) for h in v))) for k, v in pairs))
     except (TypeError, ValueError) as error:
         raise ValueError(
             f"VHR: heads_by_layer must be ((layer, (head, ...)), ...), got {heads!r}."

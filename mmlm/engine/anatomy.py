@@ -86,7 +86,7 @@ class Anatomy:
     """
 
     def __init__(self, model: nn.Module) -> None:
-        self.model = model
+        self.model: Any = model
         config = getattr(model, "config", None)
         if config is None or not callable(getattr(model, "get_decoder", None)):
             raise UnsupportedModel(
@@ -98,10 +98,10 @@ class Anatomy:
         self.family_name: str = config.model_type
         self.family = FAMILIES.get(self.family_name, GENERIC)
         self.composite: Any = self._part(model, "inner model", ("model",))
-        self.text: Any = model.get_decoder()
+        self.text: Any = self.model.get_decoder()
         self.layers: Any = self._part(self.text, "decoder layers", ("layers", "h", "blocks"))
         self.norm: Any = self._part(self.text, "last norm", _NORM_PATHS)
-        self.head: Any = model.get_output_embeddings()  # type: ignore[operator]
+        self.head: Any = self.model.get_output_embeddings()
         text_config = config.get_text_config()
         self.n_layers: int = len(self.layers)
         self.n_heads: int = text_config.num_attention_heads

@@ -18,7 +18,8 @@ import torch
 from torch import Tensor, nn
 
 from mmlm.engine.anatomy import Anatomy
-from mmlm.engine.branches import Auxiliary, Branch, Captured, Source, couple
+from mmlm.engine.auxiliary import Auxiliary, couple
+from mmlm.engine.branches import Branch, Captured, Source
 from mmlm.engine.combine import chain, edit_logits, product, total
 from mmlm.engine.guard import guarded_generate
 from mmlm.engine.layout import TokenLayout

@@ -85,16 +85,16 @@ class TokenLayout:
 
     @property
     def real(self) -> Tensor:
-        """bool [B, N]: everything but padding."""
+        """Bool [B, N]: everything but padding."""
         return self.seg != PAD
 
     @property
     def visual(self) -> Tensor:
-        """bool [B, N]: visual positions."""
+        """Bool [B, N]: visual positions."""
         return self.seg == VISUAL
 
     def has_image(self) -> Tensor:
-        """bool [B]: rows that hold at least one visual position."""
+        """Bool [B]: rows that hold at least one visual position."""
         return self.visual.any(-1)
 
     def last_row(self) -> Tensor:

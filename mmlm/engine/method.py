@@ -204,7 +204,9 @@ class Method(abc.ABC):
     def mask(self, state: Any, layout: TokenLayout) -> Callable[..., Tensor] | None:
         """A rule (b, q, k) -> bool that opens attention beyond causal; several: the union."""
 
-    def tokens(self, state: Any, layer: int, x: Float[Tensor, "B N D"]) -> Int[Tensor, "B n"] | None:
+    def tokens(
+        self, state: Any, layer: int, x: Float[Tensor, "B N D"]
+    ) -> Int[Tensor, "B n"] | None:
         """Which positions go on from ``layer``; several methods: the intersection."""
 
     def layer_in(

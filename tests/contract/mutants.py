@@ -15,6 +15,7 @@ import checks
 import torch
 
 import mmlm.engine.attach as engine
+import mmlm.engine.auxiliary as auxiliary
 import mmlm.engine.branches as branches
 from decoding.vcd import VCD
 from decoding.vhr import VHR
@@ -50,27 +51,25 @@ def _mask_dropped(self, n):
     return None
 
 
-def _uncoupled(cache, auxiliary):
+def _uncoupled(cache, rows):
     return lambda: None
 
 
-def _half_coupled(cache, auxiliary):
+def _half_coupled(cache, rows):
     """The main cache follows the beams, the branches do not."""
-    auxiliary.select = lambda index: None
-    return _couple(cache, auxiliary)
+    rows.select = lambda index: None
+    return _couple(cache, rows)
 
 
-_couple = branches.couple
+_couple = auxiliary.couple
 _build = branches.NoImage.build
-_next = branches._Group.next_positions
+_next = auxiliary._Group.next_positions
 _catch = engine._Run._head_gain
 
 
 def _off_by_one(self, source):
     prompt = _build(self, source)
-    return branches.BranchPrompt(
-        prompt.embeds.roll(1, dims=1), prompt.mask, prompt.positions
-    )
+    return branches.BranchPrompt(prompt.embeds.roll(1, dims=1), prompt.mask, prompt.positions)
 
 
 def _late_positions(self, main, n):
@@ -93,51 +92,86 @@ def _other_heads(vhd):
 
 MUTANTS = (
     Mutant(
-        "heads are not scaled", engine._Run, "_head_gain", lambda self, i, layer, y: None,
+        "heads are not scaled",
+        engine._Run,
+        "_head_gain",
+        lambda self, i, layer, y: None,
         lambda: checks.changes_logits(VHR(), "llava"),
     ),
     Mutant(
-        "logits are not edited", engine, "edit_logits", _no_edit,
+        "logits are not edited",
+        engine,
+        "edit_logits",
+        _no_edit,
         lambda: checks.changes_logits(VCD(), "llava"),
     ),
     Mutant(
-        "the cut is taken after the delta", engine, "edit_logits", _cut_after_delta,
+        "the cut is taken after the delta",
+        engine,
+        "edit_logits",
+        _cut_after_delta,
         test_vcd.test_acceptance_6_two_methods_are_the_sum_of_their_deltas,
     ),
     Mutant(
-        "hooks are not removed", torch.utils.hooks.RemovableHandle, "remove", lambda self: None,
+        "hooks are not removed",
+        torch.utils.hooks.RemovableHandle,
+        "remove",
+        lambda self: None,
         lambda: checks.leaves_no_trace(VHR(), "llava"),
     ),
     Mutant(
-        "the text-only prompt is shifted by one", branches.NoImage, "build", _off_by_one,
+        "the text-only prompt is shifted by one",
+        branches.NoImage,
+        "build",
+        _off_by_one,
         lambda: test_vhr.test_equals_the_naive_reference(False),
     ),
     Mutant(
-        "the branches' padding mask is dropped", branches._Group, "full_mask", _mask_dropped,
+        "the branches' padding mask is dropped",
+        auxiliary._Group,
+        "full_mask",
+        _mask_dropped,
         lambda: checks.batch_equals_single_rows(VCD(), "llava"),
     ),
     Mutant(
-        "the caches are not coupled", engine, "couple", _uncoupled,
+        "the caches are not coupled",
+        engine,
+        "couple",
+        _uncoupled,
         lambda: test_vcd.beams_equal_recomputed(VCD.pope(), "llava"),
     ),
     Mutant(
-        "the branches stay behind the beams", engine, "couple", _half_coupled,
+        "the branches stay behind the beams",
+        engine,
+        "couple",
+        _half_coupled,
         lambda: checks.beams_equal_static_beams(VCD.pope(), "llava"),
     ),
     Mutant(
-        "branch positions run ahead", branches._Group, "next_positions", _late_positions,
+        "branch positions run ahead",
+        auxiliary._Group,
+        "next_positions",
+        _late_positions,
         lambda: test_vcd.test_acceptance_3_cached_equals_uncached("llava", VCD.pope()),
     ),
     Mutant(
-        "methods act in the branches too", engine._Run, "_call", _loud_branches,
+        "methods act in the branches too",
+        engine._Run,
+        "_call",
+        _loud_branches,
         lambda: test_vhr.test_acceptance_09_one_extra_forward_without_the_image("llava"),
     ),
     Mutant(
-        "gains go to the wrong row", engine._Run, "_head_gain", _wrong_rows,
+        "gains go to the wrong row",
+        engine._Run,
+        "_head_gain",
+        _wrong_rows,
         lambda: checks.image_free_row_is_unchanged(VHR(), "llava"),
     ),
     Mutant(
-        "the other half of the heads is chosen", sys.modules["decoding.vhr"], "select_heads",
+        "the other half of the heads is chosen",
+        sys.modules["decoding.vhr"],
+        "select_heads",
         _other_heads,
         test_vhr.test_acceptance_02_a_head_that_ignores_the_image_is_never_chosen,
     ),

@@ -45,8 +45,9 @@ def test_contract(cls, family, check):
     model, _ = tiny.shared(family)
     reasons = mmlm.Anatomy(model).supports(cases.strong(cls))
     if reasons:  # only a declared limit may leave a family out, and then attach must refuse
-        with pytest.raises(UnsupportedModel, match=re.escape(reasons[0])), attach(
-            model, cases.strong(cls)
+        with (
+            pytest.raises(UnsupportedModel, match=re.escape(reasons[0])),
+            attach(model, cases.strong(cls)),
         ):
             pass
         return
@@ -102,12 +103,15 @@ def test_pairs_run_in_either_order_or_refuse(pair, family):
     model, processor = tiny.shared(family)
     inputs = checks.batch(processor)
     a, b = (cases.strong(cls) for cls in pair)
+    refusal = None
     try:
         with attach(model, a, b):
             ab = checks.generate(model, inputs, do_sample=False)
     except IncompatibleMethods as error:
-        assert type(a).__name__ in str(error)
-        assert type(b).__name__ in str(error)
+        refusal = str(error)
+    if refusal is not None:
+        assert type(a).__name__ in refusal
+        assert type(b).__name__ in refusal
         return
     with attach(model, b, a):
         ba = checks.generate(model, inputs, do_sample=False)

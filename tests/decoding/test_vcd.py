@@ -24,7 +24,7 @@ from mmlm.errors import LayoutError
 SETTINGS = (VCD.pope(), VCD.sampler())
 
 
-# ---- the equations, by hand ----------------------------------------------------------------------
+# ---- the equations, by hand ----
 
 
 def test_noise_schedule_by_loop():
@@ -57,7 +57,7 @@ def test_the_cut_looks_at_the_clear_branch_not_at_the_result():
     assert edited.tolist() == [[-9.0, -math.inf]]
 
 
-# ---- a naive reference: two full passes per token, no cache, own noise ----------------------------
+# ---- a naive reference: two full passes per token, no cache, own noise ----
 
 
 def noised_pixels(inputs, model, method):
@@ -125,7 +125,7 @@ def reference(model, inputs, method, **options):
     return checks.generate(model, inputs, logits_processor=processors, **options)
 
 
-# ---- common acceptance tests, by number -----------------------------------------------------------
+# ---- common acceptance tests, by number ----
 
 
 @pytest.mark.parametrize("family", tiny.FAMILIES)
@@ -202,9 +202,7 @@ def test_acceptance_6_heads_stay_off_in_the_noised_branch():
     method = VCD(alpha=1.0, beta=0.0)
     with attach(model, VHR()):
         main = checks.next_logits(model, inputs)
-    z_noised = whole_pass(
-        model, inputs, inputs["input_ids"], noised_pixels(inputs, model, method)
-    )
+    z_noised = whole_pass(model, inputs, inputs["input_ids"], noised_pixels(inputs, model, method))
     # A plain call without position ids counts padding too, in both branches alike.
     with attach(model, VHR(), method):
         more = (inputs["attention_mask"].cumsum(-1) - 1).clamp(min=0)
@@ -232,7 +230,7 @@ def test_equal_branches_run_once():
     assert seen == [2, 2]
 
 
-# ---- sampling, return sequences, cache hand-back ----------------------------------------------------
+# ---- sampling, return sequences, cache hand-back ----
 
 
 @torch.no_grad()
@@ -253,8 +251,12 @@ def test_the_returned_cache_has_the_callers_rows_only():
     inputs = checks.batch(processor)
     with attach(model, VCD()):
         result = model.generate(
-            **inputs, max_new_tokens=3, min_new_tokens=3, return_dict_in_generate=True,
-            output_hidden_states=True, output_logits=True,
+            **inputs,
+            max_new_tokens=3,
+            min_new_tokens=3,
+            return_dict_in_generate=True,
+            output_hidden_states=True,
+            output_logits=True,
         )
     cache = result.past_key_values
     assert cache.layers[0].keys.shape[0] == 2
@@ -275,7 +277,7 @@ def test_output_logits_are_the_edited_ones():
     assert torch.equal(result.logits[0].isinf(), edited.isinf())
 
 
-# ---- differs, limits, errors ----------------------------------------------------------------------
+# ---- differs, limits, errors ----
 
 
 def test_the_seed_changes_the_noise_and_one_seed_repeats_it():

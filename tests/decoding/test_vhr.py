@@ -43,7 +43,7 @@ def record_gains(model, method, inputs):
     return found["state"].heads
 
 
-# ---- a naive reference: loops over heads, eager attention, no cache, no hooks --------------------
+# ---- a naive reference: loops over heads, eager attention, no cache, no hooks ----
 
 
 def _rotate(x, cos, sin):
@@ -144,7 +144,7 @@ def test_equals_the_naive_reference(lockstep):
         torch.testing.assert_close(model(**inputs).logits[0, -1], expected, atol=1e-4, rtol=0)
 
 
-# ---- the equations, by hand ----------------------------------------------------------------------
+# ---- the equations, by hand ----
 
 
 def test_divergence_by_hand():
@@ -176,7 +176,7 @@ def test_deviation_convention_changes_outliers():
     assert (unbiased[0, 2] == 0.0) == bool(vhd.mean() + vhd.std() < 4.2)
 
 
-# ---- acceptance tests of the specification, by number --------------------------------------------
+# ---- acceptance tests of the specification, by number ----
 
 
 @pytest.mark.parametrize("family", tiny.FAMILIES)
@@ -333,7 +333,7 @@ def test_acceptance_10_evaluation_reports_text_quality():
     assert metrics["mean_length"] == 9
 
 
-# ---- one test per line under "Differs" and per error ----------------------------------------------
+# ---- one test per line under "Differs" and per error ----
 
 
 @torch.no_grad()
@@ -415,11 +415,15 @@ def test_constructor_errors(arguments, message):
 
 def test_a_layer_out_of_range_names_the_range():
     model, _ = tiny.shared("llava")
-    with pytest.raises(ValueError, match="layer 9 does not exist; the model has layers 0 to 3"), \
-            attach(model, VHR(layers=(9,))):
+    with (
+        pytest.raises(ValueError, match="layer 9 does not exist; the model has layers 0 to 3"),
+        attach(model, VHR(layers=(9,))),
+    ):
         pass
-    with pytest.raises(ValueError, match="heads 0 to 7, got 8"), \
-            attach(model, VHR(heads_by_layer=((0, (8,)),))):
+    with (
+        pytest.raises(ValueError, match="heads 0 to 7, got 8"),
+        attach(model, VHR(heads_by_layer=((0, (8,)),))),
+    ):
         pass
 
 
@@ -428,8 +432,10 @@ def test_a_model_without_output_projection_is_refused_by_name():
     for layer in model.get_decoder().layers:
         layer.self_attn.fused = layer.self_attn.o_proj
         del layer.self_attn.o_proj
-    with pytest.raises(TypeError, match=r"no output projection.*self_attn\.fused"), \
-            attach(model, VHR()):
+    with (
+        pytest.raises(TypeError, match=r"no output projection.*self_attn\.fused"),
+        attach(model, VHR()),
+    ):
         pass
 
 
@@ -442,8 +448,7 @@ def test_a_width_that_is_no_multiple_of_the_heads_is_refused():
 
 def test_nested_use_is_a_runtime_error():
     model, _ = tiny.shared("llava")
-    with attach(model, VHR()), pytest.raises(RuntimeError, match="already attached"), \
-            VHR()(model):
+    with attach(model, VHR()), pytest.raises(RuntimeError, match="already attached"), VHR()(model):
         pass
 
 
@@ -458,8 +463,9 @@ def test_nothing_but_an_image_is_refused():
 
 def test_lockstep_refuses_a_static_cache():
     model, processor = tiny.shared("llava")
-    with attach(model, VHR(text_branch="lockstep")), pytest.raises(
-        IncompatibleMethods, match="static cache"
+    with (
+        attach(model, VHR(text_branch="lockstep")),
+        pytest.raises(IncompatibleMethods, match="static cache"),
     ):
         model.generate(
             **checks.batch(processor),
