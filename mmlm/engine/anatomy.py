@@ -85,8 +85,8 @@ class Anatomy:
         UnsupportedModel: If a part every method needs is missing.
     """
 
-    def __init__(self, model: nn.Module) -> None:
-        self.model: Any = model
+    def __init__(self, model: Any) -> None:
+        self.model = model
         config = getattr(model, "config", None)
         if config is None or not callable(getattr(model, "get_decoder", None)):
             raise UnsupportedModel(
@@ -98,10 +98,10 @@ class Anatomy:
         self.family_name: str = config.model_type
         self.family = FAMILIES.get(self.family_name, GENERIC)
         self.composite: Any = self._part(model, "inner model", ("model",))
-        self.text: Any = self.model.get_decoder()
+        self.text: Any = model.get_decoder()
         self.layers: Any = self._part(self.text, "decoder layers", ("layers", "h", "blocks"))
         self.norm: Any = self._part(self.text, "last norm", _NORM_PATHS)
-        self.head: Any = self.model.get_output_embeddings()
+        self.head: Any = model.get_output_embeddings()
         text_config = config.get_text_config()
         self.n_layers: int = len(self.layers)
         self.n_heads: int = text_config.num_attention_heads

@@ -1,0 +1,50 @@
+# Everything a newcomer types. Each target sets up what it needs; nothing downloads at run time.
+PYTHON ?= python3.11
+VENV ?= .venv
+BIN := $(VENV)/bin
+# pip's progress and Python's threads, the same everywhere.
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+export TOKENIZERS_PARALLELISM := false
+export HF_HUB_OFFLINE ?= 1
+export WANDB_MODE ?= offline
+
+.PHONY: setup demo test lint docs embedded-model measure speed clean
+
+setup: $(VENV)/.done
+
+# torch comes first and pinned: a later release would pull gigabytes of CUDA libraries on a CPU.
+$(VENV)/.done: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet torch==2.13.0
+	$(BIN)/pip install --quiet --editable '.[dev]' --constraint constraints.txt
+	touch $@
+
+demo: setup
+	$(BIN)/mmlm demo
+
+test: setup
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+# Writes the pages that are made from the code and checks that the rest of docs/ is in step.
+docs: setup
+	$(BIN)/python tools/build_docs.py
+
+# Trains the small model that ships in mmlm/assets: about 45 minutes on two cores, resumable.
+embedded-model: setup
+	$(BIN)/python tools/build_embedded_model.py
+
+# Measures the shipped model and writes docs/embedded-model.md: about an hour on two cores.
+measure: setup
+	$(BIN)/python tools/measure_embedded.py
+
+# Latency of every method as a ratio to plain decoding, on a random model of fixed shape.
+speed: setup
+	$(BIN)/python -m benchmarks.speed
+
+clean:
+	rm -rf $(VENV) demo runs .cache build *.egg-info
