@@ -28,6 +28,7 @@ __all__ = [
     "SIMPLE_TEMPLATE",
     "ImageSource",
     "Message",
+    "has_chat_template",
     "load_image",
     "message",
     "prepare",
@@ -218,12 +219,17 @@ def use_chat_template(processor: Any, template: str) -> None:
                 f"The chat template {template!r} cannot be read: {error}.",
                 advice="Give `model`, `simple`, or the path of a Jinja file.",
             ) from error
-    if not _template(processor):
+    if not has_chat_template(processor):
         raise InputError(
             f"{type(processor).__name__} has no chat template.",
             advice="Give --model.chat_template simple, or the path of a Jinja file "
             "(in Python: mmlm.inputs.use_chat_template).",
         )
+
+
+def has_chat_template(processor: Any) -> bool:
+    """Whether the processor, or its tokenizer, knows how a conversation is written down."""
+    return bool(_template(processor))
 
 
 def _template(processor: Any) -> Any:

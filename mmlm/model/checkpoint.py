@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel, ProcessorMixin
 
-__all__ = ["ATTENTION", "DTYPES", "EMBEDDED", "embedded_folder", "load", "save"]
+__all__ = ["ATTENTION", "DTYPES", "EMBEDDED", "embedded_folder", "load", "save", "skeleton"]
 
 EMBEDDED = "embedded"
 """Name of the model that is part of the package."""
@@ -69,6 +69,29 @@ def load(
     if model.generation_config.pad_token_id is None:
         model.generation_config.pad_token_id = tokenizer.pad_token_id
     return model, processor
+
+
+def skeleton(name: str | Path = EMBEDDED) -> tuple[PreTrainedModel, ProcessorMixin]:
+    """Builds a model without weights, to look at its parts; reads only the small files.
+
+    Args:
+        name: as for `load`.
+
+    Returns:
+        The model, its parameters on the "meta" device, and its processor.
+
+    Raises:
+        InputError: no such folder or id, or no processor.
+        UnsupportedModel: a model that does not turn images and text into text.
+    """
+    import torch
+    from transformers import AutoModelForImageTextToText
+
+    source = _source(name)
+    config = _config(source)
+    with torch.device("meta"):
+        model = AutoModelForImageTextToText.from_config(config)
+    return model.eval(), _processor(source)
 
 
 def save(
@@ -186,7 +209,7 @@ def _model(source: str, config: Any, dtype: str, attention: str) -> PreTrainedMo
     except ImportError as error:
         raise InputError(
             f"attention {attention!r} is not installed: {str(error).splitlines()[0]}",
-            advice="Use --attention sdpa.",
+            advice="Use attention sdpa (--model.attention sdpa).",
         ) from error
     _check(source, info)
     return model

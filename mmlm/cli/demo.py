@@ -1,0 +1,324 @@
+"""``mmlm demo``: the main job in one command. Draw, caption, mitigate, score, show.
+
+Pictures of the embedded world (or a folder in COCO format) are captioned plainly and with each
+method, yes/no questions about objects are asked, everything is scored, and a table and a page with
+pictures say what changed. Nothing is assumed to help: the numbers come from this very run.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mmlm.cli.frame import DONE, SOME_FAILED, Command, Terminal
+from mmlm.cli.options import ModelOptions, check_model_id, open_model, parse_methods
+from mmlm.cli.pictures import DataOptions, Source, find
+from mmlm.errors import InputError
+from mmlm.runner import GenerateSettings
+
+if TYPE_CHECKING:
+    from benchmarks.report import MethodRun
+    from benchmarks.run import Speed, Task
+    from mmlm.engine.method import Method
+
+__all__ = ["COMMAND", "Demo", "DemoGenerate"]
+
+REPORT = "report.html"
+RESULTS = "results.json"
+PLAIN = "plain"
+FULL = (300, 100)  # pictures to caption, pictures to ask about
+QUICK = (60, 20)
+
+
+@dataclass(frozen=True)
+class DemoGenerate(GenerateSettings):
+    max_new_tokens: int = 84
+    batch_size: int = 30
+
+
+DemoGenerate.__doc__ = GenerateSettings.__doc__
+
+
+@dataclass(frozen=True)
+class Demo:
+    """Options of ``mmlm demo``.
+
+    Attributes:
+        output: Folder for report.html, results.json, the pictures and the answers. Answers that
+            the same run left there are used again.
+        methods: A method to compare with plain decoding, e.g. "VHR(alpha=2.0)".
+        quick: Fewer pictures: under a minute instead of under five.
+        questions: Number of pictures that yes/no questions are asked about, six of each of the
+            three kinds. Default: 100, quick: 20.
+        data: Which pictures. The default count is 300, quick: 60.
+        model: The model.
+        generate: How answers are generated.
+    """
+
+    output: Path = Path("demo")
+    methods: tuple[str, ...] = field(default=("VHR", "VCD"), metadata={"alias": "--method"})
+    quick: bool = False
+    questions: int | None = None
+    data: DataOptions = field(default_factory=DataOptions)
+    model: ModelOptions = field(default_factory=ModelOptions)
+    generate: DemoGenerate = field(default_factory=DemoGenerate)
+
+    @property
+    def n_questions(self) -> int:
+        """Number of pictures that are asked about."""
+        return self.questions or (QUICK if self.quick else FULL)[1]
+
+
+def run(settings: Demo, terminal: Terminal) -> int:
+    """Runs the whole demo.
+
+    Returns:
+        ``DONE``, or ``SOME_FAILED`` if a picture could not be read.
+
+    Raises:
+        MmlmError: For everything that makes the run impossible, before any work.
+    """
+    ways = _ways(settings.methods)
+    source = _source(settings)
+    check_model_id(settings.model.id)
+    _claim_report(settings.output / REPORT)
+    import mmlm
+
+    model, processor = open_model(settings.model, (), terminal)
+    for method in ways.values():
+        with mmlm.attach(model, *method):
+            pass
+    settings.output.mkdir(parents=True, exist_ok=True)
+    drawn = source.draw(terminal.progress)
+    answers = _Answers(settings, drawn, model, processor)
+    runs, failed = _run_all(answers, ways, terminal)
+    _show(settings, drawn, runs, answers.folder, terminal)
+    return SOME_FAILED if failed else DONE
+
+
+def _ways(texts: Sequence[str]) -> dict[str, tuple[Method, ...]]:
+    """Ways of decoding by label: plain, then each method as the user wrote it."""
+    ways: dict[str, tuple[Method, ...]] = {PLAIN: ()}
+    for text in texts:
+        if method := parse_methods([text]):
+            ways[text.strip()] = method
+    return ways
+
+
+def _source(settings: Demo) -> Source:
+    if settings.questions is not None and settings.questions < 1:
+        raise InputError(
+            f"--questions is {settings.questions}.", advice="Ask about at least 1 picture."
+        )
+    data = settings.data
+    if data.count is None:
+        # A folder may hold fewer pictures than that.
+        wanted = (QUICK if settings.quick else FULL)[0]
+        known = find(data, settings.output / "pictures").count if data.images else wanted
+        data = replace(data, count=min(wanted, known))
+    return find(data, settings.output / "pictures")
+
+
+def _claim_report(path: Path) -> None:
+    """Refuses to replace a page that another program wrote."""
+    from benchmarks.page import GENERATOR
+
+    if path.exists() and (not path.is_file() or GENERATOR.encode() not in path.read_bytes()[:600]):
+        raise InputError(
+            f"{str(path)!r} exists and was not written by `mmlm demo`.",
+            advice="Choose another --output.",
+        )
+
+
+@dataclass(frozen=True)
+class _Answers:
+    """The stored answers of this run: one file per way of decoding and benchmark."""
+
+    settings: Demo
+    source: Source
+    model: Any
+    processor: Any
+
+    @property
+    def folder(self) -> Path:
+        """A folder of its own for every model, data set and setting, so that runs never mix."""
+        facts = json.dumps(self._record((), {}), sort_keys=True).encode()
+        name = re.sub(r"\W+", "-", Path(self.settings.model.id).name).strip("-")
+        return self.settings.output / "answers" / f"{name}-{hashlib.sha256(facts).hexdigest()[:8]}"
+
+    def _record(self, methods: Sequence[Method], data: Mapping[str, Any]) -> dict[str, Any]:
+        from benchmarks import run as bench
+        from mmlm.records import INFORMATION
+        from mmlm.runner import fingerprint
+
+        record = bench.run_record(
+            "demo",
+            {**self.source.description, "prompt": self.source.prompt, **data},
+            asdict(self.settings.model),
+            methods,
+            self.settings.generate,
+        )
+        if not methods and not data:
+            del record[INFORMATION]
+        return record | {"weights": fingerprint(self.model)}
+
+    def warm_up(self) -> None:
+        """One picture before the clock runs: first calls load kernels and allocate memory."""
+        from mmlm.runner import Request, generate_all
+
+        first = self.source.folder / self.source.pictures[0].file_name
+        request = Request("warm-up", (first,), self.source.prompt)
+        settings = replace(self.settings.generate, max_new_tokens=4)
+        for _ in generate_all(self.model, self.processor, [request], (), settings):
+            pass
+
+    def get(
+        self,
+        label: str,
+        methods: Sequence[Method],
+        task: Task,
+        data: Mapping[str, Any],
+        advance: Callable[[int], None],
+    ) -> tuple[list[dict[str, Any]], Speed]:
+        """The answers of one way of decoding to one benchmark, computed if they are not there."""
+        from benchmarks import run as bench
+        from mmlm.records import RecordFile
+
+        name = re.sub(r"[^\w.=]+", "-", label).strip("-")
+        path = self.folder / f"{name}.{task.metric.partition('/')[0]}.jsonl"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with RecordFile(path, self._record(methods, data | {"metric": task.metric})) as records:
+            advance(len(records.done))
+            speed = bench.answer(
+                task,
+                records,
+                self.model,
+                self.processor,
+                methods,
+                self.settings.generate,
+                on_batch=advance,
+            )
+        return list(records.done.values()), speed
+
+
+def _run_all(
+    answers: _Answers, ways: Mapping[str, tuple[Method, ...]], terminal: Terminal
+) -> tuple[list[MethodRun], int]:
+    """Answers and scores everything; also the number of failed answers."""
+    from benchmarks import chair, pope, run
+    from benchmarks.report import MethodRun
+
+    source, settings = answers.source, answers.settings
+    captions = run.caption_task(source.pictures, source.folder, source.prompt)
+    splits = source.questions(settings.n_questions)
+    questions = run.pope_task(splits, source.folder, version_name=source.version)
+    asked = {"questions": settings.n_questions}
+    truth = source.truth()
+    answers.warm_up()
+    runs, failed = [], 0
+    total = len(ways) * (len(captions.items) + len(questions.items))
+    with _progress(total, terminal) as (describe, advance):
+        for label, methods in ways.items():
+            describe(f"{label}: captions")
+            captioned, speed = answers.get(label, methods, captions, {}, advance)
+            describe(f"{label}: yes/no questions")
+            answered, _ = answers.get(label, methods, questions, asked, advance)
+            good = [line for line in captioned if not line.get("error")]
+            summary, unanswered = pope.score_stored(answered)
+            failed += unanswered + len(captioned) - len(good)
+            text = repr(methods[0]) if methods else ""
+            runs.append(MethodRun(label, text, chair.score(good, truth), summary, speed))
+    if failed:
+        terminal.note(f"{failed} answers failed, e.g. because a picture cannot be read.")
+    return runs, failed
+
+
+def _show(
+    settings: Demo,
+    source: Source,
+    runs: Sequence[MethodRun],
+    answers: Path,
+    terminal: Terminal,
+) -> None:
+    """Prints the table, writes the page and the numbers."""
+    from benchmarks import page, report
+    from mmlm.inputs import load_image
+    from mmlm.records import write_json
+
+    rows = report.compare(runs, source.themes)
+    files = {picture.image_id: source.folder / picture.file_name for picture in source.pictures}
+    facts = _facts(settings, source, runs)
+    content = page.Page(
+        runs=runs,
+        rows=rows,
+        source=f"{source.name}, {source.count} pictures",
+        picture=lambda image: load_image(files[image]),
+        facts=facts,
+    )
+    (settings.output / REPORT).write_text(page.render(content), encoding="utf-8")
+    results = {"facts": facts, **report.as_json(runs, rows), "answers": str(answers)}
+    write_json(settings.output / RESULTS, results)
+    title = f"{settings.model.id} on {source.name}: {source.count} pictures"
+    terminal.table(report.terminal(runs, rows, title))
+    for sentence in results["conclusions"]:
+        terminal.say(sentence)
+    terminal.say(f"Pictures and details: {settings.output / REPORT}")
+    if terminal.json:
+        terminal.emit(results)
+
+
+def _facts(settings: Demo, source: Source, runs: Sequence[MethodRun]) -> dict[str, str]:
+    from importlib.metadata import version
+
+    generate = settings.generate
+    decoding = "greedy" if not generate.do_sample and generate.num_beams == 1 else repr(generate)
+    facts = {
+        "model": f"{settings.model.id} ({settings.model.dtype})",
+        "pictures": json.dumps(source.description if source.polls else {"folder": source.name}),
+        "question": source.prompt,
+        "decoding": f"{decoding}, at most {generate.max_new_tokens} new tokens, "
+        f"batches of {generate.batch_size}",
+    }
+    facts |= {f"method {run.label}": run.text for run in runs if run.text}
+    versions = ("mmlm", "torch", "transformers", "nltk")
+    facts["versions"] = ", ".join(f"{name} {version(name)}" for name in versions)
+    return facts
+
+
+@contextmanager
+def _progress(
+    total: int, terminal: Terminal
+) -> Iterator[tuple[Callable[[str], None], Callable[[int], None]]]:
+    """One bar for the whole demo: gives functions that name the step and advance the bar."""
+    if not terminal.progress:
+        yield (lambda text: None), (lambda count: None)
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+    from rich.progress import TimeRemainingColumn as Remaining
+
+    columns = (TextColumn("{task.description:<28}"), BarColumn(), MofNCompleteColumn(), Remaining())
+    with Progress(*columns, console=Console(stderr=True)) as bar:
+        task = bar.add_task("", total=total)
+        yield (
+            lambda text: bar.update(task, description=text),
+            lambda count: bar.update(task, advance=count),
+        )
+
+
+COMMAND = Command(
+    summary="caption, mitigate, score: the main job on the embedded world, with a report",
+    settings=Demo,
+    run=run,
+    example=(
+        "mmlm demo --quick\n"
+        'mmlm demo --method "VHR(alpha=2.0)" --method "VHR(alpha=3.0)"\n'
+        "mmlm demo --model llava-hf/llava-1.5-7b-hf --images photos --annotations instances.json"
+    ),
+)

@@ -1,0 +1,120 @@
+"""``mmlm doctor``: what a model is, which methods it supports, and why not the others.
+
+Only the small files of the checkpoint are read: the model is built from its configuration without
+any weights, so a model of any size is examined in seconds.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from mmlm.cli.frame import DONE, Command, Terminal
+from mmlm.cli.options import EMBEDDED
+
+__all__ = ["COMMAND", "Doctor", "examine", "run"]
+
+
+@dataclass(frozen=True)
+class Doctor:
+    """Options of ``mmlm doctor``.
+
+    Attributes:
+        model: A Hugging Face id, a folder, or `embedded`.
+        load: Also load the weights and check that every tensor is there.
+    """
+
+    model: str = EMBEDDED
+    load: bool = False
+
+
+def run(settings: Doctor, terminal: Terminal) -> int:
+    """Examines a model.
+
+    Raises:
+        InputError: If there is no such model.
+        UnsupportedModel: If it is no vision-language model, or a part is missing.
+        MissingTensors: With ``load``: if the weights do not fill the model.
+    """
+    import transformers
+
+    import mmlm
+    from mmlm.model.checkpoint import skeleton
+
+    transformers.utils.logging.set_verbosity_error()
+    if not terminal.progress:
+        transformers.utils.logging.disable_progress_bar()
+    report = {"model": settings.model, **examine(*skeleton(settings.model))}
+    if settings.load:
+        mmlm.load(settings.model)
+        report["weights"] = "complete"
+    if terminal.json:
+        terminal.emit(report)
+        return DONE
+    for table in _tables(report):
+        terminal.table(table)
+    return DONE
+
+
+def examine(model: Any, processor: Any) -> dict[str, Any]:
+    """What a model is and which methods it supports, as JSON values.
+
+    Args:
+        model: A Hugging Face LVLM; its weights are not looked at.
+        processor: Its processor.
+
+    Raises:
+        UnsupportedModel: If a part is missing that every method needs.
+    """
+    import mmlm
+    from mmlm.engine.anatomy import FAMILIES
+    from mmlm.inputs import has_chat_template
+
+    anatomy = mmlm.Anatomy(model)
+    classes = [getattr(mmlm, name) for name in mmlm.method_names()]
+    return {
+        "class": type(model).__name__,
+        "family": anatomy.family_name,
+        "family_known": anatomy.family_name in FAMILIES,
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "decoder": type(anatomy.text).__name__,
+        "layers": anatomy.n_layers,
+        "heads": anatomy.n_heads,
+        "key_value_heads": anatomy.n_kv_heads,
+        "image_token_ids": list(anatomy.image_ids),
+        "chat_template": has_chat_template(processor),
+        "methods": {cls.__name__: anatomy.supports(cls()) for cls in classes},
+    }
+
+
+def _tables(report: dict[str, Any]) -> list[Any]:
+    from rich.table import Table
+
+    family = report["family"] + ("" if report["family_known"] else " (unknown: parts were guessed)")
+    heads = f"{report['heads']} heads, {report['key_value_heads']} for keys and values"
+    template = "yes" if report["chat_template"] else "none: give --model.chat_template simple"
+    what = Table(show_header=False)
+    for name, value in {
+        "model": report["model"],
+        "class": report["class"],
+        "family": family,
+        "parameters": f"{report['parameters'] / 1e6:,.1f} million",
+        "decoder": f"{report['decoder']}: {report['layers']} layers of {heads}",
+        "image tokens": ", ".join(map(str, report["image_token_ids"])),
+        "chat template": template,
+        **({"weights": report["weights"]} if "weights" in report else {}),
+    }.items():
+        what.add_row(name, value)
+    methods = Table("method", "runs", "why not")
+    for name, reasons in report["methods"].items():
+        methods.add_row(name, "[red]no" if reasons else "[green]yes", "\n".join(reasons))
+    return [what, methods]
+
+
+COMMAND = Command(
+    summary="what a model is, which methods it supports, and why not",
+    settings=Doctor,
+    run=run,
+    positional=("model",),
+    example="mmlm doctor llava-hf/llava-1.5-7b-hf\nmmlm doctor ./my-model --load --json",
+)
