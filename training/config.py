@@ -19,8 +19,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from training.snapshot import write_atomically
-
 if TYPE_CHECKING:
     from accelerate import Accelerator
     from jsonargparse import ArgumentParser
@@ -122,8 +120,11 @@ def parse(arguments: Sequence[str]) -> tuple[Recipe, Run, str | None]:
     Returns:
         The recipe, the run it is part of, and the one stage asked for, if any.
     """
+    # Not at the top: `mmlm train --help` must not wait for torch.
     import torch
     from accelerate import Accelerator
+
+    from training.snapshot import write_atomically
 
     parser = build_parser()
     config = parser.parse_args(list(arguments))
