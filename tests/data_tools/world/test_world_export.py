@@ -164,6 +164,15 @@ def test_random_absent_classes_are_spread():
     assert max(asked.values()) < 4 * min(asked.values())
 
 
+def test_prior_ranks_companions_without_the_class_itself():
+    prior = polling.training_prior()
+    assert sorted(prior.popular) == list(range(80))
+    assert NAMES[prior.popular[0]] == "person"
+    companions = dict(zip(NAMES, prior.companions, strict=True))
+    assert NAMES[companions["refrigerator"][0]] in ("oven", "sink")
+    assert all(c not in ranking for c, ranking in enumerate(prior.companions))
+
+
 def test_unknown_kind():
     with pytest.raises(ValueError, match="unknown kind 'mean'"):
         polling.poll("mean", [])

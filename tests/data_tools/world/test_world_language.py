@@ -224,6 +224,7 @@ def test_questions_are_different_and_their_answers_true():
         asked = questions(truth, rng(i), 5)
         assert len({q for q, _ in asked}) == 5
         for question, answer in asked:
+            assert question == " ".join(question.split())
             names = named(question)
             if question.startswith("is there"):
                 kinds[answer.split()[0]] += 1
