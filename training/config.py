@@ -120,14 +120,14 @@ def parse(arguments: Sequence[str]) -> tuple[Recipe, Run, str | None]:
     Returns:
         The recipe, the run it is part of, and the one stage asked for, if any.
     """
-    # Not at the top: `mmlm train --help` must not wait for torch.
+    parser = build_parser()
+    config = parser.parse_args(list(arguments))
+    # Only now: `mmlm train --help` must not wait for torch.
     import torch
     from accelerate import Accelerator
 
     from training.snapshot import write_atomically
 
-    parser = build_parser()
-    config = parser.parse_args(list(arguments))
     built = parser.instantiate_classes(config)
     settings = built.run
     torch.set_num_threads(settings.threads)
