@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
-    from accelerate import Accelerator
     from jsonargparse import ArgumentParser
 
 __all__ = ["Recipe", "Run", "RunSettings", "build_parser", "parse"]
@@ -58,7 +57,8 @@ class Run:
         settings: see `RunSettings`.
         config: everything that changes what is learned: recipe, seed, precision.
         command: arguments that start this program again with the same configuration.
-        accelerator: devices, precision, processes.
+        accelerator: an `accelerate.Accelerator`: devices, precision, processes. (Its type is not
+            named below: jsonargparse would import it, and torch with it, for every --help.)
     """
 
     output: Path
@@ -66,7 +66,7 @@ class Run:
     settings: RunSettings
     config: dict[str, Any]
     command: tuple[str, ...]
-    accelerator: Accelerator
+    accelerator: Any
 
     def fingerprint(self, without: Collection[str] = ()) -> str:
         """Hash of the configuration; a snapshot goes on only under the one it was made with.
