@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from mmlm.cli.frame import DONE, SOME_FAILED, Command, Terminal
-from mmlm.cli.options import ModelOptions, method_field, open_model, parse_methods
+from mmlm.cli.options import ModelOptions, check_model_name, method_field, open_model, parse_methods
 from mmlm.errors import InputError, MmlmError
 from mmlm.inputs import load_image, message, prepare, unknown_words
 from mmlm.runner import GenerateSettings
@@ -89,6 +89,7 @@ def run(settings: Chat, terminal: Terminal) -> int:
         MmlmError: If the model, a method or a picture on the command line is impossible, or the
             one question of ``--prompt`` fails.
     """
+    check_model_name(settings.model.id)
     pictures = _Picture.read(settings.images)
     methods = parse_methods(settings.methods)
     model, processor = open_model(settings.model, methods, terminal)

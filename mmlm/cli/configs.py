@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import mmlm
 from mmlm.cli.frame import closest
 from mmlm.errors import InputError
 
-__all__ = ["find_config", "shipped_configs"]
+__all__ = ["find_config", "shipped_configs", "with_config_paths"]
 
 # `configs` is installed beside `mmlm`, in a checkout as well as from a wheel.
 FOLDER = Path(mmlm.__file__).resolve().parent.parent / "configs"
@@ -39,3 +40,21 @@ def find_config(name: str) -> Path:
         f"There is no configuration {name!r}: neither a file nor a shipped name.",
         advice=closest(name, known) or f"Shipped names: {', '.join(known)}",
     )
+
+
+def with_config_paths(argv: Sequence[str]) -> list[str]:
+    """The arguments with every ``--config NAME`` replaced by the path of that file.
+
+    Raises:
+        InputError: If there is no such file.
+    """
+    found: list[str] = []
+    for token in argv:
+        name, equals, value = token.partition("=")
+        if found and found[-1] == "--config":
+            found[-1] = f"--config={find_config(token)}"
+        elif equals and name == "--config":
+            found.append(f"--config={find_config(value)}")
+        else:
+            found.append(token)
+    return found

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mmlm.cli.frame import DONE, Command, Terminal
-from mmlm.cli.options import EMBEDDED
+from mmlm.cli.options import EMBEDDED, check_model_name
 
 __all__ = ["COMMAND", "Doctor", "examine", "run"]
 
@@ -36,6 +36,7 @@ def run(settings: Doctor, terminal: Terminal) -> int:
         UnsupportedModel: If it is no vision-language model, or a part is missing.
         MissingTensors: With ``load``: if the weights do not fill the model.
     """
+    check_model_name(settings.model)
     import transformers
 
     import mmlm

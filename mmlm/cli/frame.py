@@ -159,8 +159,10 @@ def _run(arguments: Sequence[str], summaries: Mapping[str, str]) -> int:
             raise _unknown(f"{title} {sub}", sub, command, f"{title} --help")
         command, title = command[sub], f"{title} {sub}"
     if isinstance(command, HandOver):
+        from mmlm.cli.configs import with_config_paths
+
         module, _, function = command.target.partition(":")
-        return getattr(importlib.import_module(module), function)(rest)
+        return getattr(importlib.import_module(module), function)(with_config_paths(rest))
     # Importing jsonargparse takes 0.1 s: only now.
     from mmlm.cli.arguments import parse
 

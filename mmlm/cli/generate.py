@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mmlm.cli.frame import DONE, SOME_FAILED, Command, Terminal
-from mmlm.cli.options import ModelOptions, method_field, open_model, parse_methods
+from mmlm.cli.options import ModelOptions, check_model_name, method_field, open_model, parse_methods
 from mmlm.errors import InputError, MmlmError
 from mmlm.records import INFORMATION, RecordFile, file_hash, read_lines
 from mmlm.runner import GenerateSettings, Request, Result, fingerprint, generate_batches
@@ -61,6 +61,7 @@ def run(settings: Generate, terminal: Terminal) -> int:
         MmlmError: For everything that makes the run impossible, before any work.
     """
     questions = _shard(read_requests(settings.input), settings.shard)
+    check_model_name(settings.model.id)
     methods = parse_methods(settings.methods)
     records = RecordFile(settings.output, _run_record(settings, methods))
     n_before = len(records.done)

@@ -3,17 +3,32 @@
 from __future__ import annotations
 
 import dataclasses
+import os
+import socket
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
+from urllib.parse import urlsplit
+
+from mmlm.cli.frame import closest
+from mmlm.errors import InputError
 
 if TYPE_CHECKING:
     from mmlm.cli.frame import Terminal
     from mmlm.engine.method import Method
 
-__all__ = ["ModelOptions", "method_field", "open_model", "parse_methods"]
+__all__ = [
+    "EMBEDDED",
+    "ModelOptions",
+    "check_model_name",
+    "method_field",
+    "open_model",
+    "parse_methods",
+]
 
 EMBEDDED = "embedded"
+_PROXIES = {"HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy"}
 
 
 @dataclass(frozen=True)
@@ -52,6 +67,34 @@ def parse_methods(texts: Sequence[str]) -> tuple[Method, ...]:
     return tuple(mmlm.parse_method(text) for text in texts if text.strip().lower() != "none")
 
 
+def check_model_name(name: str) -> None:
+    """Refuses at once, without importing or asking anything, what cannot be a model.
+
+    Also spares users without a network half a minute: the hub's client would try again and again
+    before it looks at what was downloaded earlier.
+
+    Args:
+        name: ``embedded``, a folder, or a Hugging Face id.
+
+    Raises:
+        InputError: If it is a plain word that is no folder.
+    """
+    if name == EMBEDDED or Path(name).expanduser().is_dir():
+        return
+    if "/" not in name:
+        raise InputError(
+            f"There is no model {name!r}: it is no folder, and a Hugging Face id has the form "
+            "owner/name.",
+            advice=closest(name, [EMBEDDED]) or "The model that ships with mmlm is `embedded`.",
+        )
+    if not _PROXIES & os.environ.keys() and "HF_HUB_OFFLINE" not in os.environ:
+        endpoint = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
+        try:
+            socket.getaddrinfo(urlsplit(endpoint).hostname, 443)
+        except OSError:
+            os.environ["HF_HUB_OFFLINE"] = "1"  # read when huggingface_hub is imported
+
+
 def open_model(
     options: ModelOptions, methods: Sequence[Method], terminal: Terminal
 ) -> tuple[Any, Any]:
@@ -66,6 +109,7 @@ def open_model(
         UnsupportedModel: If a method cannot work on this model.
         IncompatibleMethods: If the methods exclude each other.
     """
+    check_model_name(options.id)
     import transformers
 
     import mmlm
