@@ -105,6 +105,7 @@ class _Run:
         self.branches = tuple(dict.fromkeys(b for m in methods for b in m.branches))
         self.riders = tuple(dict.fromkeys(b for m in methods for b in m.riders))
         self._riding = 0  # auxiliary rows below the main ones in the pass that is running
+        self._untouched: Tensor | None = None  # bool [B]: rows without an image, if there are any
         self._beta = max(m.plausibility for m in methods)
         self._signature = inspect.signature(self.anatomy.composite.forward)
         # Set by the guard around generate().
@@ -251,6 +252,8 @@ class _Run:
         new = chain((edit(i) for i in users), main)
         if new is main:
             return x
+        if self._untouched is not None:
+            new = torch.where(self._untouched[:, None, None], main, new)
         return new if main is x else torch.cat([new, x[rows:]])
 
     def _install_heads(self, layer: int, block: nn.Module, users: list[int]) -> Any:
@@ -275,7 +278,12 @@ class _Run:
         if not (self._riding and method.riders) and whole != rows:
             y = y[:rows]
         gain = method.heads(self._states[i], layer, y)
-        if gain is None or gain.shape[0] == whole or not self._riding:
+        if gain is None:
+            return None
+        if self._untouched is not None:
+            copies = gain.shape[0] // rows
+            gain = gain.masked_fill(self._untouched.repeat(copies)[:, None, None, None], 1)
+        if gain.shape[0] == whole or not self._riding:
             return gain
         # Another method's riders are in this pass too: their rows stay as they are.
         return torch.cat([gain, gain.new_ones(whole - gain.shape[0], *gain.shape[1:])])
@@ -314,6 +322,8 @@ class _Run:
         rows = (ids if ids is not None else embeds).shape[0]  # type: ignore[union-attr]
         copies = rows // self.given_rows if self.given_rows else 1
         self._layout = self._read_layout(ids, embeds, inputs.get("attention_mask"), copies)
+        plain = ~self._layout.has_image()
+        self._untouched = plain if bool(plain.any()) else None
         vision = self.vision if self.generating else self.vision_inputs(inputs)
         self._source = Source(self.anatomy, self._layout, ids, embeds, vision, copies)
         for i, method in enumerate(self.methods):
