@@ -30,9 +30,11 @@ lint: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# Writes the pages that are made from the code and checks that the rest of docs/ is in step.
+# Writes the pages that are made from the code, then the whole site to site/.
 docs: setup
+	$(BIN)/pip install --quiet --editable '.[docs]' --constraint constraints.txt
 	$(BIN)/python tools/build_docs.py
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 # Trains the small model that ships in mmlm/assets: about 45 minutes on two cores, resumable.
 embedded-model: setup

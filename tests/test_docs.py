@@ -77,3 +77,13 @@ def tutorial():
         if kind == "python" and "class " in code:
             exec(compile(code, str(page), "exec"), space)
     return space
+
+
+def test_generated_pages_equal_the_committed_ones():
+    import importlib.util
+
+    spec = importlib.util.spec_from_file_location("build_docs", ROOT / "tools" / "build_docs.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    for name, make in module.PAGES.items():
+        assert (ROOT / "docs" / name).read_text(encoding="utf-8") == make(), "run: make docs"
