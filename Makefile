@@ -1,5 +1,5 @@
 # Everything a newcomer types. Each target sets up what it needs; nothing downloads at run time.
-PYTHON ?= python3.11
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV ?= .venv
 BIN := $(VENV)/bin
 # pip's progress and Python's threads, the same everywhere.
