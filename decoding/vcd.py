@@ -11,7 +11,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal
 
 import torch
 from jaxtyping import Float
@@ -111,16 +111,16 @@ class VCD(Method):
         self._check_integer("seed", at_least=0)
 
     @classmethod
-    def pope(cls) -> Self:
+    def pope(cls) -> VCD:
         """The authors' POPE script: alpha 1, beta 0.2, step 500."""
         return cls(alpha=1.0, beta=0.2)
 
     @classmethod
-    def sampler(cls) -> Self:
+    def sampler(cls) -> VCD:
         """The fallbacks in the authors' sampler: alpha 0.5, beta 0.1."""
         return cls(alpha=0.5, beta=0.1)
 
-    def neutral(self) -> Self:
+    def neutral(self) -> VCD:
         """Alpha = 0 and beta = 0."""
         return type(self)(alpha=0.0, beta=0.0)
 

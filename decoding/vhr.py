@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal
 
 import torch
 from jaxtyping import Bool, Float
@@ -177,7 +177,7 @@ class VHR(Method):
             object.__setattr__(self, "heads_by_layer", _heads_tuple(self.heads_by_layer))
 
     @classmethod
-    def for_model(cls, anatomy: Anatomy, *, alpha: float = 2.0) -> Self:
+    def for_model(cls, anatomy: Anatomy, *, alpha: float = 2.0) -> VHR:
         """The paper's setting for a model, with the layers spelled out.
 
         The paper's table: LLaVA-1.5-7B and LLaVA-NeXT-7B (32 layers) use layers 1 and 18..31,
@@ -187,7 +187,7 @@ class VHR(Method):
             return cls(alpha=alpha, layers=tuple(range(14, 32)))
         return cls(alpha=alpha, layers=cls(alpha=alpha).chosen_layers(anatomy.n_layers))
 
-    def neutral(self) -> Self:
+    def neutral(self) -> VHR:
         """Alpha = 1."""
         return type(self)(alpha=1.0)
 

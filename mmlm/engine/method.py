@@ -22,7 +22,7 @@ import dataclasses
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, Self, runtime_checkable
 
 from jaxtyping import Float, Int
 from torch import Tensor, nn
@@ -84,6 +84,7 @@ class Cost:
     token: int = 0
 
 
+@runtime_checkable  # for the shape and type checks that are on in tests
 class Prompt(Protocol):
     """What a method may know and do once per prompt, before the first layer runs."""
 

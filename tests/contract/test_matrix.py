@@ -212,3 +212,10 @@ def test_bad_method_texts_are_refused_with_advice(text, message):
     with pytest.raises(InputError, match=re.escape(message)) as caught:
         mmlm.parse_method(text)
     assert caught.value.advice
+
+
+def test_shapes_in_signatures_are_checked_while_testing():
+    from decoding import vhr
+
+    with pytest.raises(Exception, match="Type-check error"):
+        vhr.divergence(torch.zeros(1, 2, 3), torch.zeros(1, 3, 3))
