@@ -19,6 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from mmlm.errors import InputError
+
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser
 
@@ -119,6 +121,10 @@ def parse(arguments: Sequence[str]) -> tuple[Recipe, Run, str | None]:
 
     Returns:
         The recipe, the run it is part of, and the one stage asked for, if any.
+
+    Raises:
+        InputError: a value is out of its range. (An unknown key or a wrong type ends the process
+            with exit code 2, as any misuse of the command line.)
     """
     parser = build_parser()
     config = parser.parse_args(list(arguments))
@@ -128,7 +134,14 @@ def parse(arguments: Sequence[str]) -> tuple[Recipe, Run, str | None]:
 
     from training.snapshot import write_atomically
 
-    built = parser.instantiate_classes(config)
+    try:
+        built = parser.instantiate(config)
+    except ValueError as error:
+        # The parser wraps what a constructor says about a value into its own, longer text.
+        raise InputError(
+            f"the configuration cannot be used: {error.__cause__ or error}",
+            advice="Change that value in the file, or on the command line after --config.",
+        ) from error
     settings = built.run
     torch.set_num_threads(settings.threads)
     written = json.loads(parser.dump(config, format="json", skip_none=False))

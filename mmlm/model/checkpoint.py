@@ -143,7 +143,7 @@ def _source(name: str | Path) -> str:
             )
         return str(embedded_folder())
     folder = Path(name).expanduser()
-    if folder.is_dir():
+    if str(name) and folder.is_dir():
         if not (folder / "config.json").exists():
             raise InputError(
                 f"{folder} is not a checkpoint: it has no config.json",

@@ -1,0 +1,295 @@
+"""Measures the embedded model and writes the tables of docs/embedded-model.md.
+
+    python tools/measure_embedded.py scores --model runs/world/seed0/model --name seed0
+    python tools/measure_embedded.py effects --split counterfactual
+    python tools/measure_embedded.py precision
+    python tools/measure_embedded.py speed
+    python tools/measure_embedded.py tables
+
+Every command but the last writes one JSON file under docs/results; `tables` puts them into the
+document between its markers. Pictures are drawn in memory, by split, seed and number; nothing is
+read or downloaded. Decoding is greedy, 84 new tokens.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import mmlm
+from benchmarks import chair, pope, stats
+from data_tools.world import SPLITS, Scene, render, scene, theme_classes
+from data_tools.world.export import file_name
+from data_tools.world.polling import KINDS, poll
+from mmlm.runner import GenerateSettings, Request, generate_all
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "docs" / "results"
+DOCUMENT = ROOT / "docs" / "embedded-model.md"
+QUESTION = "please describe this image in detail ."
+NEW_TOKENS = 84
+CLASSES_ASKED = 3
+"""Present classes that POPE asks about in a picture, and as many absent ones."""
+STRENGTHS = {
+    "VCD": ("VCD(alpha=0.5, beta=0.1)", "VCD(alpha=1.0, beta=0.1)", "VCD(alpha=2.0, beta=0.1)"),
+    "VHR": ("VHR(alpha=1.5)", "VHR(alpha=2.0)", "VHR(alpha=3.0)"),
+}
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """The evaluation pictures of a split.
+
+    Attributes:
+        split: key of `SPLITS`.
+        count: how many.
+        seed: of the scenes.
+    """
+
+    split: str
+    count: int
+    seed: int = 0
+
+    def scenes(self) -> list[Scene]:
+        """The truth about every picture."""
+        return [scene(SPLITS[self.split], self.seed, i, self.split) for i in range(self.count)]
+
+
+def captions(
+    model: Any,
+    processor: Any,
+    scenes: Sequence[Scene],
+    methods: Sequence[Any] = (),
+    *,
+    with_image: bool = True,
+    batch_size: int = 32,
+) -> list[dict[str, Any]]:
+    """Greedy captions as `benchmarks.chair.score` reads them."""
+    requests = [
+        Request(str(s.index), (_picture(s),) if with_image else (), QUESTION) for s in scenes
+    ]
+    answers = _generate(model, processor, requests, methods, batch_size)
+    return [{"image_id": s.index, "caption": text} for s, text in zip(scenes, answers, strict=True)]
+
+
+def asked(
+    model: Any, processor: Any, scenes: Sequence[Scene], kind: str, methods: Sequence[Any] = ()
+) -> pope.PopeResult:
+    """POPE of one kind on the first 100 pictures that have enough objects."""
+    enough = [s for s in scenes if len(s.classes) >= CLASSES_ASKED][:100]
+    drawn = {file_name(s.index): _picture(s) for s in enough}
+    questions = poll(kind, [(s, file_name(s.index)) for s in enough])
+    requests = [
+        Request(str(q["question_id"]), (drawn[q["image"]],), str(q["text"])) for q in questions
+    ]
+    answers = _generate(model, processor, requests, methods, 64, tokens=16)
+    return pope.score(
+        answers,
+        [str(q["label"]) for q in questions],
+        images=[str(q["image"]) for q in questions],
+        version=f"world-{kind}",
+    )
+
+
+def scores(arguments: argparse.Namespace) -> dict[str, Any]:
+    """CHAIR, theme share, POPE and the captions without an image, on every split."""
+    model, processor = mmlm.load(arguments.model)
+    record: dict[str, Any] = {"name": arguments.name, "splits": {}}
+    for split in arguments.splits:
+        began = time.monotonic()
+        scenes = Pictures(split, arguments.count).scenes()
+        described = _described(scenes, captions(model, processor, scenes))
+        blind = captions(model, processor, scenes, with_image=False)
+        described["no_image"] = _described(scenes, blind)
+        described["pope"] = {
+            kind: asked(model, processor, scenes, kind).as_json() for kind in KINDS
+        }
+        record["splits"][split] = described
+        _note(f"{split}: {_summary(described)}  ({time.monotonic() - began:.0f} s)")
+    return record
+
+
+def effects(arguments: argparse.Namespace) -> dict[str, Any]:
+    """What three strengths of each method change, with paired intervals on the same pictures."""
+    model, processor = mmlm.load(arguments.model)
+    scenes = Pictures(arguments.split, arguments.count).scenes()
+    plain = chair.score(captions(model, processor, scenes), _truth(scenes))
+    asked_plain = {kind: asked(model, processor, scenes, kind) for kind in KINDS}
+    record: dict[str, Any] = {"split": arguments.split, "plain": plain.as_json(), "methods": {}}
+    record["plain"]["pope"] = {kind: result.as_json() for kind, result in asked_plain.items()}
+    for text in (t for texts in STRENGTHS.values() for t in texts):
+        method = mmlm.parse_method(text)
+        scored = chair.score(captions(model, processor, scenes, [method]), _truth(scenes))
+        result = scored.as_json()
+        result["change"] = {
+            name: _difference(plain.table, scored.table, name)
+            for name in ("chair_s", "chair_i", "recall", "mean_length")
+        }
+        result["pope"] = {}
+        for kind in KINDS:
+            answers = asked(model, processor, scenes, kind, [method])
+            result["pope"][kind] = answers.as_json()
+            result["change"][f"pope_{kind}"] = _difference(
+                asked_plain[kind].table, answers.table, "accuracy"
+            )
+        record["methods"][repr(method)] = result
+        _note(f"{method!r}: {_summary(result)}")
+    return record
+
+
+def precision(arguments: argparse.Namespace) -> dict[str, Any]:
+    """On how many pictures 16-bit weights give the very captions that 32-bit weights give."""
+    from mmlm.model.checkpoint import DTYPES
+
+    scenes = Pictures(arguments.split, arguments.count).scenes()
+    texts = {}
+    for dtype in DTYPES[:3]:
+        model, processor = mmlm.load(arguments.model, dtype=dtype)
+        texts[f"computed in {dtype}"] = _texts(model, processor, scenes)
+        model, _ = mmlm.load(arguments.model, dtype=dtype)
+        texts[f"stored in {dtype}"] = _texts(model.float(), processor, scenes)
+    reference = texts["stored in float32"]
+    same = {
+        name: sum(a == b for a, b in zip(reference, other, strict=True))
+        for name, other in texts.items()
+    }
+    _note(str(same))
+    return {"split": arguments.split, "pictures": len(scenes), "identical": same}
+
+
+def speed(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Captions per second in batches of 1, 8 and 32."""
+    import torch
+
+    model, processor = mmlm.load(arguments.model)
+    torch.set_num_threads(arguments.threads)
+    rates = {}
+    for batch_size in (1, 8, 32):
+        scenes = Pictures(arguments.split, max(16, 3 * batch_size)).scenes()
+        captions(model, processor, scenes[:batch_size], batch_size=batch_size)  # warm-up
+        began = time.monotonic()
+        captions(model, processor, scenes, batch_size=batch_size)
+        rates[batch_size] = len(scenes) / (time.monotonic() - began)
+    _note(str(rates))
+    return {"threads": arguments.threads, "captions_per_second": rates}
+
+
+def _generate(
+    model: Any,
+    processor: Any,
+    requests: Iterable[Request],
+    methods: Sequence[Any],
+    batch_size: int,
+    tokens: int = NEW_TOKENS,
+) -> list[str]:
+    settings = GenerateSettings(max_new_tokens=tokens, batch_size=batch_size)
+    texts = []
+    for result in generate_all(model, processor, requests, methods, settings):
+        if result.error:
+            raise mmlm.errors.MmlmError(f"request {result.id} failed: {result.error}")
+        texts.append(result.text)
+    return texts
+
+
+def _texts(model: Any, processor: Any, scenes: Sequence[Scene]) -> list[str]:
+    return [record["caption"] for record in captions(model, processor, scenes)]
+
+
+def _picture(truth: Scene) -> Any:
+    from PIL import Image
+
+    return Image.fromarray(render(truth).image)
+
+
+def _truth(scenes: Sequence[Scene]) -> dict[int, frozenset[str]]:
+    return {s.index: s.classes for s in scenes}
+
+
+def _described(scenes: Sequence[Scene], described: list[dict[str, Any]]) -> dict[str, Any]:
+    """CHAIR with intervals, and how much of what is invented belongs to the theme."""
+    result = chair.score(described, _truth(scenes))
+    shares = chair.theme_share(result, {s.index: theme_classes(s.theme) for s in scenes})
+    measures = shares.measures(resamples=stats.RESAMPLES)
+    return {
+        **result.as_json(),
+        "theme": {name: measure.as_json() for name, measure in measures.items()},
+        "examples": [record["caption"] for record in described[:3]],
+    }
+
+
+def _difference(before: Any, after: Any, name: str) -> dict[str, Any]:
+    difference = before.difference(after, name)
+    low, high = (
+        (None, None)
+        if difference.interval is None
+        else (
+            difference.interval.low,
+            difference.interval.high,
+        )
+    )
+    return {"value": difference.value, "interval": [low, high], "clear": difference.is_clear}
+
+
+def _summary(described: dict[str, Any]) -> str:
+    """One line for the terminal."""
+    metrics = {name: m["value"] for name, m in described["metrics"].items()}
+    parts = [f"{name} {value:.3f}" for name, value in metrics.items() if value is not None]
+    if "theme" in described:
+        theme = described["theme"]
+        parts.append(f"theme {theme['theme_share']['value']} / {theme['chance']['value']}")
+    thirds = [m["value"] for m in described["hallucination_by_third"]]
+    parts.append("thirds " + " ".join(f"{v:.3f}" for v in thirds if v is not None))
+    if "no_image" in described:
+        parts.append(f"no image {described['no_image']['metrics']['chair_i']['value']}")
+    for kind, result in described.get("pope", {}).items():
+        parts.append(f"{kind} {result['metrics']['accuracy']['value']:.3f}")
+    return ", ".join(parts)
+
+
+def _note(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """One sub-command per measurement."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    commands = parser.add_subparsers(dest="command", required=True)
+    for name, measure in MEASURES.items():
+        command = commands.add_parser(name, help=measure.__doc__.splitlines()[0])
+        command.add_argument("--model", default="embedded", help="folder, or 'embedded'")
+        command.add_argument("--name", default=name, help="name of the result file")
+        command.add_argument("--count", type=int, default=300, help="pictures")
+        if name == "scores":
+            splits = [split for split in SPLITS if split != "train"]
+            command.add_argument("--splits", nargs="+", default=splits, choices=splits)
+        else:
+            command.add_argument("--split", default="counterfactual", choices=sorted(SPLITS))
+        command.add_argument("--threads", type=int, default=2, help="threads")
+        command.add_argument("--output", type=Path, default=RESULTS, help="folder")
+    return parser
+
+
+MEASURES = {"scores": scores, "effects": effects, "precision": precision, "speed": speed}
+
+
+def main() -> None:
+    """Measures one thing and stores it."""
+    import torch
+
+    arguments = build_parser().parse_args()
+    torch.set_num_threads(arguments.threads)
+    record = MEASURES[arguments.command](arguments)
+    arguments.output.mkdir(parents=True, exist_ok=True)
+    path = arguments.output / f"{arguments.name}.json"
+    path.write_text(json.dumps(record, indent=1) + "\n")
+    _note(f"wrote {path}")
+
+
+if __name__ == "__main__":
+    main()
