@@ -17,7 +17,7 @@ from mmlm.errors import UnsupportedModel
 if TYPE_CHECKING:
     from mmlm.engine.method import Method
 
-__all__ = ["FAMILIES", "Anatomy", "Family"]
+__all__ = ["FAMILIES", "Anatomy", "Family", "unwrap"]
 
 
 @dataclass(frozen=True)
@@ -65,11 +65,20 @@ _O_PROJ_PATHS = ("self_attn.o_proj", "self_attn.out_proj", "attention.o_proj", "
 _NORM_PATHS = ("norm", "final_layernorm", "final_layer_norm")
 
 
+def unwrap(model: Any) -> Any:
+    """The Hugging Face model inside a PEFT wrapper; any other model as it is.
+
+    Hooks belong on the inner model: the wrapper's ``generate`` never calls the wrapper's forward.
+    """
+    inner = getattr(model, "get_base_model", None)
+    return inner() if callable(inner) else model
+
+
 class Anatomy:
     """The parts of a vision-language model, found once and by name.
 
     Attributes:
-        model: The model as given, with its language-modelling head.
+        model: The model with its language-modelling head, out of its PEFT wrapper if it has one.
         family: The row of :data:`FAMILIES` in force.
         family_name: The configuration's ``model_type``.
         composite: The inner model that receives ``input_ids`` and merges image features.
@@ -86,6 +95,7 @@ class Anatomy:
     """
 
     def __init__(self, model: Any) -> None:
+        model = unwrap(model)
         self.model = model
         config = getattr(model, "config", None)
         if config is None or not callable(getattr(model, "get_decoder", None)):

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mmlm.engine.anatomy import Anatomy
+from mmlm.engine.anatomy import Anatomy, unwrap
 from mmlm.engine.auxiliary import Auxiliary, couple
 from mmlm.engine.branches import Branch, Captured, Source
 from mmlm.engine.combine import chain, edit_logits, product, total
@@ -47,7 +47,8 @@ def attach(
     are the edited ones, for ``generate`` and for a plain call alike.
 
     Args:
-        model: A Hugging Face vision-language model with its language-modelling head.
+        model: A Hugging Face vision-language model with its language-modelling head, or a PEFT
+            wrapper around one.
         *methods: In the order in which order-dependent edits are applied.
         layout: Roles of the positions, for prompts that come as ``inputs_embeds`` only; otherwise
             they are read from ``input_ids``.
@@ -62,17 +63,18 @@ def attach(
     if not methods:
         yield model
         return
-    if hasattr(model, _MARK):
-        held = ", ".join(m.label for m in getattr(model, _MARK).methods)
+    inner = unwrap(model)
+    if hasattr(inner, _MARK):
+        held = ", ".join(m.label for m in getattr(inner, _MARK).methods)
         raise IncompatibleMethods(
             f"{held} is already attached to this model, so "
             f"{', '.join(m.label for m in methods)} cannot be.",
             advice="Attach all methods in one call: attach(model, A(), B()).",
         )
-    run = _Run(model, methods, layout)
+    run = _Run(inner, methods, layout)
     with ExitStack() as stack:
-        setattr(model, _MARK, run)
-        stack.callback(delattr, model, _MARK)
+        setattr(inner, _MARK, run)
+        stack.callback(delattr, inner, _MARK)
         run.install(stack)
         yield model
 
