@@ -175,11 +175,13 @@ def _formatter(options: dict[str, _Option]) -> type[argparse.HelpFormatter]:
 def _plain(argv: Sequence[str], options: list[_Option]) -> list[str]:
     """Rewrites aliases, repeated options, bare switches and names of shipped configurations.
 
+    ``--config`` comes first, so that other options win over the file wherever it was named.
     ``--model M`` becomes ``--model.id=M``; all ``--method A --method B`` become one list, which
     replaces a list from a configuration file; ``--strict`` becomes ``--strict=true``.
     """
     by_flag = {option.flag: option for option in options}
     switches = {f"--{o.key}": o for o in options if o.hint is bool}
+    files: list[str] = []
     rewritten: list[str] = []
     collected: dict[str, list[str]] = {}
     rest = list(argv)
@@ -198,14 +200,15 @@ def _plain(argv: Sequence[str], options: list[_Option]) -> list[str]:
                 raise InputError(f"{name} needs a value.", advice=f"Write: {name} VALUE")
             value = value if equals else rest.pop(0)
             if option is None:
-                rewritten.append(f"--config={find_config(value)}")
+                files.append(f"--config={find_config(value)}")
             elif option.repeatable:
                 collected.setdefault(option.key, []).append(value)
             else:
                 rewritten.append(f"--{option.key}={value}")
         else:
             rewritten.append(token)
-    return rewritten + [f"--{key}={json.dumps(values)}" for key, values in collected.items()]
+    lists = [f"--{key}={json.dumps(values)}" for key, values in collected.items()]
+    return files + lists + rewritten
 
 
 def _build(cls: type, namespace: Any) -> Any:

@@ -158,7 +158,7 @@ class _Session:
         advice = getattr(error, "advice", "") or "The conversation is unchanged; try another line."
         if self.terminal.json:
             self.terminal.emit({"error": str(error), "advice": advice})
-        print(f"error: {error}\nadvice: {advice}", file=sys.stderr, flush=True)
+        self.terminal.error(str(error), advice)
 
     def handle(self, line: str) -> None:
         """Carries out one line of the user."""

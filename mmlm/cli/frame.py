@@ -11,7 +11,7 @@ import traceback
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, Any
 
 from mmlm.errors import InputError, MmlmError
 
@@ -98,6 +98,10 @@ class Terminal:
         """Writes a remark on standard error, unless quiet."""
         if not self.quiet:
             print(text, file=sys.stderr, flush=True)
+
+    def error(self, message: str, advice: str) -> None:
+        """Writes an error and its line of advice on standard error."""
+        print(f"error: {message}\nadvice: {advice}", file=sys.stderr, flush=True)
 
     def table(self, table: Any) -> None:
         """Prints a rich table (or any rich renderable) on standard output; not in JSON mode."""
@@ -196,12 +200,10 @@ def _group_help(title: str, commands: Mapping[str, Command]) -> str:
     return f"usage: {title} COMMAND [options]\n\ncommands:\n{lines}\n\nSee: {title} COMMAND --help"
 
 
-def _explain(message: str, advice: str, debug: bool, stream: TextIO | None = None) -> None:
-    stream = stream or sys.stderr
+def _explain(message: str, advice: str, debug: bool) -> None:
     if debug:
-        traceback.print_exc(file=stream)
-    print(f"error: {message}", file=stream)
-    print(f"advice: {advice or 'Run again with --debug to see where it happened.'}", file=stream)
+        traceback.print_exc()
+    Terminal().error(message, advice or "Run again with --debug to see where it happened.")
 
 
 def explain_bugs(*, debug: bool) -> None:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from mmlm.cli.frame import DONE, SOME_FAILED, Command, Terminal
 from mmlm.cli.options import ModelOptions, check_model_name, method_field, open_model, parse_methods
-from mmlm.errors import InputError, MmlmError
+from mmlm.errors import InputError
 from mmlm.records import INFORMATION, RecordFile, file_hash, read_lines
 from mmlm.runner import GenerateSettings, Request, Result, fingerprint, generate_batches
 
@@ -24,6 +24,7 @@ __all__ = ["COMMAND", "Generate", "read_requests", "run"]
 
 # The fields of an output line that are ours; a question may not bring them along.
 ANSWER_FIELDS = ("text", "n_tokens", "templated", "error")
+SHOWN = 5
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,7 @@ def run(settings: Generate, terminal: Terminal) -> int:
     if n_before < len(questions):
         model, processor = open_model(settings.model, methods, terminal)
         records.add_facts({"weights": fingerprint(model)})
-        if n_before and not terminal.quiet:
+        if n_before:
             terminal.note(f"{n_before} of {len(questions)} were done; going on.")
         with records:
             batches = generate_batches(
@@ -207,14 +208,15 @@ def _report(
                 "done_before": n_before,
             }
         )
-    for record in failed[:5]:
+    for record in failed[:SHOWN]:
         terminal.note(f"failed: {record['id']}: {record['error']}")
     if settings.strict and failed and len(records.done) < n_questions:
-        raise MmlmError(
+        terminal.error(
             f"Stopped at question {failed[-1]['id']!r}: {failed[-1]['error']}",
-            advice="Repair it, or run without --strict: the other questions are answered then.",
+            "Go on without --strict: the other questions are answered then.",
         )
-    more = f" (the first {5} are shown)" if len(failed) > 5 else ""
+        return SOME_FAILED
+    more = f" (the first {SHOWN} are shown)" if len(failed) > SHOWN else ""
     terminal.note(
         f"{len(records.done)} of {n_questions} lines in {settings.output}; "
         f"{len(failed)} failed{more}."

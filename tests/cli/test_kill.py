@@ -1,0 +1,106 @@
+"""kill -9 in the middle of `mmlm generate` loses and doubles nothing: with a real SIGKILL."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from mmlm.cli import main
+from mmlm.records import RecordFile, read_lines
+
+OPTIONS = ("--generate.max_new_tokens", "24", "--generate.batch_size", "2", "--quiet")
+
+
+def start(arguments):
+    return subprocess.Popen(
+        [sys.executable, "-m", "mmlm", *arguments],
+        env=os.environ | {"HF_HUB_OFFLINE": "1"},
+        stderr=subprocess.PIPE,
+    )
+
+
+def kill_when(process, reached):
+    """SIGKILL at the first moment at which the condition holds."""
+    give_up = time.monotonic() + 120
+    while not reached():
+        if process.poll() is not None or time.monotonic() > give_up:
+            process.kill()
+            pytest.fail(f"ended before it was killed: {process.communicate()[1].decode()}")
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    process.stderr.close()
+
+
+@pytest.mark.slow
+def test_killed_three_times(tiny_folder, write_questions, tmp_path):
+    questions = [
+        {"id": f"q{n}", "image": f"{n % 4}.png", "prompt": f"what is this {n} ?"} for n in range(40)
+    ]
+    source = write_questions(questions)
+    output = tmp_path / "killed.jsonl"
+    record = tmp_path / "killed.jsonl.run.json"
+    common = ["generate", "--model", str(tiny_folder), "--input", str(source), *OPTIONS]
+    arguments = [*common, "--output", str(output)]
+
+    def size():
+        return output.stat().st_size if output.exists() else 0
+
+    kill_when(start(arguments), record.exists)  # before, or while, the first answer is written
+    kill_when(start(arguments), lambda: size() > 0)  # right after a first batch
+    reached = size() + 1500  # some batches later, wherever it is by then
+    kill_when(start(arguments), lambda: size() > reached)
+
+    survived = [line for line in output.read_bytes().splitlines(keepends=True) if b"\n" in line]
+    assert 0 < len(survived) < len(questions)
+    assert [json.loads(line)["id"] for line in survived] == [
+        question["id"] for question in questions[: len(survived)]
+    ]
+    # The fourth start ends it; nobody holds the lock of a killed process.
+    assert main(arguments) == 0
+    assert output.read_bytes().startswith(b"".join(survived))
+    assert [line["id"] for line in read_lines(output)] == [q["id"] for q in questions]
+    assert main([*common, "--output", str(tmp_path / "whole.jsonl")]) == 0
+    assert output.read_bytes() == (tmp_path / "whole.jsonl").read_bytes()
+
+
+WRITER = """
+import sys
+from pathlib import Path
+from mmlm.records import RecordFile
+
+with RecordFile(Path(sys.argv[1]), {"run": 1}) as records:
+    number = len(records.done)
+    while True:
+        records.append([{"id": number + n, "text": "x" * 20_000} for n in range(3)])
+        number += 3
+"""
+
+
+def test_a_writer_killed_at_many_moments(tmp_path):
+    """Large records and no pause between them, so that kills fall into writes as well."""
+    path = tmp_path / "out.jsonl"
+    seen = 0
+    for attempt in range(8):
+        writer = subprocess.Popen([sys.executable, "-c", WRITER, str(path)])
+        before = path.stat().st_size if path.exists() else 0
+        kill_when_grown(writer, path, before, pause=0.0007 * attempt)
+        records = RecordFile(path, {"run": 1})
+        assert list(records.done) == list(range(len(records.done)))
+        assert len(records.done) >= seen
+        assert all(len(record["text"]) == 20_000 for record in records.done.values())
+        seen = len(records.done)
+    assert seen > 0
+
+
+def kill_when_grown(process, path, before, pause):
+    give_up = time.monotonic() + 60
+    while not path.exists() or path.stat().st_size <= before:
+        assert process.poll() is None
+        assert time.monotonic() < give_up
+    time.sleep(pause)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
