@@ -29,6 +29,7 @@ from benchmarks.objects import (
     caption_words,
     check_variant,
     mentions,
+    node_of_word,
     node_words,
     without_toilet_seats,
 )
@@ -51,6 +52,7 @@ __all__ = [
     "read_captions",
     "score",
     "subset_ids",
+    "theme_share",
     "truth_from_coco",
     "truth_of_val2014",
 ]
@@ -252,6 +254,37 @@ def score(
     rows = [caption.counts() for caption in scored]
     table = CountTable.build([caption.image_id for caption in scored], rows, METRICS)
     return ChairResult(variant, scored, table)
+
+
+def theme_share(result: ChairResult, themes: Mapping[int, Collection[str]]) -> CountTable:
+    """Which part of the invented objects belongs to the scene of the picture: the prior at work.
+
+    Counts distinct invented objects per caption. The metric ``theme_share`` is to be compared with
+    ``chance``, the share of a scene's absent objects among all absent objects, which is what
+    uniform guessing would give.
+
+    Args:
+        result: Scored captions.
+        themes: Objects that usually appear in the scene of each picture.
+    """
+    everything = set(node_of_word().values())
+    rows = []
+    for caption in result.per_caption:
+        theme = set(themes[caption.image_id])
+        invented = {mention.node for mention in caption.hallucinated}
+        rows.append(
+            {
+                "invented": len(invented),
+                "invented_of_theme": len(invented & theme),
+                "absent": len(everything - caption.truth),
+                "absent_of_theme": len(theme - caption.truth),
+            }
+        )
+    ratios = {
+        "theme_share": Ratio(("invented_of_theme",), ("invented",)),
+        "chance": Ratio(("absent_of_theme",), ("absent",)),
+    }
+    return CountTable.build([c.image_id for c in result.per_caption], rows, ratios)
 
 
 def read_captions(path: str | Path) -> list[dict[str, Any]]:

@@ -9,7 +9,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from mmlm.cli.frame import DONE, SOME_FAILED, Command, Terminal
-from mmlm.cli.options import ModelOptions, check_model_id, method_field, open_model, parse_methods
+from mmlm.cli.options import (
+    ModelOptions,
+    check_model_name,
+    method_field,
+    open_model,
+    parse_methods,
+)
 from mmlm.cli.pictures import DataOptions, Source, find
 from mmlm.errors import InputError
 from mmlm.runner import GenerateSettings
@@ -134,8 +140,7 @@ def _answer(
     from mmlm.runner import fingerprint
 
     methods = parse_methods(settings.methods)
-    check_model_id(settings.model.id)
-    settings.output.mkdir(parents=True, exist_ok=True)
+    check_model_name(settings.model.id)
     if isinstance(settings, BenchChair):
         benchmark, scorer = "chair", settings.variant
     else:
@@ -149,12 +154,15 @@ def _answer(
         scorer=f"{benchmark}/{scorer}",
         **source.truth_files(),
     )
-    records = RecordFile(settings.output / name, record)
+    path = settings.output / name
+    if settings.output.is_dir():
+        RecordFile(path, record)  # refuses the output of another run before the model is loaded
+    model, processor = open_model(settings.model, methods, terminal)
+    settings.output.mkdir(parents=True, exist_ok=True)
     drawn = source.draw(terminal.progress)
     task = make_task(drawn)
+    records = RecordFile(path, record | {"weights": fingerprint(model)})
     if len(records.done) < len(task.items):
-        model, processor = open_model(settings.model, methods, terminal)
-        records.add_facts({"weights": fingerprint(model)})
         with records:
             speed = run.answer(
                 task,

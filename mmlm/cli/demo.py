@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mmlm.cli.frame import DONE, SOME_FAILED, Command, Terminal
-from mmlm.cli.options import ModelOptions, check_model_id, open_model, parse_methods
+from mmlm.cli.options import ModelOptions, check_model_name, open_model, parse_methods
 from mmlm.cli.pictures import DataOptions, Source, find
 from mmlm.errors import InputError
 from mmlm.runner import GenerateSettings
@@ -32,12 +32,16 @@ __all__ = ["COMMAND", "Demo", "DemoGenerate"]
 REPORT = "report.html"
 RESULTS = "results.json"
 PLAIN = "plain"
+ANSWER_TOKENS = 16
+"""Enough for any yes/no answer; a model that does not stop by itself must not cost minutes."""
 FULL = (300, 100)  # pictures to caption, pictures to ask about
 QUICK = (60, 20)
 
 
 @dataclass(frozen=True)
 class DemoGenerate(GenerateSettings):
+    """Replaced below by the text of its parent, which explains every field."""
+
     max_new_tokens: int = 84
     batch_size: int = 30
 
@@ -58,7 +62,7 @@ class Demo:
             three kinds. Default: 100, quick: 20.
         data: Which pictures. The default count is 300, quick: 60.
         model: The model.
-        generate: How answers are generated.
+        generate: How captions are generated; yes/no answers get at most 16 new tokens.
     """
 
     output: Path = Path("demo")
@@ -86,7 +90,7 @@ def run(settings: Demo, terminal: Terminal) -> int:
     """
     ways = _ways(settings.methods)
     source = _source(settings)
-    check_model_id(settings.model.id)
+    check_model_name(settings.model.id)
     _claim_report(settings.output / REPORT)
     import mmlm
 
@@ -184,6 +188,7 @@ class _Answers:
         methods: Sequence[Method],
         task: Task,
         data: Mapping[str, Any],
+        settings: GenerateSettings,
         advance: Callable[[int], None],
     ) -> tuple[list[dict[str, Any]], Speed]:
         """The answers of one way of decoding to one benchmark, computed if they are not there."""
@@ -201,7 +206,7 @@ class _Answers:
                 self.model,
                 self.processor,
                 methods,
-                self.settings.generate,
+                settings,
                 on_batch=advance,
             )
         return list(records.done.values()), speed
@@ -218,7 +223,10 @@ def _run_all(
     captions = run.caption_task(source.pictures, source.folder, source.prompt)
     splits = source.questions(settings.n_questions)
     questions = run.pope_task(splits, source.folder, version_name=source.version)
-    asked = {"questions": settings.n_questions}
+    asked = {"questions": settings.n_questions, "answer_tokens": ANSWER_TOKENS}
+    short = replace(
+        settings.generate, max_new_tokens=min(ANSWER_TOKENS, settings.generate.max_new_tokens)
+    )
     truth = source.truth()
     answers.warm_up()
     runs, failed = [], 0
@@ -226,9 +234,9 @@ def _run_all(
     with _progress(total, terminal) as (describe, advance):
         for label, methods in ways.items():
             describe(f"{label}: captions")
-            captioned, speed = answers.get(label, methods, captions, {}, advance)
+            captioned, speed = answers.get(label, methods, captions, {}, settings.generate, advance)
             describe(f"{label}: yes/no questions")
-            answered, _ = answers.get(label, methods, questions, asked, advance)
+            answered, _ = answers.get(label, methods, questions, asked, short, advance)
             good = [line for line in captioned if not line.get("error")]
             summary, unanswered = pope.score_stored(answered)
             failed += unanswered + len(captioned) - len(good)
