@@ -13,30 +13,51 @@ from mmlm.cli import main
 from mmlm.records import RecordFile, read_lines
 
 OPTIONS = ("--generate.max_new_tokens", "24", "--generate.batch_size", "2", "--quiet")
+# Imports once, then runs each command line in a forked process of its own: the process that is
+# killed is a real one, but does not spend ten seconds on importing.
+STARTER = """
+import json, os, sys
+from mmlm.cli import generate, main
+import torch
+from transformers import AutoModelForImageTextToText, AutoProcessor, LlavaForConditionalGeneration
+
+for line in sys.stdin:
+    child = os.fork()
+    if child == 0:
+        os._exit(main(json.loads(line)))
+    print(child, flush=True)
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+"""
 
 
-def start(arguments):
-    return subprocess.Popen(
-        [sys.executable, "-m", "mmlm", *arguments],
-        env=os.environ | {"HF_HUB_OFFLINE": "1"},
-        stderr=subprocess.PIPE,
+@pytest.fixture
+def kill_when(monkeypatch):
+    """Runs `mmlm` in a process and kills it at the first moment at which a condition holds."""
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    starter = subprocess.Popen(
+        [sys.executable, "-c", STARTER],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
     )
 
+    def run(arguments, reached):
+        print(json.dumps(arguments), file=starter.stdin, flush=True)
+        child = int(starter.stdout.readline())
+        give_up = time.monotonic() + 120
+        while not reached() and time.monotonic() < give_up:
+            pass
+        os.kill(child, signal.SIGKILL)
+        assert int(starter.stdout.readline()) == -signal.SIGKILL
 
-def kill_when(process, reached):
-    """SIGKILL at the first moment at which the condition holds."""
-    give_up = time.monotonic() + 120
-    while not reached():
-        if process.poll() is not None or time.monotonic() > give_up:
-            process.kill()
-            pytest.fail(f"ended before it was killed: {process.communicate()[1].decode()}")
-    process.send_signal(signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL
-    process.stderr.close()
+    yield run
+    starter.stdin.close()
+    starter.stdout.close()
+    starter.wait()
 
 
 @pytest.mark.slow
-def test_killed_three_times(tiny_folder, write_questions, tmp_path):
+def test_killed_three_times(tiny_folder, write_questions, tmp_path, kill_when):
     questions = [
         {"id": f"q{n}", "image": f"{n % 4}.png", "prompt": f"what is this {n} ?"} for n in range(40)
     ]
@@ -49,10 +70,10 @@ def test_killed_three_times(tiny_folder, write_questions, tmp_path):
     def size():
         return output.stat().st_size if output.exists() else 0
 
-    kill_when(start(arguments), record.exists)  # before, or while, the first answer is written
-    kill_when(start(arguments), lambda: size() > 0)  # right after a first batch
+    kill_when(arguments, record.exists)  # before, or while, the first answer is written
+    kill_when(arguments, lambda: size() > 0)  # right after a first batch
     reached = size() + 1500  # some batches later, wherever it is by then
-    kill_when(start(arguments), lambda: size() > reached)
+    kill_when(arguments, lambda: size() > reached)
 
     survived = [line for line in output.read_bytes().splitlines(keepends=True) if b"\n" in line]
     assert 0 < len(survived) < len(questions)
