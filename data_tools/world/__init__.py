@@ -18,7 +18,8 @@ from data_tools.world.language import (
     questions,
     vocabulary,
 )
-from data_tools.world.scenes import SPLITS, Instance, Picture, Scene, WorldConfig, render, scene
+from data_tools.world.painting import Picture, render
+from data_tools.world.scenes import SPLITS, Instance, Scene, WorldConfig, scene
 from data_tools.world.themes import THEMES, Theme, theme_classes
 
 __all__ = [

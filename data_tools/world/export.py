@@ -26,8 +26,9 @@ from PIL import Image
 
 from data_tools.world.categories import CATEGORIES, SUPERCATEGORIES
 from data_tools.world.language import CAPTION_QUESTIONS, caption, questions
+from data_tools.world.painting import render
 from data_tools.world.polling import KINDS, poll
-from data_tools.world.scenes import SPLITS, Scene, WorldConfig, render, scene, stream
+from data_tools.world.scenes import SPLITS, Scene, WorldConfig, scene, stream
 from mmlm.errors import InputError
 
 FORMAT = 1

@@ -1,8 +1,8 @@
-"""Scenes: what stands where, and its picture.
+"""Scenes: the theme, the style, and what stands where.
 
-`scene` draws the truth (theme, style, objects and their places), `render` paints it. Both are
-functions of (configuration, split, seed, index) alone: any scene can be drawn at any time, in any
-process, and nothing has to be stored.
+`scene` draws the truth, `painting.render` makes its picture. Both are functions of (configuration,
+split, seed, index) alone: any scene can be drawn at any time, in any process, and nothing has to be
+stored.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_tools.world.categories import LONG_SIDE, NAMES, size_group
-from data_tools.world.sprites import boxes, sprite, styles
-from data_tools.world.themes import BY_NAME, THEMES, Theme, swapped
+from data_tools.world.sprites import boxes, styles
+from data_tools.world.themes import THEMES, Theme, swapped
 
 MAX_INSTANCES = 9
 TRIES = 14
@@ -31,16 +31,7 @@ SKY = 0.15
 COUNT_THRESHOLDS = (0.80, 0.95)
 """A class has one instance with 0.8, two with 0.15 and three with 0.05."""
 BASE_SIZE = 80
-"""Side of the picture, in pixels, that `LONG_SIDE` and the clutter refer to."""
-HORIZON_JITTER = 0.12
-COLOUR_JITTER = 10.0
-GRADIENT = 12.0
-MAX_CLUTTER = 3
-CLUTTER_SIDE = (4, 12)
-CLUTTER_OPACITY = 0.7
-
-_PAINT_STREAM = 1
-"""Appended to a scene's seed for everything that is not truth: background, clutter, noise."""
+"""Side of the picture, in pixels, that `LONG_SIDE` refers to."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -157,17 +148,6 @@ class Scene:
     def classes(self) -> frozenset[str]:
         """Names of the classes in the picture."""
         return frozenset(NAMES[i.category] for i in self.instances)
-
-
-class Picture(NamedTuple):
-    """A painted scene, S = side in pixels."""
-
-    image: NDArray[np.uint8]
-    """[S, S, 3] RGB."""
-    class_map: NDArray[np.uint8]
-    """[S, S]: 0 background, else position in `CATEGORIES` + 1 of the topmost object."""
-    instance_map: NDArray[np.uint8]
-    """[S, S]: 0 background, else position in `Scene.instances` + 1 of the topmost object."""
 
 
 def stream(split: str, seed: int, index: int, *more: int) -> np.random.Generator:
@@ -298,61 +278,3 @@ def _largest_overlap(placed: list[Instance], x: int, y: int, width: int, height:
             if h > 0 and w * h > largest:
                 largest = w * h
     return largest
-
-
-def render(scene: Scene) -> Picture:
-    """Paint a scene.
-
-    Background bands, clutter, objects in order (premultiplied alpha), grey noise.
-    """
-    config = scene.config
-    size = config.size
-    rng = stream(scene.split, scene.seed, scene.index, _PAINT_STREAM)
-    canvas = _background(rng, BY_NAME[scene.theme], size)
-    _clutter(rng, canvas, size)
-    instance_map = np.zeros((size, size), np.uint8)
-    for number, i in enumerate(scene.instances, start=1):
-        colour, transparency, solid = sprite(scene.style, i.category, i.picture, i.width, i.height)
-        if i.flip:
-            colour, transparency, solid = colour[:, ::-1], transparency[:, ::-1], solid[:, ::-1]
-        area = slice(i.y, i.y + i.height), slice(i.x, i.x + i.width)
-        part = canvas[area]
-        part *= transparency
-        part += colour
-        instance_map[area][solid] = number
-    if config.noise_sigma:
-        noise = rng.standard_normal((size, size, 1), np.float32)
-        noise *= np.float32(config.noise_sigma)
-        canvas += noise
-    canvas += 0.5
-    image = np.clip(canvas, 0, 255, out=canvas).astype(np.uint8)
-    class_of = np.array([0, *(i.category + 1 for i in scene.instances)], np.uint8)
-    return Picture(image, class_of[instance_map], instance_map)
-
-
-def _background(rng: np.random.Generator, theme: Theme, size: int) -> NDArray[np.float32]:
-    """Two bands with jittered colours, a jittered horizon and a vertical gradient."""
-    colours = np.array([theme.upper, theme.lower]) + rng.normal(0, COLOUR_JITTER, (2, 3))
-    shift, tilt = (rng.random(2) * 2 - 1).tolist()
-    horizon = round((theme.horizon + shift * HORIZON_JITTER) * size)
-    rows = np.repeat(colours, (horizon, size - horizon), axis=0)
-    rows += np.linspace(-tilt * GRADIENT, tilt * GRADIENT, size)[:, None]
-    canvas = np.empty((size, size, 3), np.float32)
-    canvas[:] = rows[:, None, :]
-    return canvas
-
-
-def _clutter(rng: np.random.Generator, canvas: NDArray[np.float32], size: int) -> None:
-    """Blend up to three unlabelled rectangles or ellipses behind the objects."""
-    low, high = (side * size / BASE_SIZE for side in CLUTTER_SIDE)
-    count = int(rng.random() * (MAX_CLUTTER + 1))
-    for oval, u, v, w, h, *rgb in rng.random((count, 8)).tolist():
-        width, height = round(low + w * (high - low)), round(low + h * (high - low))
-        x, y = int(u * (size - width + 1)), int(v * (size - height + 1))
-        opacity = np.full((height, width, 1), CLUTTER_OPACITY, np.float32)
-        if oval < 0.5:
-            dy = (np.arange(height)[:, None] + 0.5) / height * 2 - 1
-            dx = (np.arange(width)[None, :] + 0.5) / width * 2 - 1
-            opacity *= (dy**2 + dx**2 <= 1)[..., None]
-        part = canvas[y : y + height, x : x + width]
-        part += opacity * (np.array(rgb, np.float32) * 255 - part)

@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 
 from data_tools.world.categories import INDEX, NAMES
 from data_tools.world.language import CAPTION_QUESTIONS, caption, questions, vocabulary
-from data_tools.world.scenes import SPLITS, Scene, WorldConfig, render, scene
+from data_tools.world.painting import render
+from data_tools.world.scenes import SPLITS, Scene, WorldConfig, scene
 
 __all__ = ["WorldStream"]
 
