@@ -223,6 +223,10 @@ class VHR(Method):
             )
         return chosen
 
+    def acts_in(self, anatomy: Anatomy, layer: int) -> bool:
+        """The chosen layers."""
+        return layer in self.chosen_layers(anatomy.n_layers)
+
     def unsupported(self, anatomy: Anatomy) -> list[str]:
         """Nothing beyond the output projection; checks the layers."""
         self.chosen_layers(anatomy.n_layers)

@@ -208,7 +208,9 @@ class _Run:
                 ("heads", self._install_heads),
                 ("layer_out", self._install_layer_out),
             ):
-                users = self._users(site)
+                users = [
+                    i for i in self._users(site) if self.methods[i].acts_in(self.anatomy, layer)
+                ]
                 if users:
                     stack.callback(install(layer, block, users).remove)
         if self._users("logits"):

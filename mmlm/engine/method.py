@@ -169,6 +169,10 @@ class Method(abc.ABC):
         """Tokens below this fraction of the largest main probability are cut (0: none)."""
         return 0.0
 
+    def acts_in(self, anatomy: Anatomy, layer: int) -> bool:
+        """Whether this setting acts in a decoder layer; hooks go only where somebody acts."""
+        return True
+
     @property
     def cost(self) -> Cost:
         """What this setting adds to a prompt with an image; the tests count it."""
