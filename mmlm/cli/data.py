@@ -17,8 +17,9 @@ class World:
     Attributes:
         output: A new or empty folder, or one left by the same command, which is then completed.
         count: Number of pictures; at least 1.
-        split: natural (objects of one theme), counterfactual (truth without any prior),
-            heldout_style (art that was never trained on), swapped (unusual themes), or train.
+        split: natural (as in training), counterfactual (companions appear half as often as in
+            training), heldout_style (art that was never trained on), swapped (objects of another
+            theme than the background shows), or train.
         seed: Seed of the pictures; the same seed gives the same bytes. Not negative.
     """
 
