@@ -104,15 +104,11 @@ def _findings(page: Page) -> str:
         f"there; {value_text('chair_i', shares['chair_i'])} % of all named objects are invented."
         "</p></li>"
     ]
-    told = {row.name: row for row in page.rows if row.group == "Captions"}
-    for index, sentence in enumerate(conclusions(page.runs, page.rows), start=1):
-        verdicts = {told[name].cells[index].verdict for name in ("chair_i", "chair_s")}
-        tone = next((v for v in ("worse", "better") if verdicts & {v}), "noise")
-        tone = "noise" if {"better", "worse"} <= verdicts else tone
-        label = page.runs[index].label
+    for told in conclusions(page.runs, page.rows):
         items.append(
-            f'<li class="panel finding {tone}"><strong>{_text(label)}</strong>'
-            f"<p>{_text(sentence.removeprefix(label).strip())}</p></li>"
+            f'<li class="panel finding {_tone(told.verdict)}"><strong>{_text(told.label)}</strong>'
+            f"<p>{_text(told.effect[0].upper() + told.effect[1:])}.</p>"
+            f'<p class="details">{_minus(told.details)}</p></li>'
         )
     return f'<ul class="findings">{"".join(items)}</ul>'
 
@@ -172,15 +168,17 @@ def _forest_metric(page: Page, row: Row, scale: float) -> str:
         tracks.append(
             f'<div class="track-row"><span class="who">{_text(run.label)}</span>'
             f'<div class="track {tone}">{mark}</div>'
-            f'<span class="number {tone}">{_text(change_text(row, cell))}</span></div>'
+            f'<span class="number {tone}">{_minus(change_text(row, cell))}</span></div>'
         )
     label = row.label if row.group == "Captions" else f"POPE {row.label[0].lower()}{row.label[1:]}"
     return f'<div class="metric"><span>{_text(label)}</span><div>{"".join(tracks)}</div></div>'
 
 
 def _nice(value: float) -> float:
-    """The next of 1, 2, 5, 10, 20, 50, 100 that is not smaller."""
-    return next((step for step in (1, 2, 5, 10, 20, 50) if step >= value), 100)
+    """The next round number that is not smaller."""
+    return next(
+        (step for step in (1, 2, 3, 5, 8, 10, 15, 20, 25, 30, 40, 60) if step >= value), 100
+    )
 
 
 def _numbers(page: Page) -> str:
@@ -227,7 +225,7 @@ def _cells(row: Row) -> list[str]:
             f"<td><strong>{value_text(row.name, measure.value)}</strong>"
             f'<small class="interval">{_text(interval_text(row.name, measure))}</small>'
             f'<small class="counts">{counts}</small>'
-            f'<small class="{_tone(cell.verdict)}">{_text(change)}</small></td>'
+            f'<small class="{_tone(cell.verdict)}">{_minus(change)}</small></td>'
         )
     return cells
 
@@ -312,8 +310,9 @@ def _card(page: Page, position: int) -> str:
     chips = "".join(f'<span class="chip">{_text(name)}</span>' for name in sorted(first.truth))
     captions = "".join(_caption(run.label, run.chair.per_caption[position]) for run in page.runs)
     return (
-        f'<article class="card"><figure>{_image(page.picture(first.image_id), first.image_id)}'
-        f'</figure><p class="truth">In the picture: {chips or "none of the 80 objects"}</p>'
+        f'<article class="card"><div class="top">'
+        f"{_image(page.picture(first.image_id), first.image_id)}"
+        f'<p class="truth">In the picture<br>{chips or "none of the 80 objects"}</p></div>'
         f"{captions}</article>"
     )
 
@@ -374,3 +373,8 @@ def _image(picture: Image.Image, image_id: int) -> str:
 
 def _text(text: str) -> str:
     return html.escape(text)
+
+
+def _minus(text: str) -> str:
+    """Escaped text with typographic minus signs."""
+    return re.sub(r"-(?=\d)", "−", html.escape(text))

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Cell",
+    "Conclusion",
     "MethodRun",
     "Row",
     "as_json",
@@ -184,26 +185,46 @@ def relative_time(run: MethodRun, plain: MethodRun) -> float | None:
     return own / base if own is not None and base else None
 
 
-def conclusions(runs: Sequence[MethodRun], rows: Sequence[Row]) -> list[str]:
+@dataclass(frozen=True)
+class Conclusion:
+    """What the captions allow to say about one method.
+
+    Attributes:
+        label: The method.
+        effect: In words.
+        details: The changes it rests on.
+        verdict: The effect on invention.
+    """
+
+    label: str
+    effect: str
+    details: str
+    verdict: Verdict
+
+    def __str__(self) -> str:
+        """One sentence."""
+        return f"{self.label} {self.effect} ({self.details})."
+
+
+def conclusions(runs: Sequence[MethodRun], rows: Sequence[Row]) -> list[Conclusion]:
     """One honest sentence per method."""
     told = {row.name: row for row in rows if row.group == "Captions"}
-    sentences = []
+    shown = {"chair_i": "CHAIR_i", "chair_s": "CHAIR_s", "recall": "recall"}
+    results = []
     for index, run in enumerate(runs[1:], start=1):
-        parts = []
-        for name, short in (("chair_i", "CHAIR_i"), ("chair_s", "CHAIR_s"), ("recall", "recall")):
-            cell = told[name].cells[index]
-            parts.append(f"{short} {change_text(told[name], cell)}")
-        verdicts = {told[name].cells[index].verdict for name in ("chair_i", "chair_s")}
+        cells = {name: told[name].cells[index] for name in shown}
+        details = "; ".join(f"{shown[n]} {change_text(told[n], cell)}" for n, cell in cells.items())
+        verdicts = {cells["chair_i"].verdict, cells["chair_s"].verdict}
+        verdict: Verdict = "within noise"
+        effect = "shows no clear effect on invention here"
         if "better" in verdicts and "worse" not in verdicts:
-            effect = "invents less than plain decoding"
-            if told["recall"].cells[index].verdict == "worse":
+            verdict, effect = "better", "invents less than plain decoding"
+            if cells["recall"].verdict == "worse":
                 effect += ", but also names fewer true objects"
         elif "worse" in verdicts and "better" not in verdicts:
-            effect = "invents more than plain decoding: it does not help here"
-        else:
-            effect = "shows no clear effect on invention here"
-        sentences.append(f"{run.label} {effect} ({'; '.join(parts)}).")
-    return sentences
+            verdict, effect = "worse", "invents more than plain decoding: it does not help here"
+        results.append(Conclusion(run.label, effect, details, verdict))
+    return results
 
 
 def terminal(runs: Sequence[MethodRun], rows: Sequence[Row], title: str) -> Table:
@@ -280,5 +301,5 @@ def as_json(runs: Sequence[MethodRun], rows: Sequence[Row]) -> dict[str, Any]:
             }
             for row in rows
         ],
-        "conclusions": conclusions(runs, rows),
+        "conclusions": [str(conclusion) for conclusion in conclusions(runs, rows)],
     }

@@ -20,14 +20,23 @@ from mmlm.records import INFORMATION, write_json
 from mmlm.runner import GenerateSettings, Request, generate_batches
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from benchmarks.coco import Picture
     from mmlm.engine.method import Method
     from mmlm.records import RecordFile
     from mmlm.runner import Result
 
-__all__ = ["Item", "Speed", "Task", "answer", "caption_task", "pope_task", "run_record"]
+__all__ = [
+    "Item",
+    "Speed",
+    "Task",
+    "answer",
+    "caption_task",
+    "pope_task",
+    "run_record",
+    "stored_speed",
+]
 
 
 @dataclass(frozen=True)
@@ -193,9 +202,12 @@ def answer(
     settings: GenerateSettings,
     *,
     progress: bool = False,
-    on_batch: Callable[[int], None] | None = None,
-) -> Speed:
-    """Answers what has no answer yet, and stores it.
+) -> Iterator[int]:
+    """Answers what has no answer yet, and stores it batch by batch.
+
+    How long all sessions of the run took together stands beside the output (`stored_speed`).
+    Because nothing happens between two steps, several runs can take turns: then all of them meet
+    the same load of the machine, and their times can be compared.
 
     Args:
         task: The benchmark.
@@ -205,11 +217,9 @@ def answer(
         methods: Methods attached while the model generates.
         settings: How to generate.
         progress: Show a progress bar.
-        on_batch: Called after each batch with the number of new answers.
 
-    Returns:
-        The speed of all sessions of this run so far; it stands beside the output as
-        ``<output>.speed.json``.
+    Yields:
+        The number of new answers in each batch.
     """
     items = {item.request.id: item for item in task.items}
     batches = generate_batches(
@@ -221,16 +231,18 @@ def answer(
         done={str(identifier) for identifier in records.done},
         progress=progress,
     )
-    path = records.path.with_name(records.path.name + ".speed.json")
-    speed = _stored_speed(path) if records.done else Speed()
+    speed = stored_speed(records) if records.done else Speed()
     for results, seconds in _timed(batches):
         records.append([_line(task, items[result.id], result) for result in results])
-        tokens = sum(result.n_tokens for result in results)
-        speed += Speed(seconds, len(results), tokens)
-        if on_batch is not None:
-            on_batch(len(results))
-    write_json(path, asdict(speed))
-    return speed
+        speed += Speed(seconds, len(results), sum(result.n_tokens for result in results))
+        write_json(_speed_path(records), asdict(speed))
+        yield len(results)
+
+
+def stored_speed(records: RecordFile) -> Speed:
+    """How long the answers in an output took; all zero if it was not measured."""
+    path = _speed_path(records)
+    return Speed(**json.loads(path.read_text(encoding="utf-8"))) if path.exists() else Speed()
 
 
 def _line(task: Task, item: Item, result: Result) -> dict[str, Any]:
@@ -252,5 +264,5 @@ def _timed(batches: Iterator[list[Result]]) -> Iterator[tuple[list[Result], floa
         start = time.perf_counter()
 
 
-def _stored_speed(path: Path) -> Speed:
-    return Speed(**json.loads(path.read_text(encoding="utf-8"))) if path.exists() else Speed()
+def _speed_path(records: RecordFile) -> Path:
+    return records.path.with_name(records.path.name + ".speed.json")

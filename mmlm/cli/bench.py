@@ -164,7 +164,7 @@ def _answer(
     records = RecordFile(path, record | {"weights": fingerprint(model)})
     if len(records.done) < len(task.items):
         with records:
-            speed = run.answer(
+            steps = run.answer(
                 task,
                 records,
                 model,
@@ -173,7 +173,9 @@ def _answer(
                 settings.generate,
                 progress=terminal.progress,
             )
-        terminal.note(f"{speed.answers} answers in {speed.seconds:.1f} s.")
+            new = sum(steps)
+        seconds = run.stored_speed(records).seconds
+        terminal.note(f"{new} new answers; all {len(records.done)} took {seconds:.1f} s.")
     return drawn, records
 
 

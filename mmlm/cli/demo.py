@@ -10,8 +10,9 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,8 +25,9 @@ from mmlm.runner import GenerateSettings
 
 if TYPE_CHECKING:
     from benchmarks.report import MethodRun
-    from benchmarks.run import Speed, Task
+    from benchmarks.run import Task
     from mmlm.engine.method import Method
+    from mmlm.records import RecordFile
 
 __all__ = ["COMMAND", "Demo", "DemoGenerate"]
 
@@ -172,44 +174,54 @@ class _Answers:
             del record[INFORMATION]
         return record | {"weights": fingerprint(self.model)}
 
-    def warm_up(self) -> None:
+    def warm_up(self, ways: Mapping[str, tuple[Method, ...]]) -> None:
         """One picture before the clock runs: first calls load kernels and allocate memory."""
         from mmlm.runner import Request, generate_all
 
         first = self.source.folder / self.source.pictures[0].file_name
         request = Request("warm-up", (first,), self.source.prompt)
         settings = replace(self.settings.generate, max_new_tokens=4)
-        for _ in generate_all(self.model, self.processor, [request], (), settings):
-            pass
+        for methods in ways.values():
+            for _ in generate_all(self.model, self.processor, [request], methods, settings):
+                pass
 
-    def get(
+    def collect(
         self,
-        label: str,
-        methods: Sequence[Method],
         task: Task,
+        ways: Mapping[str, tuple[Method, ...]],
         data: Mapping[str, Any],
         settings: GenerateSettings,
         advance: Callable[[int], None],
-    ) -> tuple[list[dict[str, Any]], Speed]:
-        """The answers of one way of decoding to one benchmark, computed if they are not there."""
+    ) -> dict[str, RecordFile]:
+        """The answers of every way of decoding to one benchmark; computes what is not there.
+
+        The ways take turns, a batch each: a machine that gets busy half-way slows down all of
+        them, so that their times stay comparable.
+        """
         from benchmarks import run as bench
         from mmlm.records import RecordFile
 
-        name = re.sub(r"[^\w.=]+", "-", label).strip("-")
-        path = self.folder / f"{name}.{task.metric.partition('/')[0]}.jsonl"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with RecordFile(path, self._record(methods, data | {"metric": task.metric})) as records:
-            advance(len(records.done))
-            speed = bench.answer(
-                task,
-                records,
-                self.model,
-                self.processor,
-                methods,
-                settings,
-                on_batch=advance,
-            )
-        return list(records.done.values()), speed
+        self.folder.mkdir(parents=True, exist_ok=True)
+        outputs: dict[str, RecordFile] = {}
+        turns: deque[Iterator[int]] = deque()
+        with ExitStack() as stack:
+            for label, methods in ways.items():
+                name = re.sub(r"[^\w.=]+", "-", label).strip("-")
+                path = self.folder / f"{name}.{task.metric.partition('/')[0]}.jsonl"
+                record = self._record(methods, {**data, "metric": task.metric})
+                outputs[label] = stack.enter_context(RecordFile(path, record))
+                advance(len(outputs[label].done))
+                turns.append(
+                    bench.answer(
+                        task, outputs[label], self.model, self.processor, methods, settings
+                    )
+                )
+            while turns:
+                steps = turns.popleft()
+                if new := next(steps, 0):
+                    advance(new)
+                    turns.append(steps)
+        return outputs
 
 
 def _run_all(
@@ -224,24 +236,30 @@ def _run_all(
     splits = source.questions(settings.n_questions)
     questions = run.pope_task(splits, source.folder, version_name=source.version)
     asked = {"questions": settings.n_questions, "answer_tokens": ANSWER_TOKENS}
-    short = replace(
-        settings.generate, max_new_tokens=min(ANSWER_TOKENS, settings.generate.max_new_tokens)
-    )
-    truth = source.truth()
-    answers.warm_up()
-    runs, failed = [], 0
+    generate = settings.generate
+    short = replace(generate, max_new_tokens=min(ANSWER_TOKENS, generate.max_new_tokens))
+    answers.warm_up(ways)
     total = len(ways) * (len(captions.items) + len(questions.items))
     with _progress(total, terminal) as (describe, advance):
-        for label, methods in ways.items():
-            describe(f"{label}: captions")
-            captioned, speed = answers.get(label, methods, captions, {}, settings.generate, advance)
-            describe(f"{label}: yes/no questions")
-            answered, _ = answers.get(label, methods, questions, asked, short, advance)
-            good = [line for line in captioned if not line.get("error")]
-            summary, unanswered = pope.score_stored(answered)
-            failed += unanswered + len(captioned) - len(good)
-            text = repr(methods[0]) if methods else ""
-            runs.append(MethodRun(label, text, chair.score(good, truth), summary, speed))
+        describe("captions")
+        captioned = answers.collect(captions, ways, {}, generate, advance)
+        describe("yes/no questions")
+        answered = answers.collect(questions, ways, asked, short, advance)
+    truth = source.truth()
+    runs, failed = [], 0
+    for label, methods in ways.items():
+        good = [line for line in captioned[label].done.values() if not line.get("error")]
+        summary, unanswered = pope.score_stored(list(answered[label].done.values()))
+        failed += unanswered + len(captions.items) - len(good)
+        runs.append(
+            MethodRun(
+                label=label,
+                text=repr(methods[0]) if methods else "",
+                chair=chair.score(good, truth),
+                pope=summary,
+                speed=run.stored_speed(captioned[label]),
+            )
+        )
     if failed:
         terminal.note(f"{failed} answers failed, e.g. because a picture cannot be read.")
     return runs, failed
