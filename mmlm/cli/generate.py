@@ -179,16 +179,21 @@ def _run_record(settings: Generate, methods: Sequence[Method]) -> dict[str, Any]
     from importlib.metadata import version
 
     model = dataclasses.asdict(settings.model)
+    generate = dataclasses.asdict(settings.generate)
+    # Sampled answers depend on the batches, greedy ones do not: whoever ran out of memory may go
+    # on with smaller batches.
+    batch = {} if settings.generate.do_sample else {"batch_size": generate.pop("batch_size")}
     return {
         "command": "generate",
         "model": {name: model[name] for name in ("id", "dtype", "attention", "chat_template")},
         "methods": [method.text for method in methods],
-        "generate": dataclasses.asdict(settings.generate),
+        "generate": generate,
         "input_hash": file_hash(settings.input),
         "shard": settings.shard,
         INFORMATION: {
             "input": str(settings.input),
             "device": settings.model.device,
+            **batch,
             "versions": {name: version(name) for name in ("mmlm", "torch", "transformers")},
         },
     }

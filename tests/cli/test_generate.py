@@ -219,7 +219,7 @@ class TestRefusals:
         [
             ("--method", "VHR"),
             ("--generate.seed", "1"),
-            ("--generate.batch_size", "3"),
+            ("--generate.num_beams", "2"),
             ("--model.dtype", "bfloat16"),
             ("--shard", "0/2"),
         ],
@@ -228,6 +228,12 @@ class TestRefusals:
         source = write_questions(questions[:2])
         generate(source)
         refused(source, "belongs to another run", *argv)
+
+    def test_sampled_output_with_other_batches(self, refused, generate, write_questions, questions):
+        source = write_questions(questions[:2])
+        generate(source, "--generate.do_sample")
+        argv = ("--generate.do_sample", "--generate.batch_size", "3")
+        refused(source, "generate.batch_size was 2, now 3", *argv)
 
     def test_output_of_other_questions(self, refused, generate, write_questions, questions):
         generate(write_questions(questions[:2]))
@@ -364,6 +370,14 @@ class TestResume:
         monkeypatch.setattr(mmlm, "load", load)
         assert generate(source)[0] == 0
         assert output.read_bytes() == expected.read_bytes()
+
+    def test_greedy_runs_may_go_on_with_other_batches(self, generate, write_questions, questions):
+        source = write_questions(questions)
+        _, output = generate(source)
+        whole = output.read_bytes()
+        output.write_bytes(whole[: len(whole) // 2])
+        assert generate(source, "--generate.batch_size", "1")[0] == 0
+        assert output.read_bytes() == whole
 
     def test_nothing_left_to_do_loads_no_model(
         self, generate, write_questions, questions, monkeypatch

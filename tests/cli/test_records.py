@@ -1,6 +1,7 @@
 """Append-only records: what survives a kill, and what is refused."""
 
 import json
+import os
 
 import pytest
 
@@ -48,6 +49,15 @@ def test_done_grows_and_twice_is_refused(tmp_path):
         assert list(file.done) == ["a"]
         with pytest.raises(ValueError, match="'a' was already written"):
             file.append([{"id": "a"}])
+
+
+def test_append_returns_when_the_lines_are_on_the_disk(tmp_path, monkeypatch):
+    path = tmp_path / "out.jsonl"
+    synced = []
+    with RecordFile(path, RUN) as file:
+        monkeypatch.setattr(os, "fsync", lambda _: synced.append(path.read_text()))
+        file.append([{"id": "a"}, {"id": "b"}])
+    assert synced == ['{"id": "a"}\n{"id": "b"}\n']
 
 
 def test_append_outside_the_block(tmp_path):

@@ -96,6 +96,12 @@ def test_sampling_depends_on_seed_and_ids_only(tiny):
     ]
 
 
+def test_every_batch_draws_its_own_numbers(tiny):
+    same = [Request(name, (picture(),), "what is this ?") for name in "abc"]
+    one = dataclasses.replace(SAMPLED, batch_size=1)
+    assert len({result.text for result in generate_all(*tiny, same, settings=one)}) == 3
+
+
 def test_the_state_of_torch_is_restored(tiny):
     torch.manual_seed(1)
     expected = torch.rand(1)
