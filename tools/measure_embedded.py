@@ -1,13 +1,13 @@
-"""Measures the embedded model and writes the tables of docs/embedded-model.md.
+"""Measures the embedded model for docs/embedded-model.md.
 
     python tools/measure_embedded.py scores --model runs/world/seed0/model --name seed0
     python tools/measure_embedded.py effects --split counterfactual
     python tools/measure_embedded.py precision
     python tools/measure_embedded.py speed
-    python tools/measure_embedded.py tables
+    python tools/measure_embedded.py heads --count 100
 
-Every command but the last writes one JSON file under docs/results; `tables` puts them into the
-document between its markers. Pictures are drawn in memory, by split, seed and number; nothing is
+Every command writes one JSON file under docs/results; `tools/embedded_tables.py` puts them into
+the document. Pictures are drawn in memory, by split, seed and number; nothing is
 read or downloaded. Decoding is greedy, 84 new tokens.
 """
 
@@ -31,7 +31,6 @@ from mmlm.runner import GenerateSettings, Request, generate_all
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "docs" / "results"
-DOCUMENT = ROOT / "docs" / "embedded-model.md"
 QUESTION = "please describe this image in detail ."
 NEW_TOKENS = 84
 CLASSES_ASKED = 3
@@ -180,6 +179,66 @@ def speed(arguments: argparse.Namespace) -> dict[str, Any]:
     return {"threads": arguments.threads, "captions_per_second": rates}
 
 
+def heads(arguments: argparse.Namespace) -> dict[str, Any]:
+    """How much each head depends on the image, and where the last prompt position looks.
+
+    VHD (VHR's Eq. 4) is divided by the sum of both outputs' norms, so it lies in [0, 1]. A sink is
+    a position that takes more than half of a head's attention.
+    """
+    import torch
+
+    from decoding.vhr import divergence
+    from mmlm.inputs import message, prepare
+
+    model, processor = mmlm.load(arguments.model, attention="eager")
+    chosen = Pictures(arguments.split, arguments.count).scenes()
+    spread, share, sinks = [], [], []
+    for start in range(0, len(chosen), 20):
+        pictures = [_picture(s) for s in chosen[start : start + 20]]
+        seen = prepare(
+            processor, [[message("user", QUESTION, 1)]] * len(pictures), [[p] for p in pictures]
+        )
+        blind = prepare(processor, [[message("user", QUESTION, 0)]], [[]])
+        with torch.inference_mode():
+            with_image, attention = _last_position(model, seen)
+            without, _ = _last_position(model, blind)
+        size = with_image.norm(dim=-1) + without.norm(dim=-1)
+        spread.append(divergence(with_image, without.expand_as(with_image)) / size)  # [l, B, H]
+        image = seen["input_ids"] == model.config.image_token_id
+        share.append((attention * image[None, :, None]).sum(-1))
+        sinks.append((attention.amax(-1) > 0.5).float())
+    return {
+        "split": arguments.split,
+        "pictures": len(chosen),
+        "relative_vhd": torch.cat(spread, 1).mean(1).tolist(),
+        "attention_on_image": torch.cat(share, 1).mean(1).tolist(),
+        "sink_rate": torch.cat(sinks, 1).mean(1).tolist(),
+    }
+
+
+def _last_position(model: Any, inputs: dict[str, Any]) -> tuple[Any, Any]:
+    """Head outputs [layers, B, H, d] and attention [layers, B, H, N] of the last position."""
+    import torch
+
+    from mmlm.engine.anatomy import Anatomy
+
+    anatomy = Anatomy(model)
+    kept: list[Any] = []
+
+    def keep(module: Any, given: tuple[Any, ...]) -> None:
+        kept.append(given[0][:, -1].unflatten(-1, (anatomy.n_heads, -1)))
+
+    hooks = [
+        anatomy.o_proj(layer).register_forward_pre_hook(keep) for layer in range(anatomy.n_layers)
+    ]
+    try:
+        out = model(**inputs, output_attentions=True)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return torch.stack(kept), torch.stack([layer[:, :, -1] for layer in out.attentions])
+
+
 def _generate(
     model: Any,
     processor: Any,
@@ -275,7 +334,13 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-MEASURES = {"scores": scores, "effects": effects, "precision": precision, "speed": speed}
+MEASURES = {
+    "scores": scores,
+    "effects": effects,
+    "precision": precision,
+    "speed": speed,
+    "heads": heads,
+}
 
 
 def main() -> None:

@@ -1,4 +1,5 @@
 import json
+import math
 import re
 import shutil
 import subprocess
@@ -17,7 +18,7 @@ from training.__main__ import main
 from training.config import build_parser
 from training.scratch.batches import WINDOW, Buckets
 from training.scratch.recipe import Shape
-from training.scratch.vision import normalise, patch_labels
+from training.scratch.vision import normalise, patch_labels, patch_loss
 from training.source import Source, Tail
 
 ROOT = Path(__file__).parents[2]
@@ -30,8 +31,18 @@ def test_patch_labels_by_hand():
     maps[0, :2, 4:6] = 1  # second patch: 4 pixels of class 1 ...
     maps[0, 0, 6] = 3  # ... and one of class 3
     maps[0, 4, :3] = 3  # third patch: 3 pixels, too few
-    assert patch_labels(maps, 4, 3, least=4).tolist() == [[2, 1, 0, 0]]
-    assert patch_labels(maps, 4, 3, least=3).tolist() == [[2, 1, 3, 0]]
+    assert patch_labels(maps, 4, 3, least=4 / 16).tolist() == [[2, 1, 0, 0]]
+    assert patch_labels(maps, 4, 3, least=3 / 16).tolist() == [[2, 1, 3, 0]]
+    assert patch_labels(maps, 4, 3).tolist() == [[2, 1, 3, 0]]  # 10/64 of 16 pixels: 2.5
+
+
+def test_patch_loss_by_hand():
+    # Scores are the states themselves: ln of (1/2, 1/4, 1/4) and of (1/4, 1/2, 1/4).
+    states = torch.tensor([[[0.5, 0.25, 0.25], [0.25, 0.5, 0.25]]]).log()
+    loss, accuracy = patch_loss(torch.nn.Identity(), states, torch.tensor([[0, 2]]))
+    # background weighs 0.25: (0.25 ln 2 + ln 4) / 1.25
+    assert loss.item() == pytest.approx((0.25 * math.log(2) + math.log(4)) / 1.25)
+    assert accuracy.item() == 0.0
 
 
 def test_pixels_equal_the_processor():
@@ -125,6 +136,24 @@ def test_the_recipe_learns_and_its_model_is_read_by_plain_transformers(tmp_path)
     torch.testing.assert_close(model.lm_head.weight, state["model.lm_head.weight"])
     loaded, _ = load(tmp_path / "model")
     torch.testing.assert_close(loaded.state_dict(), model.state_dict())
+
+
+def test_refinement_goes_on_from_the_alignment_with_the_patch_head_of_the_tower(tmp_path):
+    taught = recipe(8, refinement=settings(8), patch_weight=0.5)
+    _train(taught, tmp_path)
+    before = _snapshot(tmp_path, "alignment")["stage"]
+    head = _snapshot(tmp_path, "vision")["stage"]["patch_head.1.weight"]
+    stage = taught._stage("refinement", run(tmp_path))
+    torch.testing.assert_close(stage.patch_head[1].weight, head)
+    torch.testing.assert_close(stage.model.lm_head.weight, before["model.lm_head.weight"])
+    assert stage.rate("model.model.vision_tower.x") == 1.0
+    got = stage(**stage.batch(0, 0, 1))
+    parts = got["caption_loss"] + 0.7 * got["question_loss"] + 0.5 * got["patch_loss"]
+    torch.testing.assert_close(got["loss"], parts)
+    exported, _ = load(tmp_path / "model")
+    after = _snapshot(tmp_path, "refinement")["stage"]
+    torch.testing.assert_close(exported.lm_head.weight, after["model.lm_head.weight"])
+    assert not torch.equal(after["patch_head.1.weight"], head)
 
 
 def test_only_the_projector_changes_in_its_stage(tmp_path):

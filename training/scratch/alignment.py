@@ -6,20 +6,21 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 import torch
-from torch import Tensor
+from numpy.typing import NDArray
+from torch import Tensor, nn
 
 from training.attention import DENSE, PACKED
 from training.loop import Stage
 from training.packing import Text, encode, pad
 from training.scratch.batches import Buckets
 from training.scratch.language import answer_loss, decode
-from training.scratch.vision import normalise
+from training.scratch.vision import normalise, patch_labels, patch_loss
 from training.source import Source
 
 if TYPE_CHECKING:
     from transformers import LlavaForConditionalGeneration, PreTrainedTokenizerFast
 
-__all__ = ["AlignmentStage", "ProjectorStage"]
+__all__ = ["AlignmentStage", "ProjectorStage", "RefinementStage"]
 
 
 class AlignmentStage(Stage):
@@ -40,6 +41,10 @@ class AlignmentStage(Stage):
         pixel_std: likewise.
         residual_dtype: precision of the language model's residual stream under autocast.
         seed: of the order of batches.
+        patch_head: goes on naming the patches beside the texts, None for texts alone. The tower
+            then keeps learning to see from a hundred labels a picture, which costs almost nothing:
+            its states are computed anyway.
+        patch_weight: factor on the patch loss.
     """
 
     name: ClassVar[str] = "alignment"
@@ -60,9 +65,11 @@ class AlignmentStage(Stage):
         pixel_std: float,
         residual_dtype: torch.dtype,
         seed: int,
+        patch_head: nn.Module | None = None,
+        patch_weight: float = 0.0,
     ) -> None:
         super().__init__()
-        self.model = model
+        self.model, self.patch_head, self._patch_weight = model, patch_head, patch_weight
         self._tokenizer, self._source = tokenizer, source
         self._max_tokens, self._question_tokens = max_tokens, question_tokens
         self._question_weight, self._tower_rate = question_weight, tower_rate
@@ -86,9 +93,10 @@ class AlignmentStage(Stage):
         captions, questions = zip(*(texts for _, texts in drawn), strict=True)
         caption_ids, caption_labels = pad(captions, self._tokenizer.pad_token_id)
         question_ids, question_labels = pad(questions, self._tokenizer.pad_token_id)
-        pictures = np.stack([self._source.picture(index)[0] for index, _ in drawn])
+        pictures, maps, _ = zip(*(self._source.picture(i) for i, _ in drawn), strict=True)
         return {
-            "pixels": normalise(pictures, *self._pixels),
+            "pixels": normalise(np.stack(pictures), *self._pixels),
+            **self._patches(np.stack(maps)),
             "caption_ids": caption_ids,
             "caption_labels": caption_labels,
             "question_ids": question_ids,
@@ -102,10 +110,12 @@ class AlignmentStage(Stage):
         caption_labels: Tensor,
         question_ids: Tensor,
         question_labels: Tensor,
+        patch_labels: Tensor | None = None,
     ) -> dict[str, Tensor]:
-        """Both losses and their weighted sum."""
+        """The losses and their weighted sum."""
         model = self.model
-        features = torch.stack(list(model.get_image_features(pixels).pooler_output))  # [B, P, D]
+        seen = model.get_image_features(pixels)
+        features = torch.stack(list(seen.pooler_output))  # [B, P, D]
         embed = model.get_input_embeddings()
         prefix = embed(self.prefix).expand(len(pixels), -1, -1)
         parts = [prefix, features, embed(caption_ids), embed(question_ids)]
@@ -119,11 +129,24 @@ class AlignmentStage(Stage):
         _, described, answered = states.split(segments, 1)
         caption_loss = answer_loss(model.lm_head, described, caption_labels)
         question_loss = answer_loss(model.lm_head, answered, question_labels)
-        return {
+        losses = {
             "loss": caption_loss + self._question_weight * question_loss,
             "caption_loss": caption_loss,
             "question_loss": question_loss,
         }
+        if self.patch_head is not None:
+            patch, accuracy = patch_loss(
+                self.patch_head, seen.last_hidden_state[:, 1:], patch_labels
+            )
+            losses["loss"] = losses["loss"] + self._patch_weight * patch
+            losses |= {"patch_loss": patch, "patch_accuracy": accuracy}
+        return losses
+
+    def _patches(self, maps: NDArray[np.uint8]) -> dict[str, Tensor]:
+        if self.patch_head is None:
+            return {}
+        patch = self.model.config.vision_config.patch_size
+        return {"patch_labels": patch_labels(maps, patch, self._source.n_classes)}
 
     def _draw(self, index: int) -> tuple[Text, Text]:
         described, asked = self._source.texts(index)
@@ -137,3 +160,9 @@ class ProjectorStage(AlignmentStage):
 
     name: ClassVar[str] = "projector"
     trained: ClassVar[Literal["all", "projector"]] = "projector"
+
+
+class RefinementStage(AlignmentStage):
+    """A second period of the same, usually with a patch head and the tower at full rate."""
+
+    name: ClassVar[str] = "refinement"

@@ -1,9 +1,11 @@
-"""The recipe of the embedded model: a LLaVA from nothing, in four stages.
+"""The recipe of the embedded model: a LLaVA from nothing, in four or five stages.
 
 1. vision and language side by side, each in a process of its own with one thread: the tower
    learns to name the object in each patch, the language model learns the captions' language;
 2. the projector alone;
-3. everything, the tower at a lower rate.
+3. alignment: everything, the tower at a lower rate;
+4. refinement, if asked for: a second period of it with a new schedule, in which the tower learns at
+   full rate and keeps its patch loss.
 
 Each stage has a folder with its snapshot and log; the finished model is the folder `model`, which
 plain transformers reads.
@@ -24,9 +26,9 @@ from mmlm.model.assemble import SPECIAL_TOKENS, assemble, word_processor
 from mmlm.model.checkpoint import save
 from training.config import Recipe, Run
 from training.loop import Stage, StageSettings, run_stage
-from training.scratch.alignment import AlignmentStage, ProjectorStage
+from training.scratch.alignment import AlignmentStage, ProjectorStage, RefinementStage
 from training.scratch.language import LanguageStage
-from training.scratch.vision import VisionStage
+from training.scratch.vision import VisionStage, patch_head
 from training.source import Source, Tail
 
 if TYPE_CHECKING:
@@ -43,11 +45,13 @@ ANSWER_TOKENS = 84
 """Default length of an answer of the finished model."""
 
 _JOINT = ("question_weight", "tower_rate", "question_tokens")
+_REFINED = ("refinement", "patch_weight")
 _LATER = {
-    "vision": ("language", "max_tokens", "projector", "alignment", *_JOINT),
-    "language": ("projector", "alignment", *_JOINT),
-    "projector": ("alignment",),
-    "alignment": (),
+    "vision": ("language", "max_tokens", "projector", "alignment", *_JOINT, *_REFINED),
+    "language": ("projector", "alignment", *_JOINT, *_REFINED),
+    "projector": ("alignment", *_REFINED),
+    "alignment": _REFINED,
+    "refinement": (),
 }
 """Arguments of the recipe that do not change what a stage learns."""
 
@@ -135,11 +139,13 @@ class FromScratch(Recipe):
         language: stage L.
         projector: stage A, first part.
         alignment: stage A, second part.
+        refinement: stage A once more, None to leave it out.
         shape: sizes of the model.
         question_weight: factor on the question loss in stage A.
         tower_rate: factor on the tower's learning rate in stage A.
         max_tokens: longest text behind the image.
         question_tokens: longest question round.
+        patch_weight: factor on the patch loss in the refinement.
     """
 
     def __init__(
@@ -149,21 +155,26 @@ class FromScratch(Recipe):
         language: StageSettings,
         projector: StageSettings,
         alignment: StageSettings,
+        refinement: StageSettings | None = None,
         shape: Shape = Shape(),
         question_weight: float = 0.7,
         tower_rate: float = 0.3,
         max_tokens: int = 120,
         question_tokens: int = 56,
+        patch_weight: float = 0.3,
     ) -> None:
         self.source, self.shape = source, shape
         self.question_weight, self.tower_rate = question_weight, tower_rate
         self.max_tokens, self.question_tokens = max_tokens, question_tokens
+        self.patch_weight = patch_weight
         self.settings = {
             "vision": vision,
             "language": language,
             "projector": projector,
             "alignment": alignment,
         }
+        if refinement is not None:
+            self.settings["refinement"] = refinement
 
     def run(self, run: Run, only: str | None) -> None:
         """See `training.config.Recipe.run`."""
@@ -177,7 +188,7 @@ class FromScratch(Recipe):
         if run.accelerator.num_processes == 1:
             # Two small trainings on a thread each make more steps than one after the other on two.
             _launch(run, {"vision": 1, "language": 1})
-            for stage in ("projector", "alignment"):
+            for stage in list(self.settings)[2:]:
                 _launch(run, {stage: run.settings.processes})
         else:
             for stage in self.settings:
@@ -218,25 +229,29 @@ class FromScratch(Recipe):
             language = LlamaForCausalLM(self.shape.text_config(len(processor.tokenizer)))
             return LanguageStage(language, processor.tokenizer, source, batch_size, **text)
         model = self._assemble(processor)
-        if name == "projector":
-            model.model.vision_tower.load_state_dict(_part(run.output, "vision", "tower."))
-            model.model.language_model.load_state_dict(
-                _part(run.output, "language", "language.model.")
-            )
-        else:
-            model.load_state_dict(_part(run.output, "projector", "model."))
-        kind = ProjectorStage if name == "projector" else AlignmentStage
-        return kind(
-            model,
-            processor.tokenizer,
-            source,
-            batch_size,
-            question_tokens=self.question_tokens,
-            question_weight=self.question_weight,
-            tower_rate=self.tower_rate,
+        self._load(model, name, run.output)
+        joint: dict[str, Any] = {
+            "question_tokens": self.question_tokens,
+            "question_weight": self.question_weight,
+            "tower_rate": self.tower_rate,
             **text,
             **pixels,
-        )
+        }
+        kind = {"projector": ProjectorStage, "alignment": AlignmentStage}.get(name, RefinementStage)
+        if kind is RefinementStage:
+            head = patch_head(self.shape.vision_width, source.n_classes)
+            head.load_state_dict(_part(run.output, "vision", "patch_head."))
+            joint |= {"patch_head": head, "patch_weight": self.patch_weight, "tower_rate": 1.0}
+        return kind(model, processor.tokenizer, source, batch_size, **joint)
+
+    def _load(self, model: LlavaForConditionalGeneration, stage: str, output: Path) -> None:
+        """The weights that the stage before left."""
+        if stage == "projector":
+            model.model.vision_tower.load_state_dict(_part(output, "vision", "tower."))
+            model.model.language_model.load_state_dict(_part(output, "language", "language.model."))
+        else:
+            names = list(self.settings)
+            model.load_state_dict(_part(output, names[names.index(stage) - 1], "model."))
 
     def _first_index(self, name: str) -> int:
         """Stages take consecutive parts of the stream."""
@@ -260,7 +275,7 @@ class FromScratch(Recipe):
         """Writes the finished model and its processor so that plain transformers reads them."""
         processor = self._processor()
         model = self._assemble(processor)
-        model.load_state_dict(_part(output, "alignment", "model."))
+        model.load_state_dict(_part(output, list(self.settings)[-1], "model."))
         save(model, processor, output / "model", max_new_tokens=ANSWER_TOKENS)
 
     def _assemble(self, processor: LlavaProcessor) -> LlavaForConditionalGeneration:

@@ -16,7 +16,12 @@ from training.source import Source
 if TYPE_CHECKING:
     from transformers import CLIPVisionModel
 
-__all__ = ["VisionStage", "normalise", "patch_labels"]
+__all__ = ["VisionStage", "normalise", "patch_head", "patch_labels", "patch_loss"]
+
+LEAST_COVERED = 10 / 64
+"""Fraction of a patch that a class must cover to be its label."""
+BACKGROUND_WEIGHT = 0.25
+"""Weight of background patches in the cross-entropy."""
 
 
 def normalise(pictures: NDArray[np.uint8], mean: float, std: float) -> Tensor:
@@ -26,15 +31,15 @@ def normalise(pictures: NDArray[np.uint8], mean: float, std: float) -> Tensor:
 
 
 def patch_labels(
-    class_maps: NDArray[np.uint8], patch: int, n_classes: int, least: int
-) -> NDArray[np.int64]:
+    class_maps: NDArray[np.uint8], patch: int, n_classes: int, least: float = LEAST_COVERED
+) -> Tensor:
     """The class that covers most of each patch, 0 (background) if none covers enough.
 
     Args:
         class_maps: [B, S, S], 0 background, 1 + class otherwise.
         patch: side of a patch in pixels.
         n_classes: number of classes.
-        least: pixels that a class must cover to count.
+        least: fraction of the patch that a class must cover to count.
 
     Returns:
         [B, (S / patch)^2] in row order, values 0 to n_classes.
@@ -47,8 +52,29 @@ def patch_labels(
     flat = cells + bins * np.arange(len(cells))[:, None]
     counts = np.bincount(flat.ravel(), minlength=bins * len(cells)).reshape(len(cells), bins)
     best = counts[:, 1:].argmax(1)
-    covered = counts[:, 1:].max(1) >= least
-    return np.where(covered, best + 1, 0).reshape(images, side * side)
+    covered = counts[:, 1:].max(1) >= max(1, round(least * patch**2))
+    return torch.from_numpy(np.where(covered, best + 1, 0).reshape(images, side * side))
+
+
+def patch_head(width: int, n_classes: int) -> nn.Sequential:
+    """A head that names the class in a patch from the tower's state there."""
+    return nn.Sequential(nn.LayerNorm(width), nn.Linear(width, n_classes + 1))
+
+
+def patch_loss(head: nn.Module, states: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Cross-entropy of the patches, and the accuracy on those that show an object.
+
+    Args:
+        head: see `patch_head`.
+        states: [B, P, D], the tower's states without the class token.
+        labels: [B, P], see `patch_labels`.
+    """
+    scores = head(states).float()
+    weight = torch.ones(scores.shape[-1], device=scores.device)
+    weight[0] = BACKGROUND_WEIGHT
+    loss = nn.functional.cross_entropy(scores.flatten(0, 1), labels.flatten(), weight=weight)
+    accuracy = (scores.argmax(-1) == labels)[labels > 0].float().mean()
+    return loss, accuracy
 
 
 class VisionStage(Stage):
@@ -60,9 +86,7 @@ class VisionStage(Stage):
         batch_size: pictures a step.
         pixel_mean: see `normalise`.
         pixel_std: see `normalise`.
-        background_weight: weight of background patches in the cross-entropy.
         presence_weight: factor on the class token's binary cross-entropy.
-        least_covered: fraction of a patch that a class must cover to be its label.
     """
 
     name: ClassVar[str] = "vision"
@@ -75,22 +99,16 @@ class VisionStage(Stage):
         *,
         pixel_mean: float,
         pixel_std: float,
-        background_weight: float = 0.25,
         presence_weight: float = 5.0,
-        least_covered: float = 10 / 64,
     ) -> None:
         super().__init__()
         width, classes = tower.config.hidden_size, source.n_classes
         self.tower = tower
-        self.patch_head = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, classes + 1))
+        self.patch_head = patch_head(width, classes)
         self.presence_head = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, classes))
         self.presence_weight = presence_weight
         self._source, self._batch_size = source, batch_size
         self._pixels = (pixel_mean, pixel_std)
-        self._least = max(1, round(least_covered * tower.config.patch_size**2))
-        weight = torch.ones(classes + 1)
-        weight[0] = background_weight
-        self.register_buffer("class_weight", weight, persistent=False)
         # The last norm follows the state that LLaVA reads, so nothing here trains it.
         tower.post_layernorm.requires_grad_(False)
         tower.set_attn_implementation(DENSE)
@@ -101,30 +119,23 @@ class VisionStage(Stage):
         share = range(first + rank, first + self._batch_size, world_size)
         drawn = [self._source.picture(index) for index in share]
         pictures, maps, present = zip(*drawn, strict=True)
-        labels = patch_labels(
-            np.stack(maps), self.tower.config.patch_size, self._source.n_classes, self._least
-        )
+        labels = patch_labels(np.stack(maps), self.tower.config.patch_size, self._source.n_classes)
         presence = torch.zeros(len(drawn), self._source.n_classes)
         for row, classes in enumerate(present):
             presence[row, classes] = 1.0
         return {
             "pixels": normalise(np.stack(pictures), *self._pixels),
-            "labels": torch.from_numpy(labels),
+            "labels": labels,
             "presence": presence,
         }
 
     def forward(self, pixels: Tensor, labels: Tensor, presence: Tensor) -> dict[str, Tensor]:
         """Both losses, and the accuracy on patches that show an object."""
         states = self.tower(pixels).last_hidden_state
-        scores = self.patch_head(states[:, 1:]).float()  # [B, P, C + 1]
-        patch = nn.functional.cross_entropy(
-            scores.flatten(0, 1), labels.flatten(), weight=self.class_weight
-        )
+        patch, accuracy = patch_loss(self.patch_head, states[:, 1:], labels)
         presence_loss = nn.functional.binary_cross_entropy_with_logits(
             self.presence_head(states[:, 0]).float(), presence
         )
-        shown = labels > 0
-        accuracy = (scores.argmax(-1) == labels)[shown].float().mean()
         return {
             "loss": patch + self.presence_weight * presence_loss,
             "patch_loss": patch,

@@ -1,0 +1,172 @@
+"""Writes the tables of docs/embedded-model.md from the JSON files that measure_embedded.py made.
+
+    python tools/embedded_tables.py            rewrite the tables
+    python tools/embedded_tables.py --check    exit code 1 if the document is not up to date
+
+A table stands between `<!-- table: NAME -->` and `<!-- end -->`; the rest of the document is
+written by hand.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import statistics
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "docs" / "results"
+DOCUMENT = ROOT / "docs" / "embedded-model.md"
+KINDS = ("random", "popular", "adversarial")
+CHANGES = ("chair_s", "chair_i", "recall", "mean_length")
+MARKED = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
+
+
+def captions(records: dict[str, Any]) -> str:
+    """CHAIR, length, repetition and the captions without an image: one row a model and split."""
+    head = (
+        "model", "split", "CHAIR_s", "CHAIR_i", "recall", "words", "duplicate sentences",
+        "CHAIR_i without image",
+    )  # fmt: skip
+    rows = []
+    for name, split, result in _runs(records):
+        metrics = result["metrics"]
+        rows.append(
+            (
+                name, split, *(_percent(metrics[m]) for m in ("chair_s", "chair_i", "recall")),
+                f"{metrics['mean_length']['value']:.1f}",
+                _share(metrics["duplicate_sentence_share"]),
+                _percent(result["no_image"]["metrics"]["chair_i"]),
+            )
+        )  # fmt: skip
+    return _table(head, rows)
+
+
+def priors(records: dict[str, Any]) -> str:
+    """Where in the caption objects are invented, and which part of them belongs to the theme."""
+    head = (
+        "model", "split", "invented: first third", "middle", "last", "theme share of invented",
+        "by chance",
+    )  # fmt: skip
+    rows = []
+    for name, split, result in _runs(records):
+        thirds = [_share(measure) for measure in result["hallucination_by_third"]]
+        theme = result["theme"]
+        rows.append((name, split, *thirds, _percent(theme["theme_share"]), _share(theme["chance"])))
+    return _table(head, rows)
+
+
+def polls(records: dict[str, Any]) -> str:
+    """POPE accuracy, with F1 and the share of yes on the adversarial questions."""
+    head = ("model", "split", *KINDS, "F1 adversarial", "yes adversarial")
+    rows = []
+    for name, split, result in _runs(records):
+        asked = result["pope"]
+        hard = asked["adversarial"]["metrics"]
+        accuracy = [_percent(asked[kind]["metrics"]["accuracy"]) for kind in KINDS]
+        rows.append((name, split, *accuracy, _share(hard["f1"]), _share(hard["yes_ratio"])))
+    return _table(head, rows)
+
+
+def effects(records: dict[str, Any]) -> str:
+    """What each method changes, in points, with paired intervals."""
+    record = records["effects"]
+    head = ("method", "CHAIR_s", "CHAIR_i", "recall", "words", *(f"POPE {kind}" for kind in KINDS))
+    plain = record["plain"]
+    first = [_share(plain["metrics"][name]) for name in CHANGES[:3]]
+    first.append(f"{plain['metrics']['mean_length']['value']:.1f}")
+    first += [_share(plain["pope"][kind]["metrics"]["accuracy"]) for kind in KINDS]
+    rows: list[Sequence[str]] = [("plain", *first)]
+    for method, result in record["methods"].items():
+        names = (*CHANGES, *(f"pope_{kind}" for kind in KINDS))
+        cells = [_change(name, result["change"][name]) for name in names]
+        rows.append((f"`{method}`", *cells))
+    return _table(head, rows)
+
+
+def precision(records: dict[str, Any]) -> str:
+    """Captions that equal those of 32-bit weights."""
+    record = records["precision"]
+    rows = [(name, f"{same} of {record['pictures']}") for name, same in record["identical"].items()]
+    return _table(("weights", "identical captions"), rows)
+
+
+def speed(records: dict[str, Any]) -> str:
+    """Captions per second by batch size."""
+    record = records["speed"]
+    rates = record["captions_per_second"]
+    rows = [[f"{record['threads']}", *(f"{rate:.1f}" for rate in rates.values())]]
+    return _table(("threads", *(f"batch {size}" for size in rates)), rows)
+
+
+def heads(records: dict[str, Any]) -> str:
+    """One row a layer: spread over the heads."""
+    record = records["heads"]
+    head = (
+        "layer", "relative VHD: smallest head", "median", "largest", "attention on the image",
+        "sink rate",
+    )  # fmt: skip
+    columns = (record["relative_vhd"], record["attention_on_image"], record["sink_rate"])
+    rows = []
+    for layer, (vhd, share, sinks) in enumerate(zip(*columns, strict=True)):
+        spread = (f"{f(vhd):.3f}" for f in (min, statistics.median, max))
+        means = (f"{statistics.mean(values):.2f}" for values in (share, sinks))
+        rows.append((str(layer), *spread, *means))
+    return _table(head, rows)
+
+
+TABLES = {
+    table.__name__: table for table in (captions, priors, polls, effects, precision, speed, heads)
+}
+
+
+def _runs(records: dict[str, Any]) -> Iterable[tuple[str, str, dict[str, Any]]]:
+    """(model, split, result) of every scores file, by name."""
+    for name, record in sorted(records.items()):
+        for split, result in record.get("splits", {}).items():
+            yield name, split, result
+
+
+def _percent(measure: dict[str, Any]) -> str:
+    low, high = measure["interval"]
+    return f"{_share(measure)} [{100 * low:.1f}, {100 * high:.1f}]"
+
+
+def _share(measure: dict[str, Any]) -> str:
+    return "undefined" if measure["value"] is None else f"{100 * measure['value']:.1f}"
+
+
+def _change(name: str, change: dict[str, Any]) -> str:
+    if change["value"] is None:
+        return "undefined"
+    factor = 1 if name == "mean_length" else 100
+    low, high = (factor * end for end in change["interval"])
+    text = f"{factor * change['value']:+.1f} [{low:+.1f}, {high:+.1f}]"
+    return f"**{text}**" if change["clear"] else text
+
+
+def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
+
+
+def main() -> int:
+    """Rewrites or checks the document."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--check", action="store_true", help="only compare")
+    check = parser.parse_args().check
+    records = {path.stem: json.loads(path.read_text()) for path in sorted(RESULTS.glob("*.json"))}
+    before = DOCUMENT.read_text()
+    after = MARKED.sub(lambda m: f"{m[1]}{TABLES[m[2]](records)}{m[3]}", before)
+    if check:
+        return int(before != after)
+    DOCUMENT.write_text(after)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
