@@ -9,18 +9,13 @@ from PIL import Image
 
 from benchmarks import chair
 from mmlm.cli import main
-from tests.tiny import build
 
 SHORT = ("--generate.max_new_tokens", "4", "--quiet")
 
 
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("model")
-    model, processor = build("llava")
-    model.save_pretrained(folder)
-    processor.save_pretrained(folder)
-    return str(folder)
+@pytest.fixture
+def tiny(tiny_folder):
+    return str(tiny_folder)
 
 
 INSIDE = {5: ("person", "dog", "cup"), 6: ("cat", "car", "bus"), 7: ("bed", "tv", "book")}
