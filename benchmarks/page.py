@@ -108,7 +108,7 @@ def _findings(page: Page) -> str:
         items.append(
             f'<li class="panel finding {_tone(told.verdict)}"><strong>{_text(told.label)}</strong>'
             f"<p>{_text(told.effect[0].upper() + told.effect[1:])}.</p>"
-            f'<p class="details">{_minus(told.details)}</p></li>'
+            f'<p class="details">{_minus(told.details).replace("; ", "<br>")}</p></li>'
         )
     return f'<ul class="findings">{"".join(items)}</ul>'
 
@@ -300,7 +300,8 @@ def gallery_of(runs: Sequence[MethodRun], per_group: int) -> list[tuple[str, str
 def _gallery(page: Page, title: str, note: str, positions: Sequence[int]) -> str:
     cards = "".join(_card(page, position) for position in positions)
     return (
-        f'<section><h2>{title}</h2><p class="note">{note} <mark class="bad">invented</mark> '
+        f'<section class="gallery-part"><h2>{title}</h2>'
+        f'<p class="note">{note} <mark class="bad">invented</mark> '
         f'<mark class="good">in the picture</mark></p><div class="gallery">{cards}</div></section>'
     )
 
