@@ -75,14 +75,15 @@ def polls(records: dict[str, Any]) -> str:
 def effects(records: dict[str, Any]) -> str:
     """What each method changes, in points, with paired intervals."""
     record = records["effects"]
-    head = ("method", "CHAIR_s", "CHAIR_i", "recall", "words", *(f"POPE {kind}" for kind in KINDS))
     plain = record["plain"]
+    kinds = tuple(plain["pope"])
+    head = ("method", "CHAIR_s", "CHAIR_i", "recall", "words", *(f"POPE {kind}" for kind in kinds))
     first = [_share(plain["metrics"][name]) for name in CHANGES[:3]]
     first.append(f"{plain['metrics']['mean_length']['value']:.1f}")
-    first += [_share(plain["pope"][kind]["metrics"]["accuracy"]) for kind in KINDS]
+    first += [_share(plain["pope"][kind]["metrics"]["accuracy"]) for kind in kinds]
     rows: list[Sequence[str]] = [("plain", *first)]
     for method, result in record["methods"].items():
-        names = (*CHANGES, *(f"pope_{kind}" for kind in KINDS))
+        names = (*CHANGES, *(f"pope_{kind}" for kind in kinds))
         cells = [_change(name, result["change"][name]) for name in names]
         rows.append((f"`{method}`", *cells))
     return _table(head, rows)

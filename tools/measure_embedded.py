@@ -6,9 +6,9 @@
     python tools/measure_embedded.py speed
     python tools/measure_embedded.py heads --count 100
 
-Every command writes one JSON file under docs/results; `tools/embedded_tables.py` puts them into
-the document. Pictures are drawn in memory, by split, seed and number; nothing is
-read or downloaded. Decoding is greedy, 84 new tokens.
+Every command writes one JSON file under docs/results, without a command all of them are run on the
+embedded model; `tools/embedded_tables.py` puts the results into the document. Pictures are drawn in
+memory, by split, seed and number; nothing is read or downloaded. Greedy, 84 new tokens.
 """
 
 from __future__ import annotations
@@ -33,8 +33,12 @@ ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "docs" / "results"
 QUESTION = "please describe this image in detail ."
 NEW_TOKENS = 84
+SPLIT = "natural"
+"""Split on which everything but the scores is measured: the one of `mmlm demo`."""
 CLASSES_ASKED = 3
 """Present classes that POPE asks about in a picture, and as many absent ones."""
+EFFECT_KINDS = ("random", "adversarial")
+"""Kinds of POPE questions on which methods are compared."""
 STRENGTHS = {
     "VCD": ("VCD(alpha=0.5, beta=0.1)", "VCD(alpha=1.0, beta=0.1)", "VCD(alpha=2.0, beta=0.1)"),
     "VHR": ("VHR(alpha=1.5)", "VHR(alpha=2.0)", "VHR(alpha=3.0)"),
@@ -119,7 +123,7 @@ def effects(arguments: argparse.Namespace) -> dict[str, Any]:
     model, processor = mmlm.load(arguments.model)
     scenes = Pictures(arguments.split, arguments.count).scenes()
     plain = chair.score(captions(model, processor, scenes), _truth(scenes))
-    asked_plain = {kind: asked(model, processor, scenes, kind) for kind in KINDS}
+    asked_plain = {kind: asked(model, processor, scenes, kind) for kind in EFFECT_KINDS}
     record: dict[str, Any] = {"split": arguments.split, "plain": plain.as_json(), "methods": {}}
     record["plain"]["pope"] = {kind: result.as_json() for kind, result in asked_plain.items()}
     for text in (t for texts in STRENGTHS.values() for t in texts):
@@ -131,7 +135,7 @@ def effects(arguments: argparse.Namespace) -> dict[str, Any]:
             for name in ("chair_s", "chair_i", "recall", "mean_length")
         }
         result["pope"] = {}
-        for kind in KINDS:
+        for kind in EFFECT_KINDS:
             answers = asked(model, processor, scenes, kind, [method])
             result["pope"][kind] = answers.as_json()
             result["change"][f"pope_{kind}"] = _difference(
@@ -284,15 +288,9 @@ def _described(scenes: Sequence[Scene], described: list[dict[str, Any]]) -> dict
 
 def _difference(before: Any, after: Any, name: str) -> dict[str, Any]:
     difference = before.difference(after, name)
-    low, high = (
-        (None, None)
-        if difference.interval is None
-        else (
-            difference.interval.low,
-            difference.interval.high,
-        )
-    )
-    return {"value": difference.value, "interval": [low, high], "clear": difference.is_clear}
+    interval = difference.interval
+    ends = [None, None] if interval is None else [interval.low, interval.high]
+    return {"value": difference.value, "interval": ends, "clear": difference.is_clear}
 
 
 def _summary(described: dict[str, Any]) -> str:
@@ -316,9 +314,9 @@ def _note(text: str) -> None:
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """One sub-command per measurement."""
+    """One sub-command per measurement; none of them means all, on the embedded model."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    commands = parser.add_subparsers(dest="command", required=True)
+    commands = parser.add_subparsers(dest="command")
     for name, measure in MEASURES.items():
         command = commands.add_parser(name, help=measure.__doc__.splitlines()[0])
         command.add_argument("--model", default="embedded", help="folder, or 'embedded'")
@@ -328,7 +326,7 @@ def build_parser() -> argparse.ArgumentParser:
             splits = [split for split in SPLITS if split != "train"]
             command.add_argument("--splits", nargs="+", default=splits, choices=splits)
         else:
-            command.add_argument("--split", default="counterfactual", choices=sorted(SPLITS))
+            command.add_argument("--split", default=SPLIT, choices=sorted(SPLITS))
         command.add_argument("--threads", type=int, default=2, help="threads")
         command.add_argument("--output", type=Path, default=RESULTS, help="folder")
     return parser
@@ -344,16 +342,24 @@ MEASURES = {
 
 
 def main() -> None:
-    """Measures one thing and stores it."""
+    """Measures one thing, or everything, and stores it."""
     import torch
 
-    arguments = build_parser().parse_args()
-    torch.set_num_threads(arguments.threads)
-    record = MEASURES[arguments.command](arguments)
-    arguments.output.mkdir(parents=True, exist_ok=True)
-    path = arguments.output / f"{arguments.name}.json"
-    path.write_text(json.dumps(record, indent=1) + "\n")
-    _note(f"wrote {path}")
+    parser = build_parser()
+    asked_for = parser.parse_args()
+    if asked_for.command is None:
+        # The shipped model was trained with seed 0; its scores keep that name.
+        every = [[name, *(["--name", "seed0"] if name == "scores" else [])] for name in MEASURES]
+    else:
+        every = [sys.argv[1:]]
+    for words in every:
+        arguments = parser.parse_args(words)
+        torch.set_num_threads(arguments.threads)
+        record = MEASURES[arguments.command](arguments)
+        arguments.output.mkdir(parents=True, exist_ok=True)
+        path = arguments.output / f"{arguments.name}.json"
+        path.write_text(json.dumps(record, indent=1) + "\n")
+        _note(f"wrote {path}")
 
 
 if __name__ == "__main__":
