@@ -142,6 +142,7 @@ def generation_config(model: Any, settings: GenerateSettings) -> GenerationConfi
     return GenerationConfig(
         max_new_tokens=settings.max_new_tokens,
         min_length=0,
+        min_new_tokens=0,
         do_sample=settings.do_sample,
         num_beams=settings.num_beams,
         num_return_sequences=1,

@@ -78,12 +78,24 @@ def test_defaults_of_the_checkpoint_do_not_matter(tiny):
         "repetition_penalty": 3.0,
         "no_repeat_ngram_size": 1,
         "num_beams": 3,
-        "min_new_tokens": 2,
         "max_length": 7,
     }.items():
         setattr(model.generation_config, name, value)
     assert list(generate_all(model, processor, requests(3), settings=GREEDY)) == plain
     assert list(generate_all(model, processor, requests(3), settings=SAMPLED)) == sampled
+
+
+@pytest.mark.parametrize("name", ["min_length", "min_new_tokens"])
+def test_a_least_length_of_the_checkpoint_does_not_matter(name):
+    model, processor = build("llava")
+    request = requests(1)[0]
+    [long] = generate_all(model, processor, [request], settings=GREEDY)
+    inputs = processor(text=[long.templated], images=[request.images[0]], return_tensors="pt")
+    first = model.generate(**inputs, max_new_tokens=1, do_sample=False)[0, -1].item()
+    model.generation_config.eos_token_id = [first]  # the model ends at once
+    setattr(model.generation_config, name, 100)
+    [short] = generate_all(model, processor, [request], settings=GREEDY)
+    assert (long.n_tokens, short.n_tokens) == (6, 1)
 
 
 def test_sampling_depends_on_seed_and_ids_only(tiny):
