@@ -17,7 +17,7 @@ from torch import Tensor
 from mmlm.errors import IncompatibleMethods, LayoutError
 
 if TYPE_CHECKING:
-    from mmlm.engine.attach import _Run
+    from mmlm.engine.session import Session
 
 __all__ = ["guarded_generate"]
 
@@ -31,21 +31,26 @@ _REFUSED: dict[str, str] = {
 _ADVICE = "Leave that argument out, or generate without methods."
 
 
-def guarded_generate(run: _Run, stack: ExitStack) -> None:
+def guarded_generate(session: Session, stack: ExitStack) -> None:
     """Puts the guard on the model object; ``stack`` takes it off again."""
-    model: Any = run.model
+    model: Any = session.model
     original = model.generate
     before = vars(model).get("generate")
 
     @functools.wraps(original)
     def generate(*args: Any, **kwargs: Any) -> Any:
-        _check(run, args, kwargs)
-        _remember(run, original, args, kwargs)
+        _check(session, args, kwargs)
+        _remember(session, original, args, kwargs)
         try:
             return original(*args, **kwargs)
         finally:
-            run.finish()
-            run.generating, run.vision, run.mask, run.given_rows = False, {}, None, None
+            session.finish()
+            session.generating, session.vision, session.mask, session.given_rows = (
+                False,
+                {},
+                None,
+                None,
+            )
 
     def restore() -> None:
         if before is None:
@@ -57,9 +62,9 @@ def guarded_generate(run: _Run, stack: ExitStack) -> None:
     stack.callback(restore)
 
 
-def _check(run: _Run, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    names = " + ".join(m.label for m in run.methods)
-    config = kwargs.get("generation_config") or getattr(run.model, "generation_config", None)
+def _check(session: Session, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    names = " + ".join(m.label for m in session.methods)
+    config = kwargs.get("generation_config") or getattr(session.model, "generation_config", None)
     for key, what in _REFUSED.items():
         if kwargs.get(key) is not None or getattr(config, key, None) is not None:
             raise IncompatibleMethods(f"{names} cannot run with {what} ({key}).", advice=_ADVICE)
@@ -70,7 +75,7 @@ def _check(run: _Run, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             advice="Leave use_cache at True.",
         )
     kind = kwargs.get("cache_implementation") or getattr(config, "cache_implementation", None)
-    if run.riders and kind not in (None, "dynamic", "dynamic_full"):
+    if session.riders and kind not in (None, "dynamic", "dynamic_full"):
         raise IncompatibleMethods(
             f"{names} lays rows into the prefill, which a {kind} cache cannot hold.",
             advice="Leave cache_implementation out, or use text_branch='plain'.",
@@ -84,19 +89,19 @@ def _check(run: _Run, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
 
 
 def _remember(
-    run: _Run, original: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    session: Session, original: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> None:
     """Keeps what ``generate`` will hide from the forward pass: pixels, 2-D mask, row count."""
     given = inspect.signature(original).bind_partial(*args, **kwargs).arguments
     inputs = {**kwargs, "input_ids": kwargs.get("input_ids", given.get("inputs"))}
-    if "mm_encoder_outputs" in inputs and run.branches:
+    if "mm_encoder_outputs" in inputs and session.branches:
         raise LayoutError(
             "Images came as mm_encoder_outputs, but a method needs the pictures themselves.",
             advice="Pass pixel_values.",
         )
     ids = inputs.get("input_ids")
     rows = ids if isinstance(ids, Tensor) and ids.numel() else inputs.get("inputs_embeds")
-    run.generating = True
-    run.vision = run.vision_inputs(inputs)
-    run.mask = inputs.get("attention_mask")
-    run.given_rows = None if rows is None else rows.shape[0]
+    session.generating = True
+    session.vision = session.vision_inputs(inputs)
+    session.mask = inputs.get("attention_mask")
+    session.given_rows = None if rows is None else rows.shape[0]

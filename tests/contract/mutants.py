@@ -14,9 +14,10 @@ from pathlib import Path
 import checks
 import torch
 
-import mmlm.engine.attach as engine
 import mmlm.engine.auxiliary as auxiliary
 import mmlm.engine.branches as branches
+import mmlm.engine.hooks as hooks
+import mmlm.engine.session as session
 from decoding.vcd import VCD
 from decoding.vhr import VHR
 
@@ -64,7 +65,7 @@ def _half_coupled(cache, rows):
 _couple = auxiliary.couple
 _build = branches.NoImage.build
 _next = auxiliary._Group.next_positions
-_catch = engine._Run._head_gain
+_gain = hooks.head_gain
 
 
 def _off_by_one(self, source):
@@ -81,8 +82,8 @@ def _loud_branches(self, **inputs):
     return self.model(**inputs, return_dict=True)
 
 
-def _wrong_rows(self, i, layer, y):
-    gain = _catch(self, i, layer, y)
+def _wrong_rows(session, i, layer, y):
+    gain = _gain(session, i, layer, y)
     return None if gain is None else gain.roll(1, dims=0)
 
 
@@ -93,21 +94,21 @@ def _other_heads(vhd):
 MUTANTS = (
     Mutant(
         "heads are not scaled",
-        engine._Run,
-        "_head_gain",
-        lambda self, i, layer, y: None,
+        hooks,
+        "head_gain",
+        lambda session, i, layer, y: None,
         lambda: checks.changes_logits(VHR(), "llava"),
     ),
     Mutant(
         "logits are not edited",
-        engine,
+        session,
         "edit_logits",
         _no_edit,
         lambda: checks.changes_logits(VCD(), "llava"),
     ),
     Mutant(
         "the cut is taken after the delta",
-        engine,
+        session,
         "edit_logits",
         _cut_after_delta,
         test_vcd.test_acceptance_6_two_methods_are_the_sum_of_their_deltas,
@@ -135,14 +136,14 @@ MUTANTS = (
     ),
     Mutant(
         "the caches are not coupled",
-        engine,
+        session,
         "couple",
         _uncoupled,
         lambda: test_vcd.beams_equal_recomputed(VCD.pope(), "llava"),
     ),
     Mutant(
         "the branches stay behind the beams",
-        engine,
+        session,
         "couple",
         _half_coupled,
         lambda: checks.beams_equal_static_beams(VCD.pope(), "llava"),
@@ -156,15 +157,15 @@ MUTANTS = (
     ),
     Mutant(
         "methods act in the branches too",
-        engine._Run,
+        session.Session,
         "_call",
         _loud_branches,
         lambda: test_vhr.test_acceptance_09_one_extra_forward_without_the_image("llava"),
     ),
     Mutant(
         "gains go to the wrong row",
-        engine._Run,
-        "_head_gain",
+        hooks,
+        "head_gain",
         _wrong_rows,
         lambda: checks.image_free_row_is_unchanged(VHR(), "llava"),
     ),

@@ -373,7 +373,7 @@ def test_composes_with_an_image_branch_edit():
 
 def record_and_run(model, inputs):
     model(**inputs)
-    return model._mmlm_run._states[0].heads
+    return model._mmlm_session.states[0].heads
 
 
 @torch.no_grad()

@@ -114,7 +114,7 @@ def test_a_method_that_only_looks_changes_no_bit_and_sees_all_layers():
     plain = checks.next_logits(model, inputs)
     with attach(model, Watch()), torch.no_grad():
         assert torch.equal(model(**inputs).logits[:, -1], plain)
-        seen = model._mmlm_run._states[0]
+        seen = model._mmlm_session.states[0]
     assert seen == [(side, layer, (2, n, 64)) for layer in range(4) for side in ("in", "out")]
 
 
@@ -138,8 +138,8 @@ def test_lockstep_rows_do_not_reach_other_methods():
     inputs = checks.batch(processor)
     with attach(model, VHR(text_branch="lockstep"), Watch()):
         model(**inputs)
-        shapes = {shape for _, _, shape in model._mmlm_run._states[1]}
-        states = model._mmlm_run._states[0]
+        shapes = {shape for _, _, shape in model._mmlm_session.states[1]}
+        states = model._mmlm_session.states[0]
     assert {s[0] for s in shapes} == {2}
     assert states.gain[1].shape == (2, 1, 8, 1)
 

@@ -1,0 +1,365 @@
+"""One attachment of methods to one model: everything that changes while it lasts.
+
+A :class:`Session` follows each prompt from its first forward pass to its last: it reads the layout,
+asks the methods for their states, runs the auxiliary branches and edits the logits. It is reached
+through hooks, i.e. it hangs on the modules and is seen from every thread that runs the model.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from contextlib import ExitStack
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from mmlm.engine.anatomy import Anatomy
+from mmlm.engine.auxiliary import Auxiliary, couple
+from mmlm.engine.branches import Branch, Captured, Source
+from mmlm.engine.combine import edit_logits, total
+from mmlm.engine.layout import TokenLayout
+from mmlm.engine.method import Method
+from mmlm.errors import LayoutError
+
+__all__ = ["Session"]
+
+
+class _Reached(Exception):  # noqa: N818
+    """Ends an auxiliary pass once everything wanted has been captured."""
+
+
+class Session:
+    """Everything that changes while methods are attached. Also the ``Prompt`` they see."""
+
+    def __init__(
+        self, anatomy: Anatomy, methods: tuple[Method, ...], layout: TokenLayout | None
+    ) -> None:
+        self.model = anatomy.model
+        self.methods = methods
+        self.anatomy = anatomy
+        self._given_layout = layout
+        self._layout: TokenLayout | None = None
+        self._source: Source | None = None
+        self.states: list[Any] = [None] * len(methods)
+        self.quiet = False  # an auxiliary pass is running: temporary methods are off
+        self._captured: dict[tuple[Branch, tuple[int, ...]], Captured] = {}
+        self._cache: Any = None
+        self._positions: Tensor | None = None  # position ids of the current main pass
+        self._new_ids: Tensor | None = None
+        self._auxiliary: Auxiliary | None = None
+        self._release: Callable[[], None] | None = None
+        self.branches = tuple(dict.fromkeys(b for m in methods for b in m.branches))
+        self.riders = tuple(dict.fromkeys(b for m in methods for b in m.riders))
+        self.riding = 0  # auxiliary rows below the main ones in the pass that is running
+        self.untouched: Tensor | None = None  # bool [B]: rows without an image, if there are any
+        self._beta = max(m.plausibility for m in methods)
+        self._signature = inspect.signature(self.anatomy.composite.forward)
+        # Set by the guard around generate().
+        self.generating = False
+        self.vision: dict[str, Any] = {}
+        self.mask: Tensor | None = None
+        self.given_rows: int | None = None
+
+    def users(self, site: str, layer: int | None = None) -> list[int]:
+        """Numbers of the methods that act at a site (of a layer), in the user's order."""
+        return [
+            i
+            for i, method in enumerate(self.methods)
+            if site in method.sites and (layer is None or method.acts_in(self.anatomy, layer))
+        ]
+
+    def vision_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        """Those inputs that the model's image encoder takes."""
+        names = inspect.signature(self.anatomy.composite.get_image_features).parameters
+        wanted = {*names, "pixel_values_videos"} - {"kwargs"}
+        return {k: v for k, v in inputs.items() if k in wanted and v is not None}
+
+    # ---- Prompt: what methods may ask for ------------------------------------------------------
+
+    @property
+    def layout(self) -> TokenLayout:
+        """Roles of the running prompt's positions."""
+        if self._layout is None:
+            raise LayoutError("No prompt is running.", advice="Call generate() first.")
+        return self._layout
+
+    @property
+    def rows(self) -> int:
+        """Number of main rows B."""
+        return self.layout.rows
+
+    def run(self, branch: Branch, *, heads: tuple[int, ...]) -> Captured:
+        """One auxiliary prefill; the same request of several methods runs once."""
+        key = (branch, heads)
+        if key not in self._captured:
+            self._captured[key] = self._capture(branch, heads)
+        return self._captured[key]
+
+    def _capture(self, branch: Branch, layers: tuple[int, ...]) -> Captured:
+        if self._source is None:
+            raise LayoutError("No prompt is running.", advice="Call generate() first.")
+        prompt = branch.build(self._source)
+        if prompt.positions is None:
+            raise LayoutError(
+                f"{branch} shares the main prompt's positions, which are not known yet.",
+                advice="Ask for it as a `logits` branch instead.",
+            )
+        found: dict[int, Tensor] = {}
+
+        def catch(layer: int) -> Callable[[nn.Module, tuple[Any, ...]], None]:
+            def hook(module: nn.Module, args: tuple[Any, ...]) -> None:
+                found[layer] = self.anatomy.split_heads(args[0][:, -1]).float()
+                if layer == max(layers):
+                    raise _Reached
+
+            return hook
+
+        whole = bool(prompt.mask.all())
+        with ExitStack() as stack:
+            for layer in layers:
+                handle = self.anatomy.o_proj(layer).register_forward_pre_hook(catch(layer))
+                stack.callback(handle.remove)
+            try:
+                self._call(
+                    inputs_embeds=prompt.embeds,
+                    attention_mask=None if whole else prompt.mask.long(),
+                    position_ids=prompt.positions,
+                    use_cache=False,
+                    logits_to_keep=1,
+                )
+            except _Reached:
+                pass
+        return Captured(heads=found)
+
+    def _call(self, **inputs: Any) -> Any:
+        """Runs the model with all temporary methods off, leaving its own memory as it was."""
+        composite, names = self.anatomy.composite, self.anatomy.family.remembered
+        kept = {name: getattr(composite, name, None) for name in names}
+        self.quiet = True
+        try:
+            return self.model(**inputs, return_dict=True)
+        finally:
+            self.quiet = False
+            for name, value in kept.items():
+                setattr(composite, name, value)
+
+    # ---- one forward pass ----------------------------------------------------------------------
+
+    def on_inputs(
+        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+        """Pre-hook of the inner model: begins a prompt, or lays the branches' rows in."""
+        if self.quiet:
+            return None
+        inputs = self._signature.bind(*args, **kwargs).arguments if args else kwargs
+        inputs = {**inputs, **inputs.pop("kwargs", {})} if args else inputs
+        self.riding = 0
+        self._new_ids = inputs.get("input_ids")
+        past = inputs.get("past_key_values")
+        if past is None or int(past.get_seq_length()) == 0:
+            self._start(inputs)
+            return ((), self._with_riders(inputs)) if self.riders else None
+        if self._layout is None or past is not self._cache:
+            raise LayoutError(
+                "A forward pass continues a cache that was not filled inside this block.",
+                advice="Start with the whole prompt; a method must see it from the first token.",
+            )
+        if self._auxiliary is not None and self._auxiliary.fused:
+            positions = self._spelled_out(inputs.get("position_ids"))
+            return (), self._auxiliary.fused_inputs(dict(inputs), positions)
+        return None
+
+    def _start(self, inputs: dict[str, Any]) -> None:
+        """Begins a prompt: reads its layout and asks every method for its state."""
+        self._drop_auxiliary()
+        self._captured.clear()
+        self._cache = inputs.get("past_key_values")
+        ids, embeds = inputs.get("input_ids"), inputs.get("inputs_embeds")
+        rows = (ids if ids is not None else embeds).shape[0]  # type: ignore[union-attr]
+        copies = rows // self.given_rows if self.given_rows else 1
+        self._layout = self._read_layout(ids, embeds, inputs.get("attention_mask"), copies)
+        plain = ~self._layout.has_image()
+        self.untouched = plain if bool(plain.any()) else None
+        vision = self.vision if self.generating else self.vision_inputs(inputs)
+        self._source = Source(self.anatomy, self._layout, ids, embeds, vision, copies)
+        for i, method in enumerate(self.methods):
+            self.states[i] = method.begin(self)
+
+    def _read_layout(
+        self, ids: Tensor | None, embeds: Tensor | None, mask: Any, copies: int
+    ) -> TokenLayout:
+        if self._given_layout is not None:
+            rows = (ids if ids is not None else embeds).shape[0]  # type: ignore[union-attr]
+            layout = self._given_layout
+            return layout.expand(rows // layout.rows) if rows != layout.rows else layout
+        if ids is None:
+            raise LayoutError(
+                "The prompt came as inputs_embeds only, so the image's positions are unknown.",
+                advice="Pass input_ids, or attach(model, ..., layout=TokenLayout(...)).",
+            )
+        if mask is not None and not (isinstance(mask, Tensor) and mask.ndim == 2):
+            # A static cache: generate() made a 4-D mask, or one per kind of layer.
+            if self.mask is None:
+                raise LayoutError(
+                    "A prompt without a 2-D attention mask cannot be told from its padding.",
+                    advice="Pass the processor's attention_mask to generate().",
+                )
+            mask = self.mask.repeat_interleave(copies, dim=0)
+        family = self.anatomy.family
+        return TokenLayout.from_ids(
+            ids,
+            mask,
+            image_ids=self.anatomy.image_ids,
+            wrapper_ids=self.anatomy.wrapper_ids,
+            wrapped_by_neighbours=family.wrapped_by_neighbours,
+        )
+
+    def _with_riders(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        """Lays the riders' rows below the main ones, padded on the left to the same length."""
+        source = self._source
+        if source is None or source.input_ids is None:
+            raise LayoutError("Riding branches need input_ids.", advice="Pass token ids.")
+        layout, changed = self.layout, dict(inputs)
+        positions = self._main_positions(inputs)
+        prompts = [branch.build(source) for branch in self.riders]
+        # Rows below the main ones hold text only; their embeddings equal those of their ids.
+        ids, masks, places = [source.input_ids], [layout.real], [positions]
+        for prompt in prompts:
+            short = layout.length - prompt.embeds.shape[1]
+            keep = layout.real & ~layout.visual & ~layout.frame
+            index = keep.long().argsort(dim=1, stable=True)
+            moved = source.input_ids.gather(1, index)
+            own = functional.pad(prompt.mask, (short, 0))
+            ids.append(moved.masked_fill(~own, int(moved[0, -1])))
+            masks.append(own)
+            place = functional.pad(prompt.positions, (short, 0))  # type: ignore[arg-type]
+            three = positions.ndim == 3
+            places.append(place.expand(positions.shape[0], -1, -1) if three else place)
+        changed["input_ids"] = torch.cat(ids)
+        changed["attention_mask"] = torch.cat(masks).long()
+        changed["position_ids"] = torch.cat(places, dim=-2)
+        changed.pop("mm_token_type_ids", None)
+        self.riding = len(self.riders) * layout.rows
+        return changed
+
+    def _main_positions(self, inputs: dict[str, Any]) -> Tensor:
+        given = inputs.get("position_ids")
+        if given is not None:
+            rows = self.rows
+            return given if given.shape[-2] == rows else given.expand(rows, -1)
+        composite = self.anatomy.composite
+        if "rope_deltas" in self.anatomy.family.remembered:
+            names = ("mm_token_type_ids", "image_grid_thw", "video_grid_thw")
+            grids = {name: inputs.get(name) for name in names}
+            place, _ = composite.get_rope_index(
+                inputs["input_ids"], attention_mask=self.layout.real.long(), **grids
+            )
+            return place
+        return (self.layout.real.long().cumsum(-1) - 1).clamp(min=0)
+
+    def on_decoder(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Pre-hook of the text decoder: notes the position ids, whoever made them."""
+        if not self.quiet:
+            self._positions = kwargs.get("position_ids")
+
+    def on_hidden(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+        """Hook of the inner model: notes the cache, cuts riding rows off."""
+        if self.quiet:
+            return None
+        if self._cache is None and not isinstance(output, tuple):
+            self._cache = output.past_key_values
+        if self.riding:
+            rows = torch.arange(self.rows, device=output.last_hidden_state.device)
+            output.last_hidden_state = output.last_hidden_state[: self.rows]
+            _trim(output, self.rows)
+            if output.past_key_values is not None:
+                output.past_key_values.batch_select_indices(rows)
+            self.riding = 0
+        return output
+
+    # ---- logits --------------------------------------------------------------------------------
+
+    def on_logits(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+        """Hook of the outer model: runs the branches and edits the last position's logits."""
+        if self.quiet:
+            return None
+        if isinstance(output, tuple):
+            raise LayoutError(
+                "The model returned a tuple; methods on logits need a ModelOutput.",
+                advice="Call the model with return_dict=True.",
+            )
+        rows, logits = self.rows, output.logits
+        z: dict[Any, Tensor] = {"main": logits[:rows, -1].float()}
+        if self.branches:
+            z.update(self._branch_logits(logits))
+        delta = total(self.methods[i].logits(self.states[i], z) for i in self.users("logits"))
+        if delta is not None or self._beta > 0:
+            edited = edit_logits(z["main"], delta, self._beta, self.layout.has_image())
+            last = edited.to(logits.dtype)[:, None]
+            logits = torch.cat([logits[:rows, :-1], last], dim=1)
+        output.logits = logits[:rows]
+        if logits.shape[0] != rows or (self._auxiliary is not None and self._auxiliary.fused):
+            _trim(output, rows)
+        return output
+
+    def _branch_logits(self, logits: Tensor) -> dict[Branch, Tensor]:
+        if not bool(self.layout.has_image().any()):  # nothing to contrast with
+            main = logits[:, -1].float()
+            return dict.fromkeys(self.branches, main)
+        auxiliary = self._auxiliary
+        if auxiliary is None:
+            auxiliary = self._new_auxiliary()
+            z = auxiliary.prefill(self._spelled_out(self._positions))
+            if self._cache is not None:
+                self._auxiliary = auxiliary
+                if self.generating and self._positions is not None:
+                    # Inside generate nobody else sees the cache, so its rows are ours to add.
+                    auxiliary.fuse(self._cache, self.layout.real)
+                self._release = couple(self._cache, auxiliary)
+            return z
+        if auxiliary.fused:
+            return auxiliary.split(auxiliary.branches, logits[self.rows :, -1])
+        if self._new_ids is None:
+            raise LayoutError("A decoding step needs input_ids.", advice="Pass token ids.")
+        return auxiliary.step(self._new_ids, self._spelled_out(self._positions))
+
+    def _spelled_out(self, positions: Tensor | None) -> Tensor | None:
+        """Position ids with one row per main row; the library may leave one for all."""
+        if positions is None or positions.shape[-2] == self.rows:
+            return positions
+        return positions.expand(*positions.shape[:-2], self.rows, -1)
+
+    def _new_auxiliary(self) -> Auxiliary:
+        if self._source is None:
+            raise LayoutError("No prompt is running.", advice="Call generate() first.")
+        prompts = [branch.build(self._source) for branch in self.branches]
+        config = self.anatomy.config.get_text_config()
+        return Auxiliary(self.branches, prompts, self._call, self.rows, config)
+
+    def _drop_auxiliary(self) -> None:
+        if self._release is not None:
+            self._release()
+            self._release = None
+        if self._auxiliary is not None and self._auxiliary.fused:
+            # Give the cache back with the rows that its owner knows.
+            rows = torch.arange(self.rows, device=self.layout.seg.device)
+            self._cache.batch_select_indices(rows)
+        self._auxiliary = None
+
+    def finish(self) -> None:
+        """Forgets the current prompt."""
+        self._drop_auxiliary()
+        self._captured.clear()
+        self._layout = self._source = self._cache = self._positions = self._new_ids = None
+        self.states = [None] * len(self.methods)
+
+
+def _trim(output: Any, rows: int) -> None:
+    """Cuts auxiliary rows off the optional per-layer outputs."""
+    for name in ("hidden_states", "attentions"):
+        value = getattr(output, name, None)
+        if value is not None:
+            setattr(output, name, tuple(t[:rows] for t in value))
