@@ -134,14 +134,15 @@ def _forest(page: Page) -> str:
     metrics = "".join(_forest_metric(page, row, scale) for row in rows)
     axis = (
         '<div class="metric axis"><span></span><div class="track-row"><span></span>'
-        f"<div><span>← {100 * scale:g} points worse</span><span>plain</span>"
-        f"<span>{100 * scale:g} points better →</span></div><span></span></div></div>"
+        "<div><span>← worse</span><span>plain</span><span>better →</span></div>"
+        "<span></span></div></div>"
     )
     return (
         "<section><h2>Change against plain decoding, on the same pictures</h2>"
         '<p class="note">Points are paired changes, lines their 95 % intervals. A line that '
         'crosses the middle is <span class="noise">within noise</span>; '
-        '<span class="better">green</span> is better, <span class="worse">red</span> worse.</p>'
+        '<span class="better">green</span> is better, <span class="worse">red</span> worse. '
+        f"The scale ends at {100 * scale:g} points.</p>"
         f'<div class="panel forest">{metrics}{axis}</div></section>'
     )
 
@@ -257,7 +258,7 @@ def _footer(page: Page) -> str:
 
 
 def _tone(verdict: Verdict) -> str:
-    return "noise" if verdict in ("within noise", "") else verdict
+    return verdict if verdict in ("better", "worse", "changed") else "noise"
 
 
 # --- pictures -------------------------------------------------------------------------------------

@@ -38,7 +38,10 @@ __all__ = [
 ]
 
 Direction = Literal["lower", "higher", "none"]
-Verdict = Literal["better", "worse", "within noise", "changed", ""]
+Verdict = Literal["better", "worse", "within noise", "changed", "too few pictures", ""]
+
+FEWEST = 10
+"""A bootstrap over fewer pictures than this gives intervals that are far too narrow."""
 
 
 @dataclass(frozen=True)
@@ -147,13 +150,16 @@ def _row(
     for number, table in enumerate(tables):
         measure = table.measure(name, resamples=stats.RESAMPLES, seed=seed)
         change = tables[0].difference(table, name, seed=seed) if number else None
-        cells.append(Cell(measure, change, _verdict(change, direction)))
+        verdict = _verdict(change, direction, len(table.images))
+        cells.append(Cell(measure, change, verdict))
     return Row(group, name, label, direction, tuple(cells))
 
 
-def _verdict(change: stats.Difference | None, direction: Direction) -> Verdict:
+def _verdict(change: stats.Difference | None, direction: Direction, pictures: int) -> Verdict:
     if change is None or change.value is None:
         return ""
+    if pictures < FEWEST:
+        return "too few pictures"
     if not change.is_clear:
         return "within noise"
     if direction == "none":
@@ -208,8 +214,8 @@ class Conclusion:
 
 def conclusions(runs: Sequence[MethodRun], rows: Sequence[Row]) -> list[Conclusion]:
     """One honest sentence per method."""
-    told = {row.name: row for row in rows if row.group == "Captions"}
-    shown = {"chair_i": "CHAIR_i", "chair_s": "CHAIR_s", "recall": "recall"}
+    told = {row.name: row for row in rows}
+    shown = {"chair_i": "CHAIR_i", "chair_s": "CHAIR_s", "recall": "recall", "mean_f1": "POPE F1"}
     results = []
     for index, run in enumerate(runs[1:], start=1):
         cells = {name: told[name].cells[index] for name in shown}
@@ -223,6 +229,10 @@ def conclusions(runs: Sequence[MethodRun], rows: Sequence[Row]) -> list[Conclusi
                 effect += ", but also names fewer true objects"
         elif "worse" in verdicts and "better" not in verdicts:
             verdict, effect = "worse", "invents more than plain decoding: it does not help here"
+        elif "too few pictures" in verdicts:
+            effect = "was tried on too few pictures to tell"
+        if (answers := cells["mean_f1"].verdict) in ("better", "worse"):
+            effect += f"; its yes/no answers are {answers}"
         results.append(Conclusion(run.label, effect, details, verdict))
     return results
 

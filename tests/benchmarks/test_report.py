@@ -87,6 +87,22 @@ def test_less_invention_bought_with_fewer_true_objects_is_said():
     assert told.effect == "invents less than plain decoding, but also names fewer true objects"
 
 
+def test_worse_answers_are_part_of_the_conclusion():
+    plain = run_of("plain", [GOOD] * 40)
+    always_yes = run_of("Yes", [GOOD] * 40, answers=["yes"] * 40)
+    (told,) = report.conclusions([plain, always_yes], report.compare([plain, always_yes]))
+    assert told.effect.endswith("no clear effect on invention here; its yes/no answers are worse")
+    assert "POPE F1 -33.3" in told.details
+
+
+def test_a_handful_of_pictures_gives_no_verdict():
+    plain, better = run_of("plain", [BAD] * 9), run_of("Better", [GOOD] * 9)
+    rows = report.compare([plain, better])
+    assert row_of(rows, "chair_s").cells[1].verdict == "too few pictures"
+    (told,) = report.conclusions([plain, better], rows)
+    assert told.effect == "was tried on too few pictures to tell"
+
+
 def test_undefined_numbers_are_called_so():
     plain, silent = run_of("plain", ["Nothing."] * 40), run_of("Silent", ["Nothing."] * 40)
     rows = report.compare([plain, silent])
