@@ -49,6 +49,9 @@ class WorldConfig:
             the way instruction data written by a bigger model teaches invention.
         noise_sigma: Standard deviation of the grey pixel noise, of 255.
         object_scale: Multiplies the size of every object, in (0, 1.5].
+        decorrelated: Share of scenes, in [0, 1], whose classes are as many as the theme would
+            give, but drawn from all classes alike: there the prior says nothing, and only looking
+            helps. For training.
 
     Raises:
         ValueError: A value is out of its range.
@@ -62,6 +65,7 @@ class WorldConfig:
     label_noise: float = 0.0
     noise_sigma: float = 5.0
     object_scale: float = 1.0
+    decorrelated: float = 0.0
 
     def __post_init__(self) -> None:
         if self.size < 32:
@@ -75,6 +79,7 @@ class WorldConfig:
             ("label_noise", 0.0, 1.0),
             ("noise_sigma", 0.0, 255.0),
             ("object_scale", 0.0, 1.5),
+            ("decorrelated", 0.0, 1.0),
         ):
             value = getattr(self, name)
             if not low <= value <= high:
@@ -202,6 +207,8 @@ def scene(config: WorldConfig, seed: int, index: int, split: str = "train") -> S
 
 def _draw_categories(rng: np.random.Generator, config: WorldConfig, table: _Table) -> list[int]:
     """Class of every instance. A scene without any class is drawn again: it has no caption."""
+    # A share of zero draws nothing, so that scenes do not depend on this setting's existence.
+    decorrelated = config.decorrelated > 0 and rng.random() < config.decorrelated
     chosen: list[int] = []
     while not chosen:
         draws = rng.random(len(table.categories))
@@ -210,6 +217,8 @@ def _draw_categories(rng: np.random.Generator, config: WorldConfig, table: _Tabl
         surprise = rng.random(2)
         if surprise[0] < config.surprise:
             chosen.append(table.outside[int(surprise[1] * len(table.outside))])
+    if decorrelated:
+        chosen = rng.choice(len(NAMES), len(chosen), replace=False).tolist()
     result: list[int] = []
     for category, draw in zip(chosen, rng.random(len(chosen)).tolist(), strict=True):
         result += [category] * (1 + sum(draw >= t for t in COUNT_THRESHOLDS))

@@ -45,7 +45,7 @@ ANSWER_TOKENS = 84
 """Default length of an answer of the finished model."""
 
 _JOINT = ("question_weight", "tower_rate", "question_tokens")
-_REFINED = ("refinement", "patch_weight")
+_REFINED = ("refinement", "patch_weight", "refinement_source")
 _LATER = {
     "vision": ("language", "max_tokens", "projector", "alignment", *_JOINT, *_REFINED),
     "language": ("projector", "alignment", *_JOINT, *_REFINED),
@@ -146,6 +146,7 @@ class FromScratch(Recipe):
         max_tokens: longest text behind the image.
         question_tokens: longest question round.
         patch_weight: factor on the patch loss in the refinement.
+        refinement_source: pictures and texts of the refinement, None for those of the others.
     """
 
     def __init__(
@@ -162,11 +163,12 @@ class FromScratch(Recipe):
         max_tokens: int = 120,
         question_tokens: int = 56,
         patch_weight: float = 0.3,
+        refinement_source: Source | None = None,
     ) -> None:
         self.source, self.shape = source, shape
         self.question_weight, self.tower_rate = question_weight, tower_rate
         self.max_tokens, self.question_tokens = max_tokens, question_tokens
-        self.patch_weight = patch_weight
+        self.patch_weight, self.refinement_source = patch_weight, refinement_source
         self.settings = {
             "vision": vision,
             "language": language,
@@ -213,7 +215,8 @@ class FromScratch(Recipe):
 
         torch.manual_seed(run.seed)
         processor = self._processor()
-        source = Tail(self.source, self._first_index(name))
+        whole = self.refinement_source if name == "refinement" else None
+        source = Tail(whole or self.source, self._first_index(name))
         batch_size = self.settings[name].batch_size
         pixels = {"pixel_mean": self.shape.pixel_mean, "pixel_std": self.shape.pixel_std}
         residual = torch.bfloat16 if run.settings.precision == "bf16" else torch.float32
