@@ -283,7 +283,7 @@ def _show(
     content = page.Page(
         runs=runs,
         rows=rows,
-        source=f"{source.name}, {source.count} pictures",
+        source=f"model {settings.model.id} · {source.name}, {source.count} pictures",
         picture=lambda image: load_image(files[image]),
         facts=facts,
     )
