@@ -141,8 +141,7 @@ def generation_config(model: Any, settings: GenerateSettings) -> GenerationConfi
     sampling = {"top_k": 0, "min_p": 0.0} if settings.do_sample else {"top_k": 50}
     return GenerationConfig(
         max_new_tokens=settings.max_new_tokens,
-        min_length=0,
-        min_new_tokens=0,
+        min_new_tokens=0,  # transformers derives min_length from it
         do_sample=settings.do_sample,
         num_beams=settings.num_beams,
         num_return_sequences=1,
