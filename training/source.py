@@ -29,6 +29,9 @@ class Source(Protocol):
     def vocabulary(self) -> list[str]:
         """All words of all texts, in a fixed order, without special tokens."""
 
+    def content_words(self) -> list[str]:
+        """The words of the vocabulary that depend on the picture, each once."""
+
     def texts(self, index: int) -> tuple[Round, Round]:
         """A caption round (one turn) and a question round (several turns) about a picture."""
 
@@ -58,6 +61,10 @@ class Tail:
     def vocabulary(self) -> list[str]:
         """As the whole stream."""
         return self._source.vocabulary()
+
+    def content_words(self) -> list[str]:
+        """As the whole stream."""
+        return self._source.content_words()
 
     def texts(self, index: int) -> tuple[Round, Round]:
         """The texts at `first + index`."""

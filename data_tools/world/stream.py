@@ -13,7 +13,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_tools.world.categories import INDEX, NAMES
-from data_tools.world.language import CAPTION_QUESTIONS, caption, questions, vocabulary
+from data_tools.world.language import (
+    CAPTION_QUESTIONS,
+    NUMBERS,
+    caption,
+    plural,
+    questions,
+    singular,
+    vocabulary,
+)
 from data_tools.world.painting import render
 from data_tools.world.scenes import SPLITS, Scene, WorldConfig, scene
 
@@ -67,6 +75,13 @@ class WorldStream:
     def vocabulary(self) -> list[str]:
         """All words of captions, questions, answers and conversations."""
         return vocabulary()
+
+    def content_words(self) -> list[str]:
+        """Names of the classes, yes and no, numbers, and where things are."""
+        texts = [*NAMES, *map(singular, NAMES), *map(plural, NAMES), *NUMBERS, "yes no"]
+        texts.append("left right middle above below")
+        functional = {"of", "pair", "pairs", "piece", "pieces"}
+        return sorted({word for text in texts for word in text.split()} - functional)
 
     def texts(self, index: int) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
         """A caption round of one turn and a question round of several."""

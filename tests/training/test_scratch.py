@@ -16,7 +16,9 @@ from mmlm.model.checkpoint import load
 from tests.training.toy import Colours, recipe, run, settings
 from training.__main__ import main
 from training.config import build_parser
+from training.packing import IGNORED
 from training.scratch.batches import WINDOW, Buckets
+from training.scratch.language import answer_loss
 from training.scratch.recipe import Shape
 from training.scratch.vision import normalise, patch_labels, patch_loss
 from training.source import Source, Tail
@@ -156,6 +158,39 @@ def test_refinement_goes_on_from_the_alignment_with_the_patch_head_of_the_tower(
     assert not torch.equal(after["patch_head.1.weight"], head)
 
 
+def test_content_words_count_more():
+    head = torch.nn.Identity()
+    states = torch.tensor([[[0.5, 0.25, 0.25], [0.25, 0.5, 0.25], [1.0, 1.0, 1.0]]]).log()
+    labels = torch.tensor([[IGNORED, 0, 2]])  # costs ln 2 and ln 4
+    plain, same = answer_loss(head, states, labels)
+    assert plain.item() == same.item() == pytest.approx(1.5 * math.log(2))
+    weighted, unweighted = answer_loss(head, states, labels, torch.tensor([1.0, 1.0, 3.0]))
+    assert weighted.item() == pytest.approx((math.log(2) + 3 * math.log(4)) / 4)
+    assert unweighted.item() == pytest.approx(plain.item())
+
+
+def test_emphasis_reaches_the_refinement_alone(tmp_path):
+    taught = recipe(3, refinement=settings(3), emphasis=4.0)
+    _train(taught, tmp_path)
+    assert taught._stage("alignment", run(tmp_path)).word_weight is None
+    stage = taught._stage("refinement", run(tmp_path))
+    heavy = (stage.word_weight == 4.0).nonzero()[:, 0].tolist()
+    tokenizer = taught._processor().tokenizer
+    assert sorted(tokenizer.convert_ids_to_tokens(heavy)) == ["blue", "green", "red"]
+    assert set(stage.word_weight.tolist()) == {1.0, 4.0}
+
+
+def test_the_refinement_has_its_own_source(tmp_path):
+    taught = recipe(3, refinement=settings(3), refinement_source=Colours(seed=5))
+    _train(taught, tmp_path)
+    first = taught._first_index("refinement")
+    drawn = taught._stage("refinement", run(tmp_path))._source
+    assert drawn.texts(0) == Colours(seed=5).texts(first)
+    assert taught._stage("alignment", run(tmp_path))._source.texts(0) == Colours().texts(
+        taught._first_index("alignment")
+    )
+
+
 def test_only_the_projector_changes_in_its_stage(tmp_path):
     taught = recipe(4)
     for name in ("vision", "language", "projector"):
@@ -231,6 +266,8 @@ def test_world_stream_is_a_source_and_depends_on_index_alone():
     assert set(np.unique(classes)) - {0} <= {c + 1 for c in present}
     assert WorldStream(seed=4).texts(9) != stream.texts(9)
     words = set(stream.vocabulary())
+    assert {"dog", "giraffe", "people", "yes", "no", "two"} <= set(stream.content_words()) <= words
+    assert not {"the", "a", "image", "of"} & set(stream.content_words())
     for described, asked in (stream.texts(i) for i in range(50)):
         assert len(described) == 1
         assert len(asked) == 5

@@ -48,6 +48,9 @@ class Colours:
         rng = np.random.default_rng([self.seed, index])
         return int(rng.integers(3)), int(rng.integers(4)), int(rng.integers(3)) * (not self.even)
 
+    def content_words(self) -> list[str]:
+        return list(COLOURS)
+
     def texts(self, index: int) -> tuple[Round, Round]:
         colour, _, extra = self._draw(index)
         name = list(COLOURS)[colour]

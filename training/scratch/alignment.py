@@ -45,6 +45,9 @@ class AlignmentStage(Stage):
             then keeps learning to see from a hundred labels a picture, which costs almost nothing:
             its states are computed anyway.
         patch_weight: factor on the patch loss.
+        emphasis: how much the source's content words count beside the others. Most words of a
+            caption only say how a sentence was phrased, which is random; they drown the few that
+            depend on the picture.
     """
 
     name: ClassVar[str] = "alignment"
@@ -67,6 +70,7 @@ class AlignmentStage(Stage):
         seed: int,
         patch_head: nn.Module | None = None,
         patch_weight: float = 0.0,
+        emphasis: float = 1.0,
     ) -> None:
         super().__init__()
         self.model, self.patch_head, self._patch_weight = model, patch_head, patch_weight
@@ -76,6 +80,11 @@ class AlignmentStage(Stage):
         self._pixels, self._residual_dtype = (pixel_mean, pixel_std), residual_dtype
         prefix = tokenizer("<bos> user :", add_special_tokens=False)["input_ids"]
         self.register_buffer("prefix", torch.tensor(prefix), persistent=False)
+        self.register_buffer("word_weight", None, persistent=False)
+        if emphasis != 1.0:
+            self.word_weight = torch.ones(len(tokenizer))
+            content = tokenizer.convert_tokens_to_ids(source.content_words())
+            self.word_weight[content] = emphasis
         self._buckets = Buckets(self._draw, lambda pair: len(pair[0].ids), batch_size, seed)
         model.requires_grad_(self.trained == "all")
         model.model.multi_modal_projector.requires_grad_(True)
@@ -127,12 +136,13 @@ class AlignmentStage(Stage):
         ]
         states = decode(model.model.language_model, embedded, segments)
         _, described, answered = states.split(segments, 1)
-        caption_loss = answer_loss(model.lm_head, described, caption_labels)
-        question_loss = answer_loss(model.lm_head, answered, question_labels)
+        weight = self.word_weight
+        caption, caption_plain = answer_loss(model.lm_head, described, caption_labels, weight)
+        question, question_plain = answer_loss(model.lm_head, answered, question_labels, weight)
         losses = {
-            "loss": caption_loss + self._question_weight * question_loss,
-            "caption_loss": caption_loss,
-            "question_loss": question_loss,
+            "loss": caption + self._question_weight * question,
+            "caption_loss": caption_plain,
+            "question_loss": question_plain,
         }
         if self.patch_head is not None:
             patch, accuracy = patch_loss(

@@ -37,8 +37,10 @@ def decode(text_model: nn.Module, embedded: Tensor, segments: list[int]) -> Tens
     ).last_hidden_state
 
 
-def answer_loss(head: nn.Module, states: Tensor, labels: Tensor) -> Tensor:
-    """Mean cross-entropy of the labelled tokens, each predicted from the place before it.
+def answer_loss(
+    head: nn.Module, states: Tensor, labels: Tensor, weight: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Cross-entropy of the labelled tokens, each predicted from the place before it.
 
     Only labelled places go through the head.
 
@@ -46,11 +48,20 @@ def answer_loss(head: nn.Module, states: Tensor, labels: Tensor) -> Tensor:
         head: hidden state to logits.
         states: [B, T, D] of one segment.
         labels: [B, T], `IGNORED` where there is no loss; never at the first place.
+        weight: [V], how much each word counts; None counts all alike.
+
+    Returns:
+        The weighted mean, to be minimised, and the plain mean, to be compared.
     """
     targets = labels[:, 1:]
     labelled = targets != IGNORED
     logits = head(states[:, :-1][labelled]).float()
-    return nn.functional.cross_entropy(logits, targets[labelled])
+    losses = nn.functional.cross_entropy(logits, targets[labelled], reduction="none")
+    plain = losses.mean()
+    if weight is None:
+        return plain, plain
+    weights = weight[targets[labelled]]
+    return (losses * weights).sum() / weights.sum(), plain.detach()
 
 
 class LanguageStage(Stage):
@@ -99,7 +110,8 @@ class LanguageStage(Stage):
         """The caption loss."""
         embedded = self.language.get_input_embeddings()(ids).to(self._residual_dtype)
         states = decode(self.language.get_decoder(), embedded, [ids.shape[1]])
-        return {"loss": answer_loss(self.language.lm_head, states, labels)}
+        loss, _ = answer_loss(self.language.lm_head, states, labels)
+        return {"loss": loss}
 
     def _draw(self, index: int) -> Text:
         described, _ = self._source.texts(index)

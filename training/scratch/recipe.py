@@ -45,7 +45,7 @@ ANSWER_TOKENS = 84
 """Default length of an answer of the finished model."""
 
 _JOINT = ("question_weight", "tower_rate", "question_tokens")
-_REFINED = ("refinement", "patch_weight", "refinement_source")
+_REFINED = ("refinement", "patch_weight", "refinement_source", "emphasis")
 _LATER = {
     "vision": ("language", "max_tokens", "projector", "alignment", *_JOINT, *_REFINED),
     "language": ("projector", "alignment", *_JOINT, *_REFINED),
@@ -147,6 +147,7 @@ class FromScratch(Recipe):
         question_tokens: longest question round.
         patch_weight: factor on the patch loss in the refinement.
         refinement_source: pictures and texts of the refinement, None for those of the others.
+        emphasis: how much content words count in the refinement.
     """
 
     def __init__(
@@ -164,11 +165,13 @@ class FromScratch(Recipe):
         question_tokens: int = 56,
         patch_weight: float = 0.3,
         refinement_source: Source | None = None,
+        emphasis: float = 1.0,
     ) -> None:
         self.source, self.shape = source, shape
         self.question_weight, self.tower_rate = question_weight, tower_rate
         self.max_tokens, self.question_tokens = max_tokens, question_tokens
         self.patch_weight, self.refinement_source = patch_weight, refinement_source
+        self.emphasis = emphasis
         self.settings = {
             "vision": vision,
             "language": language,
@@ -245,6 +248,7 @@ class FromScratch(Recipe):
             head = patch_head(self.shape.vision_width, source.n_classes)
             head.load_state_dict(_part(run.output, "vision", "patch_head."))
             joint |= {"patch_head": head, "patch_weight": self.patch_weight, "tower_rate": 1.0}
+            joint["emphasis"] = self.emphasis
         return kind(model, processor.tokenizer, source, batch_size, **joint)
 
     def _load(self, model: LlavaForConditionalGeneration, stage: str, output: Path) -> None:
