@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, TypeAlias
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from mmlm.errors import ImageReadError, InputError
 
@@ -95,7 +95,7 @@ def load_image(source: ImageSource, max_pixels: int = MAX_PIXELS) -> Image.Image
         warnings.simplefilter("ignore")
         try:
             image = Image.open(stream)
-        except Image.UnidentifiedImageError:
+        except UnidentifiedImageError:
             raise _unreadable(name, "it is no picture in a known format") from None
         except Image.DecompressionBombError as error:
             raise _unreadable(name, f"it is too large ({error})") from error

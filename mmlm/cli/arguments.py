@@ -81,7 +81,7 @@ def parse(title: str, command: Command, argv: Sequence[str]) -> tuple[Any, Termi
         raise InputError(f"{title}: {error}", advice=f"Allowed values: {title} --help") from error
 
 
-def _options(cls: type, prefix: str = "") -> Iterator[_Option]:
+def _options(cls: Any, prefix: str = "") -> Iterator[_Option]:
     hints = typing.get_type_hints(cls)
     docs = {p.arg_name: p.description for p in docstring_parser.parse(cls.__doc__ or "").params}
     for field in dataclasses.fields(cls):
@@ -116,7 +116,7 @@ def _parser(title: str, command: Command, options: list[_Option]) -> jsonargpars
     groups: dict[str, Any] = {}
     for option in options:
         group, _, name = option.key.rpartition(".")
-        target = parser
+        target: Any = parser
         if group:
             target = groups.setdefault(group, None) or parser.add_argument_group(group)
             groups[group] = target
@@ -163,8 +163,8 @@ def _formatter(options: dict[str, _Option]) -> type[argparse.HelpFormatter]:
             repeat = " (repeatable)" if option.repeatable else ""
             return f"{option.alias} {action.metavar}{repeat}"
 
-        def _get_help_string(self, action: argparse.Action) -> str | None:
-            return action.help  # jsonargparse would add Python's type names
+        def _get_help_string(self, action: argparse.Action) -> str:
+            return action.help or ""  # jsonargparse would add Python's type names
 
         def _fill_text(self, text: str, width: int, indent: str) -> str:
             return "\n".join(indent + line for line in text.splitlines())
@@ -211,7 +211,7 @@ def _plain(argv: Sequence[str], options: list[_Option]) -> list[str]:
     return files + lists + rewritten
 
 
-def _build(cls: type, namespace: Any) -> Any:
+def _build(cls: Any, namespace: Any) -> Any:
     hints = typing.get_type_hints(cls)
     values = {}
     for field in dataclasses.fields(cls):
