@@ -44,7 +44,7 @@ def kill_when(monkeypatch):
     def run(arguments, reached):
         print(json.dumps(arguments), file=starter.stdin, flush=True)
         child = int(starter.stdout.readline())
-        give_up = time.monotonic() + 120
+        give_up = time.monotonic() + 180
         while not reached() and time.monotonic() < give_up:
             pass
         os.kill(child, signal.SIGKILL)
@@ -118,7 +118,7 @@ def test_a_writer_killed_at_many_moments(tmp_path):
 
 
 def kill_when_grown(process, path, before, pause):
-    give_up = time.monotonic() + 60
+    give_up = time.monotonic() + 180
     while not path.exists() or path.stat().st_size <= before:
         assert process.poll() is None
         assert time.monotonic() < give_up
