@@ -141,8 +141,8 @@ def effects(arguments: argparse.Namespace) -> dict[str, Any]:
             result["change"][f"pope_{kind}"] = _difference(
                 asked_plain[kind].table, answers.table, "accuracy"
             )
-        record["methods"][repr(method)] = result
-        _note(f"{method!r}: {_summary(result)}")
+        record["methods"][text] = result
+        _note(f"{text}: {_summary(result)}")
     return record
 
 

@@ -22,6 +22,7 @@ STAGES = {
     "language": ("loss",),
     "projector": ("caption_loss", "question_loss"),
     "alignment": ("caption_loss", "question_loss"),
+    "refinement": ("caption_loss", "question_loss", "patch_loss"),
 }
 ROWS = 9
 """Rows of a loss table."""
@@ -100,7 +101,9 @@ def release(run: Path, scores: Path, dtype: str, output: Path) -> None:
     model, processor = load(run / "model")
     tokens = model.generation_config.max_new_tokens
     save(model, processor, output, dtype=getattr(torch, dtype), max_new_tokens=tokens)
-    size = (output / "model.safetensors").stat().st_size
+    weights = output / "model.safetensors"
+    weights.chmod(0o644)  # a temporary file's permissions would go into the wheel
+    size = weights.stat().st_size
     if size > LIMIT:
         raise ValueError(f"the weights take {size} bytes, at most {LIMIT} are allowed")
     config = (run / "config.yaml").read_text()
@@ -163,7 +166,7 @@ def _plot(logs: dict[str, list[dict[str, Any]]], path: Path) -> None:
     from matplotlib import pyplot
     from PIL import Image
 
-    figure, panels = pyplot.subplots(1, len(logs), figsize=(11, 2.6), layout="constrained")
+    figure, panels = pyplot.subplots(1, len(logs), figsize=(13, 2.6), layout="constrained")
     for panel, (stage, lines) in zip(panels, logs.items(), strict=True):
         for name in STAGES[stage]:
             panel.plot([line["step"] for line in lines], [line[name] for line in lines], label=name)
