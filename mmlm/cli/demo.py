@@ -187,6 +187,7 @@ class _Answers:
 
     def collect(
         self,
+        kind: str,
         task: Task,
         ways: Mapping[str, tuple[Method, ...]],
         data: Mapping[str, Any],
@@ -207,7 +208,7 @@ class _Answers:
         with ExitStack() as stack:
             for label, methods in ways.items():
                 name = re.sub(r"[^\w.=]+", "-", label).strip("-")
-                path = self.folder / f"{name}.{task.metric.partition('/')[0]}.jsonl"
+                path = self.folder / f"{name}.{kind}.jsonl"
                 record = self._record(methods, {**data, "metric": task.metric})
                 outputs[label] = stack.enter_context(RecordFile(path, record))
                 advance(len(outputs[label].done))
@@ -242,9 +243,10 @@ def _run_all(
     total = len(ways) * (len(captions.items) + len(questions.items))
     with _progress(total, terminal) as (describe, advance):
         describe("captions")
-        captioned = answers.collect(captions, ways, {}, generate, advance)
+        captioned = answers.collect("chair", captions, ways, {}, generate, advance)
         describe("yes/no questions")
-        answered = answers.collect(questions, ways, asked, short, advance)
+        kind = f"pope-{settings.n_questions}"
+        answered = answers.collect(kind, questions, ways, asked, short, advance)
     truth = source.truth()
     runs, failed = [], 0
     for label, methods in ways.items():

@@ -53,6 +53,7 @@ def test_second_demo_uses_the_answers_and_shows_the_same_numbers(demo, monkeypat
 def test_other_settings_do_not_mix_with_stored_answers(demo):
     arguments, output = demo
     stored = {path: path.read_bytes() for path in output.glob("answers/*/*.jsonl")}
+    assert main([*arguments, "--questions", "2", "--method", "VCD"]) == 0  # captions are kept
     assert main([*arguments, "--method", "VCD(alpha=0.5)", "--data.seed", "1"]) == 0
     assert all(path.read_bytes() == content for path, content in stored.items())
     assert len(list(output.glob("answers/*"))) == 2
