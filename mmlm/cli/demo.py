@@ -36,8 +36,8 @@ RESULTS = "results.json"
 PLAIN = "plain"
 ANSWER_TOKENS = 16
 """Enough for any yes/no answer; a model that does not stop by itself must not cost minutes."""
-FULL = (300, 100)  # pictures to caption, pictures to ask about
-QUICK = (60, 20)
+FULL = (300, 60)  # pictures to caption, pictures to ask about
+QUICK = (60, 12)
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ class Demo:
         methods: A method to compare with plain decoding, e.g. "VHR(alpha=2.0)".
         quick: Fewer pictures: under a minute instead of under five.
         questions: Number of pictures that yes/no questions are asked about, six of each of the
-            three kinds. Default: 100, quick: 20.
+            three kinds. Default: 60, quick: 12.
         data: Which pictures. The default count is 300, quick: 60.
         model: The model.
         generate: How captions are generated; yes/no answers get at most 16 new tokens.
