@@ -80,11 +80,8 @@ def settings(steps=6, **values):
 
 def recipe(steps=6, **values):
     stages = {name: settings(steps) for name in ("vision", "language", "projector", "alignment")}
-    return FromScratch(
-        source=Colours(),
-        shape=SHAPE,
-        **{**stages, "max_tokens": 30, "question_tokens": 30, **values},
-    )
+    given = {"source": Colours(), "max_tokens": 30, "question_tokens": 30, **stages, **values}
+    return FromScratch(shape=SHAPE, **given)
 
 
 def accelerator(precision="no"):
