@@ -117,7 +117,7 @@ def release(run: Path, scores: Path, dtype: str, output: Path) -> None:
         digest=hashlib.sha256(config.encode()).hexdigest(),
         dtype=dtype,
         minutes=sum(lines[-1]["seconds"] for lines in logs.values()) / 60,
-        measure=f"python tools/measure_embedded.py scores --name {scores.stem}",
+        measure=f"python tools/measure_embedded.py scores --model {run}/model --name {scores.stem}",
         scores=_scores(json.loads(scores.read_text())),
         losses="![Losses of the stages](loss.png)\n\n" + _losses(logs),
         config=config,
