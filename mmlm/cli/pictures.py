@@ -37,8 +37,8 @@ class DataOptions:
             pictures of COCO val2014 under their own names.
         references: Reference captions (captions.json in COCO format); objects they name count as
             being in the picture.
-        split: Split of the world. `counterfactual`: companions are missing more often than the
-            model expects.
+        split: Split of the world. `natural`: as in training; `counterfactual`: companions are
+            missing more often than the model expects; `heldout_style`, `swapped`: see `mmlm data`.
         count: Number of pictures; for a folder drawn with the seed. Default: 300 of the world, all
             of a folder.
         subset: `opera500`: the 500 pictures of COCO val2014 in OPERA's released LLaVA-1.5 captions.
@@ -48,7 +48,7 @@ class DataOptions:
     images: Path | None = field(default=None, metadata={"alias": "--images"})
     annotations: Path | None = field(default=None, metadata={"alias": "--annotations"})
     references: Path | None = field(default=None, metadata={"alias": "--references"})
-    split: str = field(default="counterfactual", metadata={"alias": "--split"})
+    split: str = field(default="natural", metadata={"alias": "--split"})
     count: int | None = field(default=None, metadata={"alias": "--count"})
     subset: Literal["all", "opera500"] = field(default="all", metadata={"alias": "--subset"})
     seed: int = field(default=0, metadata={"alias": "--seed"})

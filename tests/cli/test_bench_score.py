@@ -64,7 +64,7 @@ def test_bench_chair_on_the_world(tiny, tmp_path, capsys):
     assert scores["counts"]["captions"] == 5
     assert json.loads((tmp_path / "out" / "scores.json").read_text())["counts"] == scores["counts"]
     record = json.loads((tmp_path / "out" / "captions.jsonl.run.json").read_text())
-    assert record["data"]["world"]["split"] == "counterfactual"
+    assert record["data"]["world"]["split"] == "natural"
     assert record["information"]["scorer"] == "chair/wordnet"
     assert record["weights"].startswith("sha256:")
     # The stored lines and the run record are enough to score again.

@@ -34,7 +34,7 @@ def test_demo_leaves_report_numbers_and_answers(demo):
         assert run["pope"]["splits"].keys() == {"random", "popular", "adversarial"}
     assert len(results["conclusions"]) == 2
     assert results["facts"]["method VHR"].startswith("VHR(alpha=")
-    assert sorted(path.name for path in (output / "pictures").iterdir()) == ["counterfactual-0-4"]
+    assert sorted(path.name for path in (output / "pictures").iterdir()) == ["natural-0-4"]
 
 
 def test_second_demo_uses_the_answers_and_shows_the_same_numbers(demo, monkeypatch):
