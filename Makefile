@@ -36,7 +36,7 @@ docs: setup
 	$(BIN)/python tools/build_docs.py
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
-# Trains the small model that ships in mmlm/assets: about 45 minutes on two cores, resumable.
+# Trains the small model that ships in mmlm/assets: about an hour on two cores, resumable.
 embedded-model: setup
 	$(BIN)/python tools/build_embedded_model.py
 
