@@ -116,7 +116,6 @@ def survives_a_failing_forward(method, family):
     inputs = batch(processor)
     with attach(model, method):
         expected = generate(model, inputs, do_sample=False)
-        wrong = {**inputs, "pixel_values": inputs["pixel_values"][:1, ...] * float("nan")}
         calls = Counter()
 
         def stop(module, args):
@@ -131,7 +130,6 @@ def survives_a_failing_forward(method, family):
             calls["caught"] += 1
         handle.remove()
         assert calls["caught"] == 1
-        assert wrong is not inputs
         assert torch.equal(generate(model, inputs, do_sample=False), expected)
 
 

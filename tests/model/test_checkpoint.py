@@ -14,10 +14,6 @@ from mmlm.model.assemble import assemble, word_processor
 from mmlm.model.checkpoint import embedded_folder, load, save
 from tests.model.test_assemble import WORDS, configs, user
 
-has_assets = pytest.mark.skipif(
-    not (embedded_folder() / "config.json").exists(), reason="no embedded model in mmlm/assets"
-)
-
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
@@ -159,7 +155,6 @@ def loaded():
     return mmlm.load("embedded")
 
 
-@has_assets
 class TestEmbedded:
     def test_plain_transformers_reads_it(self, loaded):
         model, info = LlavaForConditionalGeneration.from_pretrained(
