@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from typing import Any
 
 from torch import nn
 from torch.utils.hooks import RemovableHandle
@@ -29,7 +30,10 @@ _WORKING = frozenset({"heads", "layer_in", "layer_out", "logits"})
 
 @contextmanager
 def attach(
-    model: nn.Module, *methods: Method, layout: TokenLayout | None = None
+    model: nn.Module,
+    *methods: Method,
+    layout: TokenLayout | None = None,
+    processor: Any = None,
 ) -> Iterator[nn.Module]:
     """Attaches methods to a model for the length of a ``with`` block.
 
@@ -46,6 +50,8 @@ def attach(
         *methods: In the order in which order-dependent edits are applied.
         layout: Roles of the positions, for prompts that come as ``inputs_embeds`` only; otherwise
             they are read from ``input_ids``.
+        processor: The model's processor, for methods that rewrite the prompt's text and so must
+            tell the user's words from the chat template. :func:`mmlm.load` remembers its own.
 
     Yields:
         The same model.
@@ -67,7 +73,7 @@ def attach(
         )
     anatomy = Anatomy(inner)
     _refuse(anatomy, methods)
-    session = Session(anatomy, methods, layout)
+    session = Session(anatomy, methods, layout, processor)
     with ExitStack() as stack:
         setattr(inner, _MARK, session)
         stack.callback(delattr, inner, _MARK)

@@ -30,9 +30,11 @@ class Captured:
 
     Attributes:
         heads: Layer -> head outputs at the last position, fp32 [B, H, d].
+        layers: Layer -> output of the layer at the last position, fp32 [B, D].
     """
 
     heads: Mapping[int, Float[Tensor, "B H d"]]
+    layers: Mapping[int, Float[Tensor, "B D"]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,6 +48,9 @@ class Source:
         inputs_embeds: [B, N, D], or None if the prompt came as ids.
         vision: Pixel inputs as the processor made them, before beams multiply the rows.
         copies: How often each of the processor's rows stands in the batch (beams).
+        features: Visual features of the main prompt as they were merged into its embeddings,
+            [B, N, D] with meaningless rows elsewhere; None before the main pass has merged them.
+        processor: What made the prompt, if it is known (``attach(..., processor=...)``).
     """
 
     anatomy: Anatomy
@@ -54,6 +59,8 @@ class Source:
     inputs_embeds: Tensor | None
     vision: Mapping[str, Any]
     copies: int
+    features: Tensor | None = None
+    processor: Any = None
 
     def embeds(self) -> Float[Tensor, "B N D"]:
         """Embeddings of all positions, placeholders included."""

@@ -22,7 +22,16 @@ import dataclasses
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, Self, runtime_checkable
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    ClassVar,
+    Literal,
+    Protocol,
+    Self,
+    TypeAlias,
+    runtime_checkable,
+)
 
 from jaxtyping import Float, Int
 from torch import Tensor, nn
@@ -34,7 +43,10 @@ if TYPE_CHECKING:
     from mmlm.engine.branches import Branch, Captured
     from mmlm.engine.layout import TokenLayout
 
-__all__ = ["SITES", "Cost", "Method", "Paper", "Prompt"]
+__all__ = ["SITES", "Cost", "Method", "Paper", "Prompt", "Rows"]
+
+#: Which query rows a method asks for.
+Rows: TypeAlias = Literal["none", "last", "tail", "all"]
 
 #: Every site, in the order in which a forward pass meets it.
 SITES = (
@@ -100,13 +112,16 @@ class Prompt(Protocol):
     def rows(self) -> int:
         """Number of rows B."""
 
-    def run(self, branch: Branch, *, heads: tuple[int, ...]) -> Captured:
+    def run(
+        self, branch: Branch, *, heads: tuple[int, ...] = (), layers: tuple[int, ...] = ()
+    ) -> Captured:
         """Runs one auxiliary prefill that keeps nothing but what is captured.
 
         Args:
             branch: The auxiliary prompt. Equal branches of several methods run once.
-            heads: Layers whose head outputs at the last position are captured; the pass ends
-                after the last of them.
+            heads: Layers whose head outputs at the last position are captured.
+            layers: Layers whose outputs (residual stream) at the last position are captured. The
+                pass ends after the last layer of both.
         """
 
 
@@ -123,11 +138,13 @@ class Method(abc.ABC):
     #: Whether the model's output stays the same bit for bit at the neutral setting.
     neutral_is_exact: ClassVar[bool] = True
 
-    def __call__(self, model: nn.Module) -> AbstractContextManager[nn.Module]:
-        """Attaches this method alone; the same as ``attach(model, self)``."""
+    def __call__(
+        self, model: nn.Module, *, processor: Any = None
+    ) -> AbstractContextManager[nn.Module]:
+        """Attaches this method alone; the same as ``attach(model, self, processor=processor)``."""
         from mmlm.engine.attach import attach
 
-        return attach(model, self)
+        return attach(model, self, processor=processor)
 
     @property
     def sites(self) -> frozenset[str]:
@@ -169,8 +186,25 @@ class Method(abc.ABC):
         """Tokens below this fraction of the largest main probability are cut (0: none)."""
         return 0.0
 
+    @property
+    def rows(self) -> Rows:
+        """Which new queries the sites ``keys``, ``scores`` and ``weights`` are asked for.
+
+        ``"last"``: the last position of each pass; ``"tail"``: all positions after the last image
+        of their row; ``"all"``: every position. A decoding step has one position, which is the
+        last and in the tail.
+        """
+        return "none"
+
     def acts_in(self, anatomy: Anatomy, layer: int) -> bool:
-        """Whether this setting acts in a decoder layer; hooks go only where somebody acts."""
+        """Whether this setting acts in a decoder layer; hooks go only where somebody acts.
+
+        A setting that does nothing at all acts nowhere, so that the model runs its own kernels.
+        """
+        return True
+
+    def acts_now(self, state: Any, layer: int) -> bool:
+        """Whether rows of this layer are wanted in the running pass, as far as known before it."""
         return True
 
     @property
@@ -220,17 +254,35 @@ class Method(abc.ABC):
         """Input of a decoder layer: new input, or None if only looked; in list order."""
 
     def keys(self, state: Any, layer: int) -> Float[Tensor, "B H K"] | None:
-        """Gains on attention keys; several methods: the product."""
+        """Gains on attention keys per query head: ``q . (g k)``; several methods: the product."""
 
     def scores(
         self, state: Any, layer: int, rows: Int[Tensor, "B R"], s: Float[Tensor, "B H R K"]
     ) -> Float[Tensor, "B H R K"] | None:
-        """Delta on scaled scores before the softmax; several methods: the sum."""
+        """Delta on scaled scores before the softmax, broadcastable to ``s``; several: the sum.
+
+        Columns are the positions 0 .. K - 1 of the sequence, whatever the cache; ``rows`` are the
+        queries' positions. fp32. The mask comes after the deltas: ``s`` at a masked key is an
+        ordinary finite number, and a delta there has no effect.
+        """
+
+    def survey(
+        self, state: Any, layer: int, rows: Int[Tensor, "B R"], a: Float[Tensor, "B H R K"]
+    ) -> None:
+        """Looks at all wanted rows of a layer, chunk after chunk, before ``weights`` gets any.
+
+        Not a site of its own: overriding it asks for one more pass over the rows, for methods
+        whose edit depends on all of them (column means).
+        """
 
     def weights(
         self, state: Any, layer: int, rows: Int[Tensor, "B R"], a: Float[Tensor, "B H R K"]
     ) -> Float[Tensor, "B H R K"] | None:
-        """New attention weights whose rows sum to 1; in list order."""
+        """New attention weights whose rows sum to 1, or None if only looked; in list order.
+
+        Rows come in chunks. Where a returned row of a head equals the given one, the output of the
+        model's own kernel stays, bit for bit.
+        """
 
     def heads(
         self, state: Any, layer: int, y: Float[Tensor, "B L H d"]

@@ -10,6 +10,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 from contextlib import ExitStack
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -35,20 +36,26 @@ class Session:
     """Everything that changes while methods are attached. Also the ``Prompt`` they see."""
 
     def __init__(
-        self, anatomy: Anatomy, methods: tuple[Method, ...], layout: TokenLayout | None
+        self,
+        anatomy: Anatomy,
+        methods: tuple[Method, ...],
+        layout: TokenLayout | None,
+        processor: Any = None,
     ) -> None:
         self.model = anatomy.model
         self.methods = methods
         self.anatomy = anatomy
         self._given_layout = layout
+        self._processor = processor
         self._layout: TokenLayout | None = None
         self._source: Source | None = None
         self.states: list[Any] = [None] * len(methods)
         self.quiet = False  # an auxiliary pass is running: temporary methods are off
-        self._captured: dict[tuple[Branch, tuple[int, ...]], Captured] = {}
+        self._captured: dict[tuple[Any, ...], Captured] = {}
         self._cache: Any = None
         self._positions: Tensor | None = None  # position ids of the current main pass
         self._new_ids: Tensor | None = None
+        self._prefilling = False  # the running main pass is a prompt's first
         self._auxiliary: Auxiliary | None = None
         self._release: Callable[[], None] | None = None
         self.branches = tuple(dict.fromkeys(b for m in methods for b in m.branches))
@@ -91,14 +98,16 @@ class Session:
         """Number of main rows B."""
         return self.layout.rows
 
-    def run(self, branch: Branch, *, heads: tuple[int, ...]) -> Captured:
+    def run(
+        self, branch: Branch, *, heads: tuple[int, ...] = (), layers: tuple[int, ...] = ()
+    ) -> Captured:
         """One auxiliary prefill; the same request of several methods runs once."""
-        key = (branch, heads)
+        key = (branch, heads, layers)
         if key not in self._captured:
-            self._captured[key] = self._capture(branch, heads)
+            self._captured[key] = self._capture(branch, heads, layers)
         return self._captured[key]
 
-    def _capture(self, branch: Branch, layers: tuple[int, ...]) -> Captured:
+    def _capture(self, branch: Branch, heads: tuple[int, ...], layers: tuple[int, ...]) -> Captured:
         if self._source is None:
             raise LayoutError("No prompt is running.", advice="Call generate() first.")
         prompt = branch.build(self._source)
@@ -107,21 +116,35 @@ class Session:
                 f"{branch} shares the main prompt's positions, which are not known yet.",
                 advice="Ask for it as a `logits` branch instead.",
             )
-        found: dict[int, Tensor] = {}
+        outputs: dict[int, Tensor] = {}
+        states: dict[int, Tensor] = {}
+        end = max(*heads, *layers, -1)
 
-        def catch(layer: int) -> Callable[[nn.Module, tuple[Any, ...]], None]:
+        def catch_heads(layer: int) -> Callable[[nn.Module, tuple[Any, ...]], None]:
             def hook(module: nn.Module, args: tuple[Any, ...]) -> None:
-                found[layer] = self.anatomy.split_heads(args[0][:, -1]).float()
-                if layer == max(layers):
+                outputs[layer] = self.anatomy.split_heads(args[0][:, -1]).float()
+                if layer == end and layer not in layers:
+                    raise _Reached
+
+            return hook
+
+        def catch_layer(layer: int) -> Callable[[nn.Module, tuple[Any, ...], Any], None]:
+            def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+                x = output[0] if isinstance(output, tuple) else output
+                states[layer] = x[:, -1].float()
+                if layer == end:
                     raise _Reached
 
             return hook
 
         whole = bool(prompt.mask.all())
         with ExitStack() as stack:
+            for layer in heads:
+                part = self.anatomy.o_proj(layer)
+                stack.callback(part.register_forward_pre_hook(catch_heads(layer)).remove)
             for layer in layers:
-                handle = self.anatomy.o_proj(layer).register_forward_pre_hook(catch(layer))
-                stack.callback(handle.remove)
+                block = self.anatomy.layers[layer]
+                stack.callback(block.register_forward_hook(catch_layer(layer)).remove)
             try:
                 self._call(
                     inputs_embeds=prompt.embeds,
@@ -132,7 +155,7 @@ class Session:
                 )
             except _Reached:
                 pass
-        return Captured(heads=found)
+        return Captured(heads=outputs, layers=states)
 
     def _call(self, **inputs: Any) -> Any:
         """Runs the model with all temporary methods off, leaving its own memory as it was."""
@@ -159,7 +182,8 @@ class Session:
         self.riding = 0
         self._new_ids = inputs.get("input_ids")
         past = inputs.get("past_key_values")
-        if past is None or int(past.get_seq_length()) == 0:
+        self._prefilling = past is None or int(past.get_seq_length()) == 0
+        if self._prefilling:
             self._start(inputs)
             return ((), self._with_riders(inputs)) if self.riders else None
         if self._layout is None or past is not self._cache:
@@ -184,7 +208,9 @@ class Session:
         plain = ~self._layout.has_image()
         self.untouched = plain if bool(plain.any()) else None
         vision = self.vision if self.generating else self.vision_inputs(inputs)
-        self._source = Source(self.anatomy, self._layout, ids, embeds, vision, copies)
+        self._source = Source(
+            self.anatomy, self._layout, ids, embeds, vision, copies, processor=self._processor
+        )
         for i, method in enumerate(self.methods):
             self.states[i] = method.begin(self)
 
@@ -261,9 +287,13 @@ class Session:
         return (self.layout.real.long().cumsum(-1) - 1).clamp(min=0)
 
     def on_decoder(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Pre-hook of the text decoder: notes the position ids, whoever made them."""
-        if not self.quiet:
-            self._positions = kwargs.get("position_ids")
+        """Pre-hook of the text decoder: notes position ids and merged embeddings of the prompt."""
+        if self.quiet:
+            return
+        self._positions = kwargs.get("position_ids")
+        merged = kwargs.get("inputs_embeds")
+        if self._prefilling and merged is not None and self._source is not None and self.branches:
+            self._source = replace(self._source, features=merged[: self.rows])
 
     def on_hidden(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
         """Hook of the inner model: notes the cache, cuts riding rows off."""
@@ -336,6 +366,7 @@ class Session:
         if self._source is None:
             raise LayoutError("No prompt is running.", advice="Call generate() first.")
         prompts = [branch.build(self._source) for branch in self.branches]
+        self._source = replace(self._source, features=None)  # large, and never needed again
         config = self.anatomy.config.get_text_config()
         return Auxiliary(self.branches, prompts, self._call, self.rows, config)
 
