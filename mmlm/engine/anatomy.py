@@ -62,6 +62,8 @@ FAMILIES: dict[str, Family] = {
 }
 
 _O_PROJ_PATHS = ("self_attn.o_proj", "self_attn.out_proj", "attention.o_proj", "attn.o_proj")
+_ATTENTION_PATHS = ("self_attn", "attention", "attn")
+_MLP_PATHS = ("mlp", "feed_forward", "block_sparse_moe")
 _NORM_PATHS = ("norm", "final_layernorm", "final_layer_norm")
 
 
@@ -143,6 +145,14 @@ class Anatomy:
             names = ", ".join(name for name, _ in self.layers[layer].named_modules() if name)
             raise UnsupportedModel(f"{error} It has: {names}.", advice=error.advice) from None
         return part
+
+    def attention(self, layer: int) -> Any:
+        """The self-attention module of a decoder layer."""
+        return self._part(self.layers[layer], "self-attention", _ATTENTION_PATHS)
+
+    def mlp(self, layer: int) -> Any:
+        """The module whose output is the MLP's, before a decoder layer adds it to its residual."""
+        return self._part(self.layers[layer], "MLP", _MLP_PATHS)
 
     def split_heads(self, x: Tensor) -> Tensor:
         """Views an output projection's input [B, L, H * d] as [B, L, H, d].

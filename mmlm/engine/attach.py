@@ -6,6 +6,7 @@ configuration or the library; what changes while running is :class:`mmlm.engine.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -14,6 +15,7 @@ from torch import nn
 from torch.utils.hooks import RemovableHandle
 
 from mmlm.engine.anatomy import Anatomy, unwrap
+from mmlm.engine.attention import install_rows
 from mmlm.engine.guard import guarded_generate
 from mmlm.engine.hooks import heads_hook, layer_in_hook, layer_out_hook
 from mmlm.engine.layout import TokenLayout
@@ -25,7 +27,7 @@ __all__ = ["attach"]
 
 _MARK = "_mmlm_session"
 #: Sites whose mechanism is installed by this module.
-_WORKING = frozenset({"heads", "layer_in", "layer_out", "logits"})
+_WORKING = frozenset({"heads", "keys", "layer_in", "layer_out", "logits", "scores", "weights"})
 
 
 @contextmanager
@@ -73,6 +75,7 @@ def attach(
         )
     anatomy = Anatomy(inner)
     _refuse(anatomy, methods)
+    _warn_of_order(methods)
     session = Session(anatomy, methods, layout, processor)
     with ExitStack() as stack:
         setattr(inner, _MARK, session)
@@ -103,6 +106,7 @@ def _install(session: Session, stack: ExitStack) -> None:
         if acting := session.users("layer_out", layer):
             hook = layer_out_hook(session, layer, acting)
             keep(block.register_forward_hook(hook))
+    install_rows(session, stack)
     if session.users("logits"):
         keep(anatomy.model.register_forward_hook(session.on_logits))
 
@@ -123,3 +127,14 @@ def _refuse(anatomy: Anatomy, methods: tuple[Method, ...]) -> None:
                 f"{method.label} cannot run on this model: {'; '.join(reasons)}.",
                 advice="`mmlm doctor MODEL` lists what this model supports.",
             )
+
+
+def _warn_of_order(methods: tuple[Method, ...]) -> None:
+    """Says once that the order matters where two methods rewrite the same rows."""
+    rewriting = [m for m in methods if "weights" in m.sites - m.only_looks]
+    if len(rewriting) > 1:
+        names = ", then ".join(m.label for m in rewriting)
+        warnings.warn(
+            f"Several methods rewrite attention weights; they act one after another: {names}.",
+            stacklevel=5,
+        )

@@ -124,6 +124,12 @@ class Prompt(Protocol):
                 pass ends after the last layer of both.
         """
 
+    def attend(self, a: Float[Tensor, "B H R K"]) -> Float[Tensor, "B R H d"]:
+        """Weights times the values of the attention call that is being edited.
+
+        Works inside ``scores``, ``survey`` and ``weights`` only.
+        """
+
 
 @dataclass(frozen=True, kw_only=True)
 class Method(abc.ABC):
@@ -135,6 +141,8 @@ class Method(abc.ABC):
     """
 
     paper: ClassVar[Paper]
+    #: Sites of this class that look and never change anything.
+    only_looks: ClassVar[frozenset[str]] = frozenset()
     #: Whether the model's output stays the same bit for bit at the neutral setting.
     neutral_is_exact: ClassVar[bool] = True
 

@@ -11,7 +11,7 @@ import inspect
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +24,9 @@ from mmlm.engine.combine import edit_logits, total
 from mmlm.engine.layout import TokenLayout
 from mmlm.engine.method import Method
 from mmlm.errors import LayoutError
+
+if TYPE_CHECKING:
+    from mmlm.engine.attention import AttentionRows
 
 __all__ = ["Session"]
 
@@ -56,6 +59,12 @@ class Session:
         self._positions: Tensor | None = None  # position ids of the current main pass
         self._new_ids: Tensor | None = None
         self._prefilling = False  # the running main pass is a prompt's first
+        self.past = 0  # positions before the running main pass
+        self.attending: AttentionRows | None = None  # the attention call that is being edited
+        self._tail: Tensor | None = None  # int64 [B]: where the text after the last image begins
+        self._tail_first = 0
+        self._tail_ragged = False
+        self._index: dict[tuple[int, int], Tensor] = {}  # positions, kept for one pass
         self._auxiliary: Auxiliary | None = None
         self._release: Callable[[], None] | None = None
         self.branches = tuple(dict.fromkeys(b for m in methods for b in m.branches))
@@ -157,6 +166,39 @@ class Session:
                 pass
         return Captured(heads=outputs, layers=states)
 
+    def attend(self, a: Tensor) -> Tensor:
+        """Weights [B, H, R, K] times the values of the running attention call: [B, R, H, d]."""
+        if self.attending is None:
+            raise RuntimeError("attend() works inside scores, survey and weights only.")
+        return self.attending.attend(a)
+
+    # ---- rows of attention ---------------------------------------------------------------------
+
+    def surveys(self, i: int) -> bool:
+        """Whether a method wants a look at all rows before it edits any."""
+        return type(self.methods[i]).survey is not Method.survey
+
+    def first_row(self, kind: str, new: int) -> int:
+        """The first of ``new`` rows that a method asking for ``kind`` may get."""
+        if kind == "all":
+            return 0
+        if kind == "tail" and new > 1:
+            return min(max(self._tail_first - self.past, 0), new)
+        return new - 1
+
+    def tail_begins(self, kind: str, new: int) -> Tensor | None:
+        """int64 [B]: where each row's tail begins, if that differs within the running pass."""
+        return self._tail if kind == "tail" and new > 1 and self._tail_ragged else None
+
+    def positions(self, start: int, end: int) -> Tensor:
+        """Sequence positions ``start`` to ``end`` for every main row, int64 [B, R]."""
+        index = self._index.get((start, end))
+        if index is None:
+            device = self.layout.seg.device
+            index = torch.arange(start, end, device=device).expand(self.rows, -1)
+            self._index[start, end] = index
+        return index
+
     def _call(self, **inputs: Any) -> Any:
         """Runs the model with all temporary methods off, leaving its own memory as it was."""
         composite, names = self.anatomy.composite, self.anatomy.family.remembered
@@ -182,7 +224,9 @@ class Session:
         self.riding = 0
         self._new_ids = inputs.get("input_ids")
         past = inputs.get("past_key_values")
-        self._prefilling = past is None or int(past.get_seq_length()) == 0
+        self.past = 0 if past is None else int(past.get_seq_length())
+        self._prefilling = self.past == 0
+        self._index.clear()
         if self._prefilling:
             self._start(inputs)
             return ((), self._with_riders(inputs)) if self.riders else None
@@ -211,6 +255,11 @@ class Session:
         self._source = Source(
             self.anatomy, self._layout, ids, embeds, vision, copies, processor=self._processor
         )
+        if any(m.rows == "tail" for m in self.methods):
+            end = self._layout.last_image_end()
+            self._tail = torch.where(plain, self._layout.length, end + 1)
+            self._tail_first = int(self._tail.min())
+            self._tail_ragged = bool((self._tail != self._tail_first).any())
         for i, method in enumerate(self.methods):
             self.states[i] = method.begin(self)
 

@@ -1,0 +1,391 @@
+"""The registered attention function: recomputes only the rows that somebody asked for.
+
+While a method acts on attention, the text decoder's implementation is ``mmlm_rows_<base>``: the
+model's own kernel runs for all rows, then the rows that methods asked for are computed a second
+time in plain torch, in chunks, edited, and written over the kernel's output where they changed.
+Everywhere else that output stays, bit for bit. No N x N tensor is ever made, whatever the kernel.
+
+The mask function is registered under the same name. Without it the library would build no mask at
+all and say nothing: causality and padding would be lost.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from mmlm.engine.combine import chain, product, total
+from mmlm.errors import UnsupportedModel
+
+if TYPE_CHECKING:
+    from mmlm.engine.session import Session
+
+__all__ = ["ROW_SITES", "RowEditor", "install_rows"]
+
+#: Sites whose edits this module applies.
+ROW_SITES = ("keys", "scores", "weights")
+
+_PREFIX = "mmlm_rows_"
+_EDITOR = "_mmlm_rows"
+#: Most numbers in one chunk of scores. A chunk's rows times its columns stay below it, so the peak
+#: grows with the prompt's length only through what the model itself keeps.
+_CHUNK = 1 << 22
+
+
+def install_rows(session: Session, stack: ExitStack) -> None:
+    """Gives the layers somebody acts in an editor and switches the decoder's implementation.
+
+    Args:
+        session: The attachment.
+        stack: Takes everything back on exit.
+    """
+    anatomy = session.anatomy
+    editors = {}
+    for layer in range(anatomy.n_layers):
+        users = sorted({i for site in ROW_SITES for i in session.users(site, layer)})
+        if users:
+            editors[layer] = RowEditor(session, layer, users)
+    if not editors:
+        return
+    configs: dict[int, Any] = {id(anatomy.text.config): anatomy.text.config}
+    for layer in range(anatomy.n_layers):
+        module = anatomy.attention(layer)
+        if not hasattr(module, "config"):
+            raise UnsupportedModel(
+                f"{type(module).__name__} has no configuration to choose its attention by.",
+                advice="Methods on attention rows cannot run on this model.",
+            )
+        configs[id(module.config)] = module.config
+        if layer in editors:
+            setattr(module, _EDITOR, editors[layer])
+            stack.callback(delattr, module, _EDITOR)
+    for config in configs.values():
+        base = config._attn_implementation or "eager"
+        # The internal name: the public setter would reach into sub-configurations.
+        stack.callback(setattr, config, "_attn_implementation_internal", base)
+        config._attn_implementation_internal = _registered(base)
+
+
+def _registered(base: str) -> str:
+    """The name under which the function around the kernel ``base`` is registered."""
+    name = base if base.startswith(_PREFIX) else _PREFIX + base
+    if name not in ALL_ATTENTION_FUNCTIONS:
+        AttentionInterface.register(name, partial(_attention, base))
+        if base in ALL_MASK_ATTENTION_FUNCTIONS:
+            AttentionMaskInterface.register(name, ALL_MASK_ATTENTION_FUNCTIONS[base])
+    return name
+
+
+def _attention(
+    base: str,
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    **kwargs: Any,
+) -> tuple[Tensor, Tensor | None]:
+    """The model's own kernel, then the editor of this layer, if there is one."""
+    kernel: Callable[..., Any] = (
+        # Every modelling file has its own eager function; the table holds the others.
+        sys.modules[type(module).__module__].eager_attention_forward
+        if base == "eager"
+        else ALL_ATTENTION_FUNCTIONS[base]
+    )
+    output, weights = kernel(module, query, key, value, attention_mask, **kwargs)
+    editor: RowEditor | None = getattr(module, _EDITOR, None)
+    if editor is None:
+        return output, weights
+    return editor.edit(Call(query, key, value, attention_mask, kwargs), output, weights)
+
+
+@dataclass
+class Call:
+    """What one attention call was given.
+
+    Attributes:
+        query: [rows, H, L, d].
+        key: [rows, H_kv, K, d], as the cache returned it.
+        value: Like ``key``.
+        mask: None (causal), [rows or 1, 1, L, K] (bool, or additive float), or [rows, K] (flash).
+        options: ``scaling``, ``sliding_window``, ``softcap`` and whatever else the kernel takes.
+    """
+
+    query: Tensor
+    key: Tensor
+    value: Tensor
+    mask: Tensor | None
+    options: dict[str, Any]
+
+
+class AttentionRows:
+    """Scores, weights and values of one call's main rows, in sequence positions.
+
+    Args:
+        call: What the kernel was given.
+        rows: Number of main rows B; rows of auxiliary branches lie below and are left out.
+        past: Positions before the new ones. A static cache is cropped to the positions that exist,
+            a sliding window is padded in front, so that column j is position j.
+    """
+
+    def __init__(self, call: Call, rows: int, past: int) -> None:
+        self.query = call.query[:rows]
+        self.past, self.new = past, call.query.shape[2]
+        self.total = past + self.new
+        # A static cache holds positions that do not exist yet, a window has dropped old ones.
+        self.dropped = max(self.total - call.key.shape[2], 0)
+        kept = self.total - self.dropped
+        self.key = call.key[:rows, :, :kept]
+        self.value = call.value[:rows, :, :kept]
+        mask = call.mask
+        self.mask = mask[:rows, ..., :kept] if mask is not None else None
+        self.groups = self.query.shape[1] // self.key.shape[1]
+        scaling = call.options.get("scaling")
+        self.scaling: float = self.query.shape[-1] ** -0.5 if scaling is None else scaling
+        self.softcap: float | None = call.options.get("softcap")
+        self.window: int | None = call.options.get("sliding_window")
+
+    def scores(self, start: int, end: int) -> Tensor:
+        """Scaled scores of the new rows ``start`` to ``end``, fp32 [B, H, R, K], unmasked."""
+        query = self.query[:, :, start:end]
+        rows, heads, r, _ = query.shape
+        if self.groups > 1:  # queries of one key/value head side by side: keys are not repeated
+            query = query.unflatten(1, (-1, self.groups)).flatten(2, 3)
+        s = torch.matmul(query, self.key.transpose(-1, -2)).float() * self.scaling
+        if self.softcap is not None:
+            s = torch.tanh(s / self.softcap) * self.softcap
+        if self.groups > 1:
+            s = s.view(rows, heads, r, -1)
+        return functional.pad(s, (self.dropped, 0)) if self.dropped else s
+
+    def softmax(self, s: Tensor, start: int, end: int) -> Tensor:
+        """Weights of scores under the call's mask; a wholly masked row becomes uniform."""
+        mask = self._visible(start, end)
+        if mask is None:
+            return s.softmax(-1)
+        if mask.dtype != torch.bool:
+            return (s + mask).softmax(-1)
+        return s.masked_fill(~mask, torch.finfo(s.dtype).min).softmax(-1)
+
+    def attend(self, a: Tensor) -> Tensor:
+        """Weights [B, H, R, K] times values: [B, R, H, d], in the model's precision."""
+        a = a[..., self.dropped :].to(self.value.dtype)
+        if self.groups > 1:
+            grouped = a.unflatten(1, (-1, self.groups)).flatten(2, 3)
+            y = torch.matmul(grouped, self.value).view(*a.shape[:3], -1)
+        else:
+            y = torch.matmul(a, self.value)
+        return y.transpose(1, 2)
+
+    def _visible(self, start: int, end: int) -> Tensor | None:
+        """What may be seen: bool or additive, broadcastable to [B, H, R, K]; None: everything."""
+        mask = self.mask
+        if mask is not None and mask.ndim == 4:
+            part = mask[:, :, start:end] if mask.shape[2] > 1 else mask
+            if self.dropped:
+                closed = False if mask.dtype == torch.bool else torch.finfo(mask.dtype).min
+                part = functional.pad(part, (self.dropped, 0), value=closed)
+            return part if part.dtype == torch.bool else part.float()
+        if mask is None and self.new == 1 and not self.dropped:
+            return None
+        device = self.query.device
+        rows = torch.arange(self.past + start, self.past + end, device=device)[:, None]
+        columns = torch.arange(self.total, device=device)
+        seen = columns <= rows
+        if self.window is not None:
+            seen = seen & (columns > rows - self.window)
+        if self.dropped:
+            seen = seen & (columns >= self.dropped)
+        if mask is None:
+            return seen[None, None]
+        real = functional.pad(mask.bool(), (self.dropped, 0), value=True)
+        return (seen & real[:, None])[:, None]
+
+
+class RowEditor:
+    """Edits the attention rows of one layer. Hangs on the layer's attention module.
+
+    Args:
+        session: The attachment.
+        layer: Number of the layer.
+        users: Numbers of the methods that act at a row site in this layer, in the user's order.
+    """
+
+    def __init__(self, session: Session, layer: int, users: list[int]) -> None:
+        self.session = session
+        self.layer = layer
+        self.users = users
+        self.surveyors = [i for i in users if session.surveys(i)]
+
+    def edit(
+        self, call: Call, output: Tensor, weights: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
+        """The kernel's output [rows, L, H, d] with edited rows in place.
+
+        ``weights``, which eager kernels return, get the edited rows too: whoever asks for the
+        attention sees what the model used.
+        """
+        session, layer = self.session, self.layer
+        if session.quiet:
+            return output, weights
+        acting = [i for i in self.users if session.methods[i].acts_now(session.states[i], layer)]
+        if not acting:
+            return output, weights
+        rows = AttentionRows(call, session.rows, session.past)
+        session.attending = rows
+        try:
+            first = {i: session.first_row(session.methods[i].rows, rows.new) for i in acting}
+            chunks = list(self._chunks(rows, min(first.values())))
+            gain = product(
+                session.methods[i].keys(session.states[i], layer)
+                for i in acting
+                if "keys" in session.methods[i].sites
+            )
+            self._survey(rows, chunks, gain, first)
+            for start, end in chunks:
+                edited = self._edited(rows, start, end, gain, first)
+                if edited is not None:
+                    a, changed = edited
+                    output = _write(output, rows.attend(a), changed.transpose(1, 2), start, end)
+                    if weights is not None:
+                        weights = _write_weights(weights, a, changed, start, rows.dropped)
+        finally:
+            session.attending = None
+        return output, weights
+
+    def _chunks(self, rows: AttentionRows, first: int) -> Iterator[tuple[int, int]]:
+        b, h = rows.query.shape[:2]
+        step = max(1, _CHUNK // (b * h * rows.total))
+        for start in range(first, rows.new, step):
+            yield start, min(start + step, rows.new)
+
+    def _survey(
+        self,
+        rows: AttentionRows,
+        chunks: list[tuple[int, int]],
+        gain: Tensor | None,
+        first: dict[int, int],
+    ) -> None:
+        surveyors = [i for i in self.surveyors if i in first]
+        if not surveyors:
+            return
+        session = self.session
+        for start, end in chunks:
+            a, _ = self._weights(rows, start, end, gain, first)
+            for i in surveyors:
+                own = max(first[i], start)
+                if own < end:
+                    index = session.positions(rows.past + own, rows.past + end)
+                    session.methods[i].survey(
+                        session.states[i], self.layer, index, a[:, :, own - start :]
+                    )
+
+    def _weights(
+        self, rows: AttentionRows, start: int, end: int, gain: Tensor | None, first: dict[int, int]
+    ) -> tuple[Tensor, Tensor | None]:
+        """Softmaxed rows after gains and deltas, and where those changed something."""
+        session = self.session
+        s = rows.scores(start, end)
+        delta = total(
+            self._ask("scores", i, rows, start, end, s, first[i], first_value=0.0)
+            for i in first
+            if "scores" in session.methods[i].sites
+        )
+        changed = None
+        if gain is not None:
+            s = s * gain[:, :, None]
+            changed = (gain != 1).any(-1)[:, :, None]
+        if delta is not None:
+            s = s + delta
+            moved = (delta != 0).any(-1)
+            changed = moved if changed is None else changed | moved
+        return rows.softmax(s, start, end), changed
+
+    def _edited(
+        self, rows: AttentionRows, start: int, end: int, gain: Tensor | None, first: dict[int, int]
+    ) -> tuple[Tensor, Tensor] | None:
+        """New weights of a chunk and bool [B, H, R] of the rows that changed; None if none can."""
+        session = self.session
+        before, changed = self._weights(rows, start, end, gain, first)
+
+        def edit(i: int) -> Callable[[Tensor], Tensor | None]:
+            return lambda a: self._ask("weights", i, rows, start, end, a, first[i])
+
+        after = chain((edit(i) for i in first if "weights" in session.methods[i].sites), before)
+        if after is not before:
+            moved = (after != before).any(-1)
+            changed = moved if changed is None else changed | moved
+        if changed is None:
+            return None
+        changed = changed.expand(before.shape[:3])
+        if session.untouched is not None:
+            changed = changed & ~session.untouched[:, None, None]
+        return after, changed
+
+    def _ask(
+        self,
+        site: str,
+        i: int,
+        rows: AttentionRows,
+        start: int,
+        end: int,
+        x: Tensor,
+        first: int,
+        first_value: float | None = None,
+    ) -> Tensor | None:
+        """One method's answer for the part of a chunk that it asked for.
+
+        Rows before its own stay as given (``weights``) or get ``first_value`` (``scores``).
+        """
+        session, method = self.session, self.session.methods[i]
+        own = max(first, start)
+        if own >= end:
+            return None
+        index = session.positions(rows.past + own, rows.past + end)
+        part = x[:, :, own - start :] if own > start else x
+        new = getattr(method, site)(session.states[i], self.layer, index, part)
+        if new is None:
+            return None
+        begins = session.tail_begins(method.rows, rows.new)
+        if begins is not None:  # rows of a batch whose images end at different positions
+            outside = (index < begins[:, None])[:, None, :, None]
+            new = torch.where(outside, part, new) if first_value is None else new * ~outside
+        if own > start:
+            given = x[:, :, : own - start]
+            if first_value is not None:
+                given = torch.full_like(given, first_value)
+            new = torch.cat([given, new.expand(*part.shape[:3], -1)], dim=2)
+        return new
+
+
+def _write(output: Tensor, new: Tensor, changed: Tensor, start: int, end: int) -> Tensor:
+    """``output`` with rows ``start`` to ``end`` replaced where bool [B, R, H] says so."""
+    b = new.shape[0]
+    part = torch.where(changed[..., None], new.to(output.dtype), output[:b, start:end])
+    if part.shape[:2] == output.shape[:2]:
+        return part
+    if torch.is_grad_enabled() and output.requires_grad:
+        output = output.clone()  # the kernel keeps its output for the backward pass
+    output[:b, start:end] = part
+    return output
+
+
+def _write_weights(weights: Tensor, a: Tensor, changed: Tensor, start: int, dropped: int) -> Tensor:
+    """The eager kernel's weights [rows, H, L, K] with the changed rows in place."""
+    b, _, r, k = a.shape
+    part = weights[:b, :, start : start + r, : k - dropped]
+    new = torch.where(changed[..., None], a[..., dropped:].to(weights.dtype), part)
+    weights = weights.clone()
+    weights[:b, :, start : start + r, : k - dropped] = new
+    return weights
