@@ -63,7 +63,10 @@ FAMILIES: dict[str, Family] = {
 
 _O_PROJ_PATHS = ("self_attn.o_proj", "self_attn.out_proj", "attention.o_proj", "attn.o_proj")
 _ATTENTION_PATHS = ("self_attn", "attention", "attn")
-_MLP_PATHS = ("mlp", "feed_forward", "block_sparse_moe")
+# A norm between the MLP and the residual add belongs to what is added, so it is tried first.
+_MLP_PATHS = ("post_feedforward_layernorm", "mlp", "feed_forward", "block_sparse_moe")
+_TOWER_BLOCK_PATHS = ("encoder.layers", "encoder.layer", "blocks", "layers", "encoder.blocks")
+_CLS_PATHS = ("embeddings.class_embedding", "embeddings.cls_token", "class_embedding", "cls_token")
 _NORM_PATHS = ("norm", "final_layernorm", "final_layer_norm")
 
 
@@ -137,6 +140,16 @@ class Anatomy:
         """The module that maps image features to the width of the text decoder."""
         return self._part(self.composite, "projector", self.family.projector)
 
+    @property
+    def tower_blocks(self) -> Any:
+        """The vision tower's transformer blocks, in order."""
+        return self._part(self.tower, "tower blocks", _TOWER_BLOCK_PATHS)
+
+    @property
+    def tower_has_cls(self) -> bool:
+        """Whether the tower's states begin with a class token, before the patches."""
+        return any(_follow(self.tower, path) is not None for path in _CLS_PATHS)
+
     def o_proj(self, layer: int) -> nn.Module:
         """The output projection of a decoder layer's attention; its input is [B, L, H * d]."""
         try:
@@ -151,7 +164,10 @@ class Anatomy:
         return self._part(self.layers[layer], "self-attention", _ATTENTION_PATHS)
 
     def mlp(self, layer: int) -> Any:
-        """The module whose output is the MLP's, before a decoder layer adds it to its residual."""
+        """The module whose output is what a decoder layer adds to its residual for the MLP.
+
+        That is the MLP, or in families that normalise its output the norm after it.
+        """
         return self._part(self.layers[layer], "MLP", _MLP_PATHS)
 
     def split_heads(self, x: Tensor) -> Tensor:
@@ -198,12 +214,17 @@ class Anatomy:
 
     def _part(self, root: Any, what: str, paths: tuple[str, ...]) -> Any:
         for path in paths:
-            part = root
-            for name in path.split("."):
-                part = getattr(part, name, None)
+            part = _follow(root, path)
             if part is not None:
                 return part
         raise UnsupportedModel(
             f"{type(root).__name__} ({self.family_name}) has no {what}: tried {', '.join(paths)}.",
             advice="`mmlm doctor MODEL` lists what this model supports.",
         )
+
+
+def _follow(root: Any, path: str) -> Any:
+    """The attribute at a dotted path, None if any part of it is missing or None."""
+    for name in path.split("."):
+        root = getattr(root, name, None)
+    return root
