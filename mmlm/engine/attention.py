@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -103,11 +103,13 @@ def _attention(
         if base == "eager"
         else ALL_ATTENTION_FUNCTIONS[base]
     )
-    output, weights = kernel(module, query, key, value, attention_mask, **kwargs)
     editor: RowEditor | None = getattr(module, _EDITOR, None)
-    if editor is None:
-        return output, weights
-    return editor.edit(Call(query, key, value, attention_mask, kwargs), output, weights)
+    call = Call(query, key, value, attention_mask, kwargs)
+
+    def run(call: Call) -> tuple[Tensor, Tensor | None]:
+        return kernel(module, call.query, call.key, call.value, call.mask, **kwargs)
+
+    return run(call) if editor is None else editor.edit(call, run)
 
 
 @dataclass
@@ -127,6 +129,16 @@ class Call:
     value: Tensor
     mask: Tensor | None
     options: dict[str, Any]
+
+    def below(self, rows: int) -> Call:
+        """The call without its first ``rows`` rows."""
+        mask = self.mask
+        if mask is not None and mask.shape[0] > 1:
+            mask = mask[rows:]
+        return Call(self.query[rows:], self.key[rows:], self.value[rows:], mask, self.options)
+
+
+Kernel: TypeAlias = Callable[[Call], tuple[Tensor, Tensor | None]]
 
 
 class AttentionRows:
@@ -228,41 +240,72 @@ class RowEditor:
         self.users = users
         self.surveyors = [i for i in users if session.surveys(i)]
 
-    def edit(
-        self, call: Call, output: Tensor, weights: Tensor | None
-    ) -> tuple[Tensor, Tensor | None]:
-        """The kernel's output [rows, L, H, d] with edited rows in place.
+    def edit(self, call: Call, kernel: Kernel) -> tuple[Tensor, Tensor | None]:
+        """The attention's output [rows, L, H, d] with edited rows in place.
 
-        ``weights``, which eager kernels return, get the edited rows too: whoever asks for the
-        attention sees what the model used.
+        Attention weights, which eager kernels return, get the edited rows too: whoever asks for
+        the attention sees what the model used.
         """
         session, layer = self.session, self.layer
         if session.quiet:
-            return output, weights
+            return kernel(call)
         acting = [i for i in self.users if session.methods[i].acts_now(session.states[i], layer)]
         if not acting:
-            return output, weights
+            return kernel(call)
         rows = AttentionRows(call, session.rows, session.past)
         session.attending = rows
         try:
-            first = {i: session.first_row(session.methods[i].rows, rows.new) for i in acting}
-            chunks = list(self._chunks(rows, min(first.values())))
-            gain = product(
-                session.methods[i].keys(session.states[i], layer)
-                for i in acting
-                if "keys" in session.methods[i].sites
-            )
-            self._survey(rows, chunks, gain, first)
-            for start, end in chunks:
-                edited = self._edited(rows, start, end, gain, first)
-                if edited is not None:
-                    a, changed = edited
-                    output = _write(output, rows.attend(a), changed.transpose(1, 2), start, end)
-                    if weights is not None:
-                        weights = _write_weights(weights, a, changed, start, rows.dropped)
+            if self._replaces_all(call, acting):
+                return self._replaced(rows, call, kernel, acting), None
+            return self._edit(rows, *kernel(call), acting)
         finally:
             session.attending = None
+
+    def _replaces_all(self, call: Call, acting: list[int]) -> bool:
+        """Whether the kernel's output for the main rows would be written over as a whole."""
+        session = self.session
+        return (
+            call.query.shape[2] == 1
+            and session.untouched is None
+            and not session.keeps_weights
+            and any(session.methods[i].edits_all_heads for i in acting)
+        )
+
+    def _replaced(
+        self, rows: AttentionRows, call: Call, kernel: Kernel, acting: list[int]
+    ) -> Tensor:
+        """A decoding step of which the kernel computes the auxiliary rows only."""
+        first = dict.fromkeys(acting, 0)
+        gain = self._gain(acting)
+        self._survey(rows, [(0, 1)], gain, first)
+        a, _ = self._edited(rows, 0, 1, gain, first)
+        new = rows.attend(a)
+        b = self.session.rows
+        if call.query.shape[0] == b:
+            return new
+        return torch.cat([new, kernel(call.below(b))[0]])
+
+    def _edit(
+        self, rows: AttentionRows, output: Tensor, weights: Tensor | None, acting: list[int]
+    ) -> tuple[Tensor, Tensor | None]:
+        session = self.session
+        first = {i: session.first_row(session.methods[i].rows, rows.new) for i in acting}
+        chunks = list(self._chunks(rows, min(first.values())))
+        gain = self._gain(acting)
+        self._survey(rows, chunks, gain, first)
+        for start, end in chunks:
+            a, changed = self._edited(rows, start, end, gain, first)
+            if changed is not None:
+                output = _write(output, rows.attend(a), changed.transpose(1, 2), start, end)
+                if weights is not None:
+                    weights = _write_weights(weights, a, changed, start, rows.dropped)
         return output, weights
+
+    def _gain(self, acting: list[int]) -> Tensor | None:
+        methods, states = self.session.methods, self.session.states
+        return product(
+            methods[i].keys(states[i], self.layer) for i in acting if "keys" in methods[i].sites
+        )
 
     def _chunks(self, rows: AttentionRows, first: int) -> Iterator[tuple[int, int]]:
         b, h = rows.query.shape[:2]
@@ -314,7 +357,7 @@ class RowEditor:
 
     def _edited(
         self, rows: AttentionRows, start: int, end: int, gain: Tensor | None, first: dict[int, int]
-    ) -> tuple[Tensor, Tensor] | None:
+    ) -> tuple[Tensor, Tensor | None]:
         """New weights of a chunk and bool [B, H, R] of the rows that changed; None if none can."""
         session = self.session
         before, changed = self._weights(rows, start, end, gain, first)
@@ -327,7 +370,7 @@ class RowEditor:
             moved = (after != before).any(-1)
             changed = moved if changed is None else changed | moved
         if changed is None:
-            return None
+            return after, None
         changed = changed.expand(before.shape[:3])
         if session.untouched is not None:
             changed = changed & ~session.untouched[:, None, None]

@@ -204,6 +204,14 @@ class Method(abc.ABC):
         """
         return "none"
 
+    @property
+    def edits_all_heads(self) -> bool:
+        """Whether every head of every wanted row is changed wherever the row has an image.
+
+        Then the model's own attention kernel is not run for the rows of a decoding step.
+        """
+        return False
+
     def acts_in(self, anatomy: Anatomy, layer: int) -> bool:
         """Whether this setting acts in a decoder layer; hooks go only where somebody acts.
 

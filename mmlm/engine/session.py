@@ -60,6 +60,7 @@ class Session:
         self._new_ids: Tensor | None = None
         self._prefilling = False  # the running main pass is a prompt's first
         self.past = 0  # positions before the running main pass
+        self.keeps_weights = anatomy.text.config._attn_implementation == "eager"
         self.attending: AttentionRows | None = None  # the attention call that is being edited
         self._tail: Tensor | None = None  # int64 [B]: where the text after the last image begins
         self._tail_first = 0
