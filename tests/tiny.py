@@ -17,7 +17,17 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
     CLIPImageProcessor,
     CLIPVisionConfig,
+    Gemma3Config,
+    Gemma3ForConditionalGeneration,
+    Gemma3ImageProcessor,
+    Gemma3Processor,
+    Gemma3TextConfig,
+    GemmaConfig,
     GenerationConfig,
+    Idefics3Config,
+    Idefics3ForConditionalGeneration,
+    Idefics3ImageProcessor,
+    Idefics3Processor,
     InternVLConfig,
     InternVLForConditionalGeneration,
     InternVLProcessor,
@@ -35,6 +45,9 @@ from transformers import (
     LlavaOnevisionProcessor,
     LlavaOnevisionVideoProcessor,
     LlavaProcessor,
+    PaliGemmaConfig,
+    PaliGemmaForConditionalGeneration,
+    PaliGemmaProcessor,
     PreTrainedTokenizerFast,
     Qwen2_5_VLConfig,
     Qwen2_5_VLForConditionalGeneration,
@@ -42,12 +55,36 @@ from transformers import (
     Qwen2Config,
     Qwen2VLImageProcessor,
     Qwen2VLVideoProcessor,
+    Qwen3VLConfig,
+    Qwen3VLForConditionalGeneration,
+    Qwen3VLProcessor,
+    Qwen3VLVideoProcessor,
+    SiglipImageProcessor,
     SiglipVisionConfig,
+    SmolVLMConfig,
+    SmolVLMForConditionalGeneration,
+    SmolVLMImageProcessor,
+    SmolVLMProcessor,
+    SmolVLMVideoProcessor,
 )
 from transformers.models.got_ocr2 import GotOcr2ImageProcessor
 from transformers.models.internvl import InternVLVideoProcessor
 
-FAMILIES = ("llava", "llava_next", "llava_onevision", "qwen2_5_vl", "internvl")
+#: The five that differ most: packed tiles, 3-D positions with deep-stacked features, tiles framed by
+#: tokens that no configuration names, bidirectional pictures in sliding layers.
+CORE = ("llava", "llava_next", "qwen3_vl", "idefics3", "gemma3")
+FAMILIES = (
+    "llava",
+    "llava_next",
+    "llava_onevision",
+    "qwen2_5_vl",
+    "qwen3_vl",
+    "internvl",
+    "idefics3",
+    "smolvlm",
+    "paligemma",
+    "gemma3",
+)
 
 _SENTENCES = [
     "describe the image in detail .",
@@ -283,12 +320,182 @@ def _internvl(layers: int):
     return InternVLForConditionalGeneration, config, processor
 
 
+def _qwen3_vl(layers: int):
+    tok = _tokenizer(
+        image_token="<|image_pad|>",
+        video_token="<|video_pad|>",
+        vision_start_token="<|vision_start|>",
+        vision_end_token="<|vision_end|>",
+    )
+    size = {"shortest_edge": 28 * 28, "longest_edge": 112 * 112}
+    pictures = Qwen2VLImageProcessor(patch_size=14, merge_size=2, size=size)
+    videos = Qwen3VLVideoProcessor(patch_size=14, merge_size=2, size=size)
+    template = _TEMPLATE.replace("IMAGE_TOKENS", "<|vision_start|><|image_pad|><|vision_end|>")
+    processor = Qwen3VLProcessor(pictures, tok, videos, chat_template=template)
+    text = _text(Qwen2Config, len(tok), layers).to_dict()
+    text.pop("model_type")
+    text["head_dim"] = 8
+    text["rope_parameters"] = {
+        "rope_type": "default",
+        "rope_theta": 10000.0,
+        "mrope_section": [2, 1, 1],
+    }
+    config = Qwen3VLConfig(
+        text_config=text,
+        vision_config={
+            "depth": 3,
+            "hidden_size": 32,
+            "intermediate_size": 48,
+            "num_heads": 4,
+            "out_hidden_size": 64,
+            "patch_size": 14,
+            "spatial_merge_size": 2,
+            "temporal_patch_size": 2,
+            "num_position_embeddings": 16,
+            "deepstack_visual_indexes": [0, 1],
+            "initializer_range": 0.15,
+        },
+        image_token_id=tok.image_token_id,
+        video_token_id=tok.video_token_id,
+        vision_start_token_id=tok.vision_start_token_id,
+        vision_end_token_id=tok.vision_end_token_id,
+        tie_word_embeddings=False,
+    )
+    return Qwen3VLForConditionalGeneration, config, processor
+
+
+_TILE_TOKENS = [
+    "<global-img>",
+    *(f"<row_{row}_col_{column}>" for row in range(1, 7) for column in range(1, 7)),
+]
+
+
+def _tiled_tokenizer() -> PreTrainedTokenizerFast:
+    tok = _tokenizer(
+        fake_image_token="<fake_token_around_image>",
+        image_token="<image>",
+        end_of_utterance_token="<end_of_utterance>",
+    )
+    tok.add_tokens(_TILE_TOKENS, special_tokens=True)
+    return tok
+
+
+def _tiled(config_class, vocabulary: int, image_token_id: int, layers: int):
+    return config_class(
+        vision_config={
+            "hidden_size": 32,
+            "intermediate_size": 48,
+            "num_hidden_layers": 3,
+            "num_attention_heads": 4,
+            "image_size": 56,
+            "patch_size": 14,
+            "initializer_range": 0.15,
+        },
+        text_config=_text(LlamaConfig, vocabulary, layers),
+        image_token_id=image_token_id,
+        scale_factor=2,
+        tie_word_embeddings=False,
+    )
+
+
+_TILES = {"size": {"longest_edge": 112}, "max_image_size": {"longest_edge": 56}}
+
+
+def _idefics3(layers: int):
+    tok = _tiled_tokenizer()
+    processor = Idefics3Processor(
+        Idefics3ImageProcessor(**_TILES),
+        tok,
+        image_seq_len=4,
+        chat_template=_TEMPLATE.replace("IMAGE_TOKENS", "<image>"),
+    )
+    config = _tiled(Idefics3Config, len(tok), processor.image_token_id, layers)
+    return Idefics3ForConditionalGeneration, config, processor
+
+
+def _smolvlm(layers: int):
+    tok = _tiled_tokenizer()
+    processor = SmolVLMProcessor(
+        SmolVLMImageProcessor(**_TILES),
+        tok,
+        SmolVLMVideoProcessor(
+            **_TILES,
+            num_frames=4,
+            fps=1,
+            video_sampling={"video_size": {"longest_edge": 56}, "max_frames": 4, "fps": 1},
+        ),
+        image_seq_len=4,
+        chat_template=_TEMPLATE.replace("IMAGE_TOKENS", "<image>"),
+    )
+    config = _tiled(SmolVLMConfig, len(tok), processor.image_token_id, layers)
+    return SmolVLMForConditionalGeneration, config, processor
+
+
+def _paligemma(layers: int):
+    tok = _tokenizer(image_token="<image>")
+    pictures = SiglipImageProcessor(size={"height": 56, "width": 56})
+    pictures.image_seq_length = 16
+    processor = PaliGemmaProcessor(
+        pictures, tok, chat_template=_TEMPLATE.replace("IMAGE_TOKENS", "<image>")
+    )
+    config = PaliGemmaConfig(
+        vision_config=_siglip(),
+        # The processor has added its location tokens by now.
+        text_config=_text(GemmaConfig, len(tok), layers, head_dim=16),
+        image_token_index=tok.image_token_id,
+        projection_dim=64,
+        hidden_size=64,
+        tie_word_embeddings=False,
+    )
+    return PaliGemmaForConditionalGeneration, config, processor
+
+
+def _gemma3(layers: int):
+    tok = _tokenizer(
+        image_token="<image_soft_token>",
+        boi_token="<start_of_image>",
+        eoi_token="<end_of_image>",
+    )
+    pictures = Gemma3ImageProcessor(size={"height": 56, "width": 56})
+    processor = Gemma3Processor(
+        pictures,
+        tok,
+        image_seq_length=4,
+        chat_template=_TEMPLATE.replace("IMAGE_TOKENS", "<start_of_image>"),
+    )
+    text = _text(
+        Gemma3TextConfig,
+        len(tok),
+        layers,
+        head_dim=16,
+        query_pre_attn_scalar=16,
+        sliding_window=12,  # shorter than every prompt
+        layer_types=["full_attention" if i % 4 == 2 else "sliding_attention" for i in range(layers)],
+    )
+    config = Gemma3Config(
+        vision_config=_siglip(),
+        text_config=text,
+        mm_tokens_per_image=4,
+        boi_token_index=tok.boi_token_id,
+        eoi_token_index=tok.eoi_token_id,
+        image_token_index=tok.image_token_id,
+        initializer_range=0.15,
+        tie_word_embeddings=False,
+    )
+    return Gemma3ForConditionalGeneration, config, processor
+
+
 _BUILDERS = {
     "llava": _llava,
     "llava_next": _llava_next,
     "llava_onevision": _llava_onevision,
     "qwen2_5_vl": _qwen2_5_vl,
+    "qwen3_vl": _qwen3_vl,
     "internvl": _internvl,
+    "idefics3": _idefics3,
+    "smolvlm": _smolvlm,
+    "paligemma": _paligemma,
+    "gemma3": _gemma3,
 }
 
 
@@ -325,8 +532,10 @@ def inputs(processor, prompts: list[str], pictures: list[list[Image.Image]]):
                 [{"role": "user", "content": content}], add_generation_prompt=True, tokenize=False
             )
         )
-    flat = [p for own in pictures for p in own]
-    batch = processor(
-        text=texts, images=flat or None, padding=True, return_tensors="pt", padding_side="left"
-    )
+    options = {"padding": True, "return_tensors": "pt", "padding_side": "left"}
+    if not any(pictures) and isinstance(processor, PaliGemmaProcessor):
+        # That processor refuses prompts without a picture; the model does not.
+        return dict(processor.tokenizer(text=texts, return_token_type_ids=True, **options))
+    batch = processor(text=texts, images=pictures if any(pictures) else None, **options)
+    batch.pop("labels", None)  # made by PaliGemma's processor for prompts too
     return dict(batch)
