@@ -70,21 +70,8 @@ from transformers import (
 from transformers.models.got_ocr2 import GotOcr2ImageProcessor
 from transformers.models.internvl import InternVLVideoProcessor
 
-#: The five that differ most: packed tiles, 3-D positions with deep-stacked features, tiles framed by
-#: tokens that no configuration names, bidirectional pictures in sliding layers.
-CORE = ("llava", "llava_next", "qwen3_vl", "idefics3", "gemma3")
-FAMILIES = (
-    "llava",
-    "llava_next",
-    "llava_onevision",
-    "qwen2_5_vl",
-    "qwen3_vl",
-    "internvl",
-    "idefics3",
-    "smolvlm",
-    "paligemma",
-    "gemma3",
-)
+FAMILIES = ("llava", "llava_next", "llava_onevision", "qwen2_5_vl", "internvl")
+ALL = (*FAMILIES, "qwen3_vl", "idefics3", "smolvlm", "paligemma", "gemma3")
 
 _SENTENCES = [
     "describe the image in detail .",
@@ -470,7 +457,9 @@ def _gemma3(layers: int):
         head_dim=16,
         query_pre_attn_scalar=16,
         sliding_window=12,  # shorter than every prompt
-        layer_types=["full_attention" if i % 4 == 2 else "sliding_attention" for i in range(layers)],
+        layer_types=[
+            "full_attention" if i % 4 == 2 else "sliding_attention" for i in range(layers)
+        ],
     )
     config = Gemma3Config(
         vision_config=_siglip(),
