@@ -8,10 +8,11 @@ that names the part, the class and what was tried.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from torch import Tensor, nn
 
+from mmlm.engine.layout import Framing
 from mmlm.errors import UnsupportedModel
 
 if TYPE_CHECKING:
@@ -27,8 +28,16 @@ class Family:
     Attributes:
         image_ids: Names of configuration entries that hold ids of visual placeholder tokens.
         wrapper_ids: Names of configuration entries of tokens that only frame an image.
-        wrapped_by_neighbours: The frame's ids are in no configuration; the one token before and
-            the one after each run of placeholders frame it.
+        framing: How frame tokens are told whose ids are in no configuration, see
+            :data:`mmlm.engine.layout.Framing`.
+        blank: Text that the processor puts before and after each framed image. Tokenizers melt it
+            into the text around, so only a processor can take it out of a prompt again.
+        sizes: How images are told apart that stand side by side without a token between them.
+            ``"runs"``: the family never writes them so. ``"equal"``: all take equally many
+            positions. ``"packed"``: tiles and line ends are packed by each picture's size.
+        first_position: Position id of the first token.
+        types: Whether ``token_type_ids`` shape the attention mask, so that an auxiliary prompt
+            needs them too.
         tower: Paths of the vision tower below the inner model, tried in order.
         projector: Paths of the projector below the inner model, tried in order.
         pixels: Names of pixel inputs that the "noised image" branch disturbs.
@@ -40,7 +49,11 @@ class Family:
 
     image_ids: tuple[str, ...] = ("image_token_id", "image_token_index", "video_token_id")
     wrapper_ids: tuple[str, ...] = ()
-    wrapped_by_neighbours: bool = False
+    framing: Framing = "ids"
+    blank: str = ""
+    sizes: Literal["runs", "equal", "packed"] = "runs"
+    first_position: int = 0
+    types: bool = False
     tower: tuple[str, ...] = ("vision_tower", "visual", "vision_model")
     projector: tuple[str, ...] = ("multi_modal_projector", "visual.merger", "connector")
     pixels: tuple[str, ...] = ("pixel_values",)
@@ -50,15 +63,28 @@ class Family:
 
 GENERIC = Family()
 FAMILIES: dict[str, Family] = {
-    "llava": Family(),
-    "llava_next": Family(),
-    "llava_onevision": Family(),
+    "llava": Family(sizes="equal"),
+    "llava_next": Family(sizes="packed"),
+    "llava_onevision": Family(sizes="packed"),
     "qwen2_5_vl": Family(
         wrapper_ids=("vision_start_token_id", "vision_end_token_id"),
         frames_in_patch=True,
         remembered=("rope_deltas",),
     ),
-    "internvl": Family(wrapped_by_neighbours=True),
+    "qwen3_vl": Family(
+        wrapper_ids=("vision_start_token_id", "vision_end_token_id"),
+        frames_in_patch=True,
+        remembered=("rope_deltas",),
+    ),
+    "internvl": Family(framing="neighbours"),
+    "idefics3": Family(framing="tiles"),
+    "smolvlm": Family(framing="tiles"),
+    "paligemma": Family(sizes="equal", first_position=1, types=True),
+    "gemma3": Family(
+        wrapper_ids=("boi_token_id", "boi_token_index", "eoi_token_id", "eoi_token_index"),
+        blank="\n\n",
+        types=True,
+    ),
 }
 
 _O_PROJ_PATHS = ("self_attn.o_proj", "self_attn.out_proj", "attention.o_proj", "attn.o_proj")

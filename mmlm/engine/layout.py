@@ -7,15 +7,24 @@ method ever compares ids with an image id.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Literal, TypeAlias
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from mmlm.errors import LayoutError
 
-__all__ = ["ANSWER", "PAD", "PROMPT", "VISUAL", "TokenLayout"]
+__all__ = ["ANSWER", "PAD", "PROMPT", "VISUAL", "Framing", "TokenLayout"]
 
 PAD, VISUAL, PROMPT, ANSWER = 0, 1, 2, 3
+
+#: How tokens that only frame an image are told. ``"ids"``: by their ids alone. ``"neighbours"``:
+#: the token before and the token after each run of visual ones. ``"tiles"``: each tile of an image
+#: is written as ``mark name visual...`` and the image's last tile is followed by one more mark;
+#: line breaks may stand between a tile and the next mark. The mark is whatever token stands two
+#: before the row's first visual one.
+Framing: TypeAlias = Literal["ids", "neighbours", "tiles"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,10 +33,10 @@ class TokenLayout:
 
     Attributes:
         seg: int8; 0 padding, 1 visual, 2 prompt, 3 answer.
-        img: int16; index of the run of visual tokens within its row, -1 outside. A run is a
-            maximal block of adjacent visual positions, i.e. one image, unless two images are
-            placed side by side without any token between them.
-        frame: bool; tokens that only frame an image (vision start / end).
+        img: int16; index of the image within its row, -1 outside. Without further knowledge an
+            image is a maximal block of adjacent visual positions; then two images side by side
+            without any token between them count as one (see :meth:`with_images`).
+        frame: bool; tokens that only frame an image (vision start / end, names of tiles).
         doc: int16; document within a packed row, -1 on padding. A plain prompt is document 0.
         turn: int16; turn within a conversation. A plain prompt is turn 0; collators know more.
     """
@@ -46,7 +55,7 @@ class TokenLayout:
         *,
         image_ids: tuple[int, ...],
         wrapper_ids: tuple[int, ...] = (),
-        wrapped_by_neighbours: bool = False,
+        framing: Framing = "ids",
     ) -> TokenLayout:
         """Reads the roles from token ids.
 
@@ -55,7 +64,7 @@ class TokenLayout:
             attention_mask: [B, N], 1 on real tokens; None means no padding.
             image_ids: Ids of visual placeholder tokens.
             wrapper_ids: Ids of tokens that frame an image.
-            wrapped_by_neighbours: The tokens next to each run of visual ones frame it.
+            framing: How frames are told besides by ``wrapper_ids``, see :data:`Framing`.
 
         Raises:
             LayoutError: If the shapes disagree or the padding is not on the left.
@@ -64,12 +73,14 @@ class TokenLayout:
         visual = torch.isin(input_ids, input_ids.new_tensor(image_ids)) & real
         starts = visual & ~_shifted(visual, 1)
         frame = torch.isin(input_ids, input_ids.new_tensor(wrapper_ids)) & real
-        if wrapped_by_neighbours:
+        if framing == "neighbours":
             frame = frame | _shifted(visual, 1) | _shifted(visual, -1)
+        elif framing == "tiles":
+            frame, starts = _tiles(input_ids, visual, starts)
         frame = frame & real & ~visual
         seg = torch.where(visual, VISUAL, torch.where(real, PROMPT, PAD)).to(torch.int8)
-        run = starts.long().cumsum(-1) - 1
-        img = torch.where(visual, run, -1).to(torch.int16)
+        index = starts.long().cumsum(-1) - 1
+        img = torch.where(visual, index, -1).to(torch.int16)
         doc = torch.where(real, 0, -1).to(torch.int16)
         return cls(seg=seg, img=img, frame=frame, doc=doc, turn=torch.zeros_like(doc))
 
@@ -105,6 +116,28 @@ class TokenLayout:
         """int64 [B]: the last visual position of each row, -1 without an image."""
         index = torch.arange(self.length, device=self.seg.device)
         return torch.where(self.visual, index, -1).amax(-1)
+
+    def with_images(self, sizes: Tensor) -> TokenLayout:
+        """The layout with images told apart by their sizes, also where they stand side by side.
+
+        Args:
+            sizes: int64 [images]; how many visual positions each image takes, row after row.
+
+        Raises:
+            LayoutError: If the sizes do not add up to the visual positions.
+        """
+        visual = self.visual
+        ends = sizes.to(visual.device).cumsum(0)
+        count, expected = int(visual.sum()), int(sizes.sum())
+        if count != expected:
+            raise LayoutError(
+                f"The images take {expected} positions, but the prompts hold {count} placeholders.",
+                advice="Pass the processor's input_ids and pixel inputs together.",
+            )
+        order = visual.flatten().long().cumsum(0).view(visual.shape) - 1
+        image = torch.bucketize(order, ends, right=True)
+        first = torch.where(visual, image, len(ends)).amin(-1, keepdim=True)
+        return replace(self, img=torch.where(visual, image - first, -1).to(torch.int16))
 
     def append(self, n: int) -> TokenLayout:
         """The layout with ``n`` more answer positions at the end."""
@@ -165,3 +198,22 @@ def _shifted(x: Tensor, by: int) -> Tensor:
     else:
         out[:, :-1] = x[:, 1:]
     return out
+
+
+def _tiles(ids: Tensor, visual: Tensor, starts: Tensor) -> tuple[Tensor, Tensor]:
+    """Frames, and where images begin, of images written as framed tiles (all bool [B, N])."""
+    index = torch.arange(ids.shape[1], device=ids.device)
+    first = torch.where(visual, index, ids.shape[1]).amin(-1)
+    mark = ids.gather(1, (first - 2).clamp(min=0, max=ids.shape[1] - 1)[:, None])
+    marks = (ids == mark) & visual.any(-1, keepdim=True)
+    seen = marks.long().cumsum(-1)
+    # Between a tile and the next mark there is nothing but line breaks.
+    last_visual = torch.where(visual, index, -1).cummax(-1).values
+    last_mark = torch.where(marks, index, -1).cummax(-1).values
+    between = (last_visual > last_mark) & (seen < seen[:, -1:])
+    frame = marks | _shifted(starts, -1) | between
+    # One mark between two tiles: the same image goes on. Two: the first closed an image.
+    at_start = torch.where(starts, seen, 0).cummax(-1).values
+    before = functional.pad(at_start[:, :-1], (1, 0))
+    return frame, starts & ((before == 0) | (seen - before > 1))
+

@@ -290,7 +290,7 @@ class Session:
             mask,
             image_ids=self.anatomy.image_ids,
             wrapper_ids=self.anatomy.wrapper_ids,
-            wrapped_by_neighbours=family.wrapped_by_neighbours,
+            framing=family.framing,
         )
 
     def _with_riders(self, inputs: dict[str, Any]) -> dict[str, Any]:

@@ -314,7 +314,7 @@ def test_acceptance_09_one_extra_forward_without_the_image(family):
         None,
         image_ids=anatomy.image_ids,
         wrapper_ids=anatomy.wrapper_ids,
-        wrapped_by_neighbours=anatomy.family.wrapped_by_neighbours,
+        framing=anatomy.family.framing,
     )
     n = layout.length
     removed = int((layout.visual | layout.frame).sum())

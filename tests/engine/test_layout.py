@@ -27,7 +27,7 @@ def test_roles_by_hand():
 
 
 def test_neighbours_frame_an_image_but_padding_does_not():
-    got = layout(wrapped_by_neighbours=True)
+    got = layout(framing="neighbours")
     assert got.frame.int().tolist() == [[0, 0, 1, 0, 0, 1, 0], [0, 1, 0, 1, 1, 0, 1]]
 
 
