@@ -18,9 +18,9 @@ import json
 import sys
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import mmlm
 from benchmarks import chair, pope, stats
@@ -33,6 +33,8 @@ ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "docs" / "results"
 QUESTION = "please describe this image in detail ."
 NEW_TOKENS = 84
+ANSWER_TOKENS = 16
+"""Of a yes/no answer."""
 SPLIT = "natural"
 """Split on which everything but the scores is measured: the one of `mmlm demo`."""
 CLASSES_ASKED = 3
@@ -72,17 +74,24 @@ def captions(
     *,
     with_image: bool = True,
     batch_size: int = 32,
+    num_beams: int = 1,
 ) -> list[dict[str, Any]]:
     """Greedy captions as `benchmarks.chair.score` reads them."""
     requests = [
         Request(str(s.index), (_picture(s),) if with_image else (), QUESTION) for s in scenes
     ]
-    answers = _generate(model, processor, requests, methods, batch_size)
+    answers = _generate(model, processor, requests, methods, batch_size, num_beams=num_beams)
     return [{"image_id": s.index, "caption": text} for s, text in zip(scenes, answers, strict=True)]
 
 
 def asked(
-    model: Any, processor: Any, scenes: Sequence[Scene], kind: str, methods: Sequence[Any] = ()
+    model: Any,
+    processor: Any,
+    scenes: Sequence[Scene],
+    kind: str,
+    methods: Sequence[Any] = (),
+    *,
+    num_beams: int = 1,
 ) -> pope.PopeResult:
     """POPE of one kind on the first 100 pictures that have enough objects."""
     enough = [s for s in scenes if len(s.classes) >= CLASSES_ASKED][:100]
@@ -91,7 +100,9 @@ def asked(
     requests = [
         Request(str(q["question_id"]), (drawn[q["image"]],), str(q["text"])) for q in questions
     ]
-    answers = _generate(model, processor, requests, methods, 64, tokens=16)
+    answers = _generate(
+        model, processor, requests, methods, 64, tokens=ANSWER_TOKENS, num_beams=num_beams
+    )
     return pope.score(
         answers,
         [str(q["label"]) for q in questions],
@@ -194,7 +205,7 @@ def heads(arguments: argparse.Namespace) -> dict[str, Any]:
     from decoding.vhr import divergence
     from mmlm.inputs import message, prepare
 
-    model, processor = mmlm.load(arguments.model, attention="eager")
+    model, processor = mmlm.load(arguments.model)
     chosen = Pictures(arguments.split, arguments.count).scenes()
     spread, share, sinks = [], [], []
     for start in range(0, len(chosen), 20):
@@ -220,27 +231,41 @@ def heads(arguments: argparse.Namespace) -> dict[str, Any]:
     }
 
 
+@dataclass(frozen=True, kw_only=True)
+class _LastRow(mmlm.Method):
+    """Keeps what the last prompt position looks at, and what its heads say; changes nothing.
+
+    Attributes:
+        seen: filled with (attention [B, H, N], head outputs [B, H, d]) by layer.
+    """
+
+    only_looks: ClassVar[frozenset[str]] = frozenset({"heads", "weights"})
+
+    seen: dict[int, list[Any]] = field(default_factory=dict, compare=False, repr=False)
+
+    @property
+    def rows(self) -> Any:
+        return "last"
+
+    def neutral(self) -> _LastRow:
+        return self
+
+    def weights(self, state: Any, layer: int, rows: Any, a: Any) -> None:
+        self.seen[layer] = [a[:, :, -1]]
+
+    def heads(self, state: Any, layer: int, y: Any) -> None:
+        self.seen[layer].append(y[:, -1].float())
+
+
 def _last_position(model: Any, inputs: dict[str, Any]) -> tuple[Any, Any]:
     """Head outputs [layers, B, H, d] and attention [layers, B, H, N] of the last position."""
     import torch
 
-    from mmlm.engine.anatomy import Anatomy
-
-    anatomy = Anatomy(model)
-    kept: list[Any] = []
-
-    def keep(module: Any, given: tuple[Any, ...]) -> None:
-        kept.append(given[0][:, -1].unflatten(-1, (anatomy.n_heads, -1)))
-
-    hooks = [
-        anatomy.o_proj(layer).register_forward_pre_hook(keep) for layer in range(anatomy.n_layers)
-    ]
-    try:
-        out = model(**inputs, output_attentions=True)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    return torch.stack(kept), torch.stack([layer[:, :, -1] for layer in out.attentions])
+    method = _LastRow()
+    with mmlm.attach(model, method):
+        model(**inputs)
+    attention, outputs = zip(*(method.seen[layer] for layer in sorted(method.seen)), strict=True)
+    return torch.stack(outputs), torch.stack(attention)
 
 
 def _generate(
@@ -250,8 +275,9 @@ def _generate(
     methods: Sequence[Any],
     batch_size: int,
     tokens: int = NEW_TOKENS,
+    num_beams: int = 1,
 ) -> list[str]:
-    settings = GenerateSettings(max_new_tokens=tokens, batch_size=batch_size)
+    settings = GenerateSettings(max_new_tokens=tokens, batch_size=batch_size, num_beams=num_beams)
     texts = []
     for result in generate_all(model, processor, requests, methods, settings):
         if result.error:

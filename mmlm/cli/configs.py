@@ -9,7 +9,7 @@ import mmlm
 from mmlm.cli.frame import closest
 from mmlm.errors import InputError
 
-__all__ = ["find_config", "shipped_configs", "with_config_paths"]
+__all__ = ["effect_settings", "find_config", "shipped_configs", "with_config_paths"]
 
 # `configs` is installed beside `mmlm`, in a checkout as well as from a wheel.
 FOLDER = Path(mmlm.__file__).resolve().parent.parent / "configs"
@@ -40,6 +40,24 @@ def find_config(name: str) -> Path:
         f"There is no configuration {name!r}: neither a file nor a shipped name.",
         advice=closest(name, known) or f"Shipped names: {', '.join(known)}",
     )
+
+
+def effect_settings(model: str) -> dict[str, tuple[str, ...]]:
+    """Settings of every method on a model: the recommended one first, then other strengths.
+
+    Args:
+        model: Name of a shipped file ``effects/MODEL``.
+
+    Returns:
+        Method name -> text forms.
+
+    Raises:
+        InputError: If nothing is shipped for that model.
+    """
+    import yaml
+
+    content = yaml.safe_load(find_config(f"effects/{model}").read_text(encoding="utf-8"))
+    return {name: tuple(texts) for name, texts in content.items()}
 
 
 def with_config_paths(argv: Sequence[str]) -> list[str]:
