@@ -1,7 +1,8 @@
 """From pictures and messages to model inputs: safe image loading, chat template, left padding.
 
 Works with the processor of any Hugging Face vision-language model: the processor itself expands
-the image placeholder of its chat template; nothing here knows a model family.
+the image placeholder of its chat template. Only PaliGemma is known by name: its prompts always
+have a picture, and its ``token_type_ids`` of zeros mean something.
 """
 
 from __future__ import annotations
@@ -281,8 +282,8 @@ def prepare(
         and the pixels under the names that the model expects.
 
     Raises:
-        InputError: If pictures and placeholders do not match in number, there is no row, or the
-            processor has no chat template.
+        InputError: If pictures and placeholders do not match in number, there is no row, the
+            processor has no chat template, or a prompt for PaliGemma has no picture.
     """
     if not conversations or len(conversations) != len(images):
         raise InputError(
@@ -291,6 +292,12 @@ def prepare(
         )
     for row, (conversation, pictures) in enumerate(zip(conversations, images, strict=True)):
         _check_pictures(row, conversation, pictures)
+    if _is_paligemma(processor) and not all(images):
+        raise InputError(
+            "PaliGemma answers questions about pictures only: its processor would write a prompt "
+            "without a picture wrongly.",
+            advice="Give every question a picture, or use another model.",
+        )
     texts = [render(processor, conversation) for conversation in conversations]
     options: dict[str, Any] = {"return_tensors": "pt", "padding": True, "padding_side": "left"}
     if _starts_with_bos(processor, texts[0]):
@@ -298,10 +305,10 @@ def prepare(
         options["add_special_tokens"] = False
     nested = [list(pictures) for pictures in images] if any(images) else None
     batch = processor(text=texts, images=nested, **options)
-    # PaliGemma's processor makes labels also for prompts; many fast tokenizers make
-    # token_type_ids of zeros only, which most models refuse.
-    batch.pop("labels", None)
-    if "token_type_ids" in batch and not batch["token_type_ids"].any():
+    if _is_paligemma(processor):
+        batch.pop("labels", None)  # made for prompts too
+    elif "token_type_ids" in batch and not batch["token_type_ids"].any():
+        # Many fast tokenizers make them, and most models refuse them.
         batch.pop("token_type_ids")
     return dict(batch.to(device) if dtype is None else batch.to(device, dtype))
 
@@ -320,6 +327,10 @@ def _check_pictures(
             f"Row {row} has {n_placeholders} image placeholders and {len(pictures)} pictures.",
             advice='Put one {"type": "image"} part per picture into the messages.',
         )
+
+
+def _is_paligemma(processor: Any) -> bool:
+    return type(processor).__name__ == "PaliGemmaProcessor"
 
 
 def _starts_with_bos(processor: Any, text: str) -> bool:

@@ -235,6 +235,23 @@ class TestPrepare:
             prepare(processor, conversations, [[]])
 
 
+class TestPaliGemma:
+    """Its type ids of zeros open the prompt to both directions; without them it is causal."""
+
+    def test_type_ids_stay_and_labels_go(self):
+        _, processor = shared("paligemma")
+        inputs = prepare(processor, [[message("user", "hi", 1)]], [[picture()]])
+        assert inputs["token_type_ids"].shape == inputs["input_ids"].shape
+        assert not inputs["token_type_ids"].any()
+        assert "labels" not in inputs
+
+    def test_a_prompt_without_picture_is_refused(self):
+        _, processor = shared("paligemma")
+        rows = [[message("user", "hi", 1)], [message("user", "hi")]]
+        with pytest.raises(InputError, match="about pictures only"):
+            prepare(processor, rows, [[picture()], []])
+
+
 class TestChatTemplate:
     @pytest.fixture
     def bare(self, monkeypatch):
