@@ -25,24 +25,27 @@ __all__ = ["Auxiliary", "couple"]
 
 @dataclass
 class _Group:
-    """Branches whose prompts have one length: one batch, one cache, [k * B, ...]."""
+    """Branches that run as one batch with one cache, [k * B, ...]."""
 
     branches: tuple[Branch, ...]
     embeds: Tensor | None
     mask: Tensor
-    positions: Tensor | None
-    cache: DynamicCache | None = None
+    positions: Tensor
+    cache: Any = None
     extra: int = field(default=0)  # columns added since the prompt
 
     def next_positions(self, main: Tensor | None, n: int) -> Tensor | None:
-        """Position ids of the next ``n`` tokens; ``main`` are the main row's."""
-        if self.positions is None:
-            return None if main is None else _repeat(main, len(self.branches))
-        step = torch.arange(n, device=self.positions.device)
-        return self.positions[:, -1:] + 1 + self.extra + step
+        """Position ids [k * B, n] of the next ``n`` tokens: on from the prompt's largest one.
+
+        New tokens are text, which has one position in every axis. ``main`` are the main row's
+        positions; None means that the caller leaves positions to the model.
+        """
+        last = self.positions.amax(-1, keepdim=True)
+        last = last.amax(0) if last.ndim == 3 else last
+        return last + 1 + self.extra + torch.arange(n, device=last.device)
 
     def full_mask(self, n: int) -> Tensor | None:
-        """2-D mask over prompt, past and ``n`` new columns; None if nothing is padded."""
+        """2-D mask over prompt, past and ``n`` new columns; None if nothing is masked."""
         if bool(self.mask.all()):
             return None
         ones = self.mask.new_ones(self.mask.shape[0], self.extra + n)
@@ -58,6 +61,7 @@ class Auxiliary:
         call: Runs the model on keyword inputs with all temporary methods off and returns its
             output.
         rows: Number of main rows B.
+        config: The text decoder's configuration, from which caches are made.
     """
 
     def __init__(
@@ -73,21 +77,8 @@ class Auxiliary:
         self._config = config
         self.fused = False
         self._fused_mask: Tensor | None = None
-        lengths: dict[tuple[int, bool], list[int]] = {}
-        for i, prompt in enumerate(prompts):
-            key = (prompt.embeds.shape[1], prompt.positions is None)
-            lengths.setdefault(key, []).append(i)
-        self._groups = [
-            _Group(
-                branches=tuple(branches[i] for i in members),
-                embeds=torch.cat([prompts[i].embeds for i in members]),
-                mask=torch.cat([prompts[i].mask for i in members]),
-                positions=None
-                if own
-                else torch.cat([p for i in members if (p := prompts[i].positions) is not None]),
-            )
-            for (_, own), members in lengths.items()
-        ]
+        self._prompts = dict(zip(branches, prompts, strict=True))
+        self._groups: list[_Group] = []
 
     @property
     def branches(self) -> tuple[Branch, ...]:
@@ -95,25 +86,53 @@ class Auxiliary:
         return tuple(branch for group in self._groups for branch in group.branches)
 
     def prefill(self, main_positions: Tensor | None) -> dict[Branch, Tensor]:
-        """Runs the auxiliary prompts; returns last-position logits, fp32 [B, V] per branch."""
+        """Runs the auxiliary prompts, those of one length as one batch.
+
+        Afterwards all branches are one batch, so that a step is one forward pass.
+
+        Args:
+            main_positions: The main prompt's position ids, or None if the model made them itself.
+
+        Returns:
+            Last-position logits, fp32 [B, V] per branch.
+        """
         logits: dict[Branch, Tensor] = {}
-        for group in self._groups:
-            group.cache = DynamicCache(config=self._config)
-            if group.positions is not None:
-                positions: Tensor | None = group.positions
-            else:
-                positions = group.next_positions(main_positions, group.mask.shape[1])
+        lengths: dict[int, list[Branch]] = {}
+        for branch, prompt in self._prompts.items():
+            lengths.setdefault(prompt.embeds.shape[1], []).append(branch)
+        for members in lengths.values():
+            group = self._group(tuple(members), main_positions)
             output = self._call(
                 inputs_embeds=group.embeds,
                 attention_mask=group.full_mask(0),
-                position_ids=positions,
+                position_ids=group.positions,
                 past_key_values=group.cache,
                 use_cache=True,
                 logits_to_keep=1,
             )
             group.embeds = None  # the largest tensor here, and never needed again
             logits.update(self.split(group.branches, output.logits[:, -1]))
+            self._groups.append(group)
+        if len(self._groups) > 1 and all(_is_plain(group.cache) for group in self._groups):
+            self._groups = [_joined(self._groups)]
         return logits
+
+    def _group(self, branches: tuple[Branch, ...], main_positions: Tensor | None) -> _Group:
+        prompts = [self._prompts.pop(branch) for branch in branches]
+        positions = []
+        for prompt in prompts:
+            own = prompt.positions if prompt.positions is not None else main_positions
+            if own is None:  # as the model counts them itself
+                own = torch.arange(prompt.mask.shape[1], device=prompt.mask.device)
+                own = own.expand(prompt.mask.shape)
+            positions.append(own[-3:] if own.ndim == 3 else own)  # four: text positions in front
+        return _Group(
+            branches=branches,
+            embeds=torch.cat([prompt.embeds for prompt in prompts]),
+            mask=torch.cat([prompt.mask for prompt in prompts]),
+            positions=_below(positions),
+            cache=DynamicCache(config=self._config),
+        )
 
     def step(self, input_ids: Tensor, main_positions: Tensor | None) -> dict[Branch, Tensor]:
         """Feeds the new tokens [B, n] to every branch in its own cache."""
@@ -145,8 +164,7 @@ class Auxiliary:
         for group in self._groups:
             whole = self._index(index, len(group.branches))
             group.mask = group.mask[whole]
-            if group.positions is not None:
-                group.positions = group.positions[whole]
+            group.positions = group.positions[..., whole, :]
             if group.cache is not None:
                 group.cache.batch_select_indices(whole)
         if self._fused_mask is not None:
@@ -167,22 +185,19 @@ class Auxiliary:
             main_mask: bool [B, N] of the main prompt.
 
         Returns:
-            Whether it was done; if not, the branches keep caches of their own.
+            Whether it was done; if not (other kinds of cache, or a branch that is longer than the
+            main prompt), the branches keep a cache of their own.
         """
         caches: list[Any] = [group.cache for group in self._groups]
         if not all(_is_plain(c) for c in (cache, *caches)):
             return False
         length = main_mask.shape[1]
-        masks = [main_mask]
-        for group in self._groups:
-            masks.append(functional.pad(group.mask, (length - group.mask.shape[1], 0)))
-        for i, layer in enumerate(cache.layers):
-            parts = [c.layers[i] for c in caches]
-            layer.keys = _stack([layer.keys, *(p.keys for p in parts)], length)
-            layer.values = _stack([layer.values, *(p.values for p in parts)], length)
+        if any(group.mask.shape[1] > length for group in self._groups):
+            return False  # the main rows' columns must stay where they are
+        whole = _left([main_mask, *(group.mask for group in self._groups)], length)
+        _stack(cache, caches, length)
         for group in self._groups:
             group.cache = None
-        whole = torch.cat(masks)
         self._fused_mask = None if bool(whole.all()) else whole.long()
         self.fused = True
         return True
@@ -204,10 +219,9 @@ class Auxiliary:
         for group in self._groups:
             own = group.next_positions(main_positions, n)
             if own is not None:
-                three = main_positions.ndim == 3 and own.ndim == 2
-                positions.append(own.expand(main_positions.shape[0], -1, -1) if three else own)
+                positions.append(own)
             group.extra += n
-        changed["position_ids"] = torch.cat(positions, dim=-2)
+        changed["position_ids"] = _below(positions)
         if self._fused_mask is not None:
             self._fused_mask = functional.pad(self._fused_mask, (0, n), value=1)
         changed["attention_mask"] = self._fused_mask
@@ -252,11 +266,38 @@ def _is_plain(cache: Any) -> bool:
     return cache is not None and all(type(layer) is DynamicLayer for layer in cache.layers)
 
 
-def _stack(parts: list[Any], length: int) -> Tensor:
-    """Keys or values [rows, H, n, d] of all blocks, padded on the left to one length."""
-    return torch.cat([functional.pad(x, (0, 0, length - x.shape[2], 0)) for x in parts])
+def _joined(groups: list[_Group]) -> _Group:
+    """Several groups as one, padded on the left to one length."""
+    length = max(group.mask.shape[1] for group in groups)
+    first, *others = (group.cache for group in groups)
+    _stack(first, others, length)
+    axes = [functional.pad(g.positions, (length - g.positions.shape[-1], 0)) for g in groups]
+    return _Group(
+        branches=tuple(branch for group in groups for branch in group.branches),
+        embeds=None,
+        mask=_left([group.mask for group in groups], length),
+        positions=_below(axes),
+        cache=first,
+    )
 
 
-def _repeat(positions: Tensor, times: int) -> Tensor:
-    """Repeats the row dimension of position ids [B, L] or [3 or 4, B, L]."""
-    return positions.repeat(*([1] * (positions.ndim - 2)), times, 1)
+def _stack(cache: Any, others: list[Any], length: int) -> None:
+    """Lays the rows of other caches below those of ``cache``, padded on the left to one length."""
+    for i, layer in enumerate(cache.layers):
+        parts = [layer, *(c.layers[i] for c in others)]
+        layer.keys = _left([part.keys for part in parts], length, dim=-2)
+        layer.values = _left([part.values for part in parts], length, dim=-2)
+
+
+def _left(parts: list[Tensor], length: int, dim: int = -1) -> Tensor:
+    """Rows of several tensors, each padded on the left of ``dim`` to one length."""
+    after = (0, 0) * (-1 - dim)
+    return torch.cat([functional.pad(x, (*after, length - x.shape[dim], 0)) for x in parts])
+
+
+def _below(positions: list[Tensor]) -> Tensor:
+    """Position ids [B, L] or [axes, B, L] of several blocks of rows, one below the other."""
+    axes = max((p.shape[0] for p in positions if p.ndim == 3), default=0)
+    if axes:
+        positions = [p if p.ndim == 3 else p.expand(axes, -1, -1) for p in positions]
+    return torch.cat(positions, dim=-2)

@@ -91,7 +91,9 @@ class Session:
     def vision_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
         """Those inputs that the model's image encoder takes."""
         names = inspect.signature(self.anatomy.composite.get_image_features).parameters
-        wanted = {*names, "pixel_values_videos"} - {"kwargs"}
+        # What a prompt with videos needs for its positions comes along.
+        videos = ("pixel_values_videos", "video_grid_thw", "second_per_grid_ts")
+        wanted = {*names, *videos} - {"kwargs"}
         return {k: v for k, v in inputs.items() if k in wanted and v is not None}
 
     # ---- Prompt: what methods may ask for ------------------------------------------------------
@@ -178,6 +180,11 @@ class Session:
     def surveys(self, i: int) -> bool:
         """Whether a method wants a look at all rows before it edits any."""
         return type(self.methods[i]).survey is not Method.survey
+
+    def row_kind(self, i: int) -> str:
+        """Which rows a method gets; scaled keys are scaled for every query."""
+        method = self.methods[i]
+        return "all" if "keys" in method.sites else method.rows
 
     def first_row(self, kind: str, new: int) -> int:
         """The first of ``new`` rows that a method asking for ``kind`` may get."""
@@ -416,7 +423,8 @@ class Session:
         if self._source is None:
             raise LayoutError("No prompt is running.", advice="Call generate() first.")
         prompts = [branch.build(self._source) for branch in self.branches]
-        self._source = replace(self._source, features=None)  # large, and never needed again
+        # Large, and never needed again.
+        self._source = replace(self._source, features=None, memo={})
         config = self.anatomy.config.get_text_config()
         return Auxiliary(self.branches, prompts, self._call, self.rows, config)
 
