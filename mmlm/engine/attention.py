@@ -289,7 +289,7 @@ class RowEditor:
         self, rows: AttentionRows, output: Tensor, weights: Tensor | None, acting: list[int]
     ) -> tuple[Tensor, Tensor | None]:
         session = self.session
-        first = {i: session.first_row(session.methods[i].rows, rows.new) for i in acting}
+        first = {i: session.first_row(session.row_kind(i), rows.new) for i in acting}
         chunks = list(self._chunks(rows, min(first.values())))
         gain = self._gain(acting)
         self._survey(rows, chunks, gain, first)
@@ -400,7 +400,7 @@ class RowEditor:
         new = getattr(method, site)(session.states[i], self.layer, index, part)
         if new is None:
             return None
-        begins = session.tail_begins(method.rows, rows.new)
+        begins = session.tail_begins(session.row_kind(i), rows.new)
         if begins is not None:  # rows of a batch whose images end at different positions
             outside = (index < begins[:, None])[:, None, :, None]
             new = torch.where(outside, part, new) if first_value is None else new * ~outside

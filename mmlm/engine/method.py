@@ -270,7 +270,7 @@ class Method(abc.ABC):
         """Input of a decoder layer: new input, or None if only looked; in list order."""
 
     def keys(self, state: Any, layer: int) -> Float[Tensor, "B H K"] | None:
-        """Gains on attention keys per query head: ``q . (g k)``; several methods: the product."""
+        """Gains on attention keys per query head, ``q . (g k)``, for every query; the product."""
 
     def scores(
         self, state: Any, layer: int, rows: Int[Tensor, "B R"], s: Float[Tensor, "B H R K"]

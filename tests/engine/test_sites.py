@@ -1,5 +1,6 @@
 """The sites that no shipped method uses yet, with small methods made for the purpose."""
 
+import sys
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -153,19 +154,11 @@ def test_sites_are_derived_from_what_a_class_overrides():
     assert all(hasattr(Method, site) for site in SITES)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Future(Scale):
-    """Acts at a site whose mechanism does not exist yet."""
-
-    layer_in = Method.layer_in
-
-    def scores(self, state, layer, rows, s):
-        return s
-
-
-def test_a_site_without_mechanism_is_refused_not_ignored():
+def test_a_site_without_mechanism_is_refused_not_ignored(monkeypatch):
     model, _ = tiny.shared("llava")
-    with pytest.raises(UnsupportedModel, match="acts at scores"), attach(model, Future()):
+    working = sys.modules["mmlm.engine.attach"]._WORKING
+    monkeypatch.setattr("mmlm.engine.attach._WORKING", working - {"layer_in"})
+    with pytest.raises(UnsupportedModel, match="acts at layer_in"), attach(model, Scale()):
         pass
 
 
