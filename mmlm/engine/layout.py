@@ -159,6 +159,10 @@ class TokenLayout:
         """Each row ``k`` times in a row, as beam search and several return sequences do."""
         return self._map(lambda x: x.repeat_interleave(k, dim=0))
 
+    def gather_rows(self, rows: slice) -> TokenLayout:
+        """The layout of some rows."""
+        return self._map(lambda x: x[rows])
+
     def gather(self, keep: Tensor) -> TokenLayout:
         """The layout of the positions ``keep`` (int64 [B, n]), in that order."""
         return self._map(lambda x: x.gather(1, keep))
@@ -216,4 +220,3 @@ def _tiles(ids: Tensor, visual: Tensor, starts: Tensor) -> tuple[Tensor, Tensor]
     at_start = torch.where(starts, seen, 0).cummax(-1).values
     before = functional.pad(at_start[:, :-1], (1, 0))
     return frame, starts & ((before == 0) | (seen - before > 1))
-
