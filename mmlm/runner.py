@@ -307,7 +307,10 @@ class _Batch:
 
         ids = [row.request.id for row in rows]
         try:
-            with seeded(self.seed, ids, self.model.device), mmlm.attach(self.model, *self.methods):
+            with (
+                seeded(self.seed, ids, self.model.device),
+                mmlm.attach(self.model, *self.methods, processor=self.processor),
+            ):
                 tokens = self.model.generate(**inputs, generation_config=self.config)
         except torch.OutOfMemoryError as error:
             raise MmlmError(

@@ -139,7 +139,7 @@ class AnswerStream:
             # Attached here, in the thread that generates, and for exactly as long.
             with (
                 seeded(self._settings.seed, ["stream"], self._model.device),
-                mmlm.attach(self._model, *self._methods),
+                mmlm.attach(self._model, *self._methods, processor=self._processor),
             ):
                 return self._model.generate(
                     **self._inputs,

@@ -253,7 +253,7 @@ class _Session:
 
         if rest:
             methods = parse_methods([part.strip() for part in rest.split(" + ")])
-            with mmlm.attach(self.model, *methods):
+            with mmlm.attach(self.model, *methods, processor=self.processor):
                 pass  # refuses what this model cannot do, before it is needed
             self.methods = methods
         known = "" if rest else f"   (there are: {', '.join(mmlm.method_names())})"

@@ -98,7 +98,7 @@ def run(settings: Demo, terminal: Terminal) -> int:
 
     model, processor = open_model(settings.model, (), terminal)
     for method in ways.values():
-        with mmlm.attach(model, *method):
+        with mmlm.attach(model, *method, processor=processor):
             pass
     settings.output.mkdir(parents=True, exist_ok=True)
     drawn = source.draw(terminal.progress)

@@ -125,7 +125,7 @@ def open_model(
         device=_device(options.device),
     )
     use_chat_template(processor, options.chat_template)
-    with mmlm.attach(model, *methods):
+    with mmlm.attach(model, *methods, processor=processor):
         pass
     return model, processor
 

@@ -17,17 +17,31 @@ from torch.utils.hooks import RemovableHandle
 from mmlm.engine.anatomy import Anatomy, unwrap
 from mmlm.engine.attention import install_rows
 from mmlm.engine.guard import guarded_generate
-from mmlm.engine.hooks import heads_hook, layer_in_hook, layer_out_hook
+from mmlm.engine.hooks import heads_hook, layer_in_hook, layer_out_hook, mlp_hook
 from mmlm.engine.layout import TokenLayout
 from mmlm.engine.method import Method
 from mmlm.engine.session import Session
+from mmlm.engine.template import known_processor
+from mmlm.engine.vision import install_vision
 from mmlm.errors import IncompatibleMethods, UnsupportedModel
 
 __all__ = ["attach"]
 
 _MARK = "_mmlm_session"
 #: Sites whose mechanism is installed by this module.
-_WORKING = frozenset({"heads", "keys", "layer_in", "layer_out", "logits", "scores", "weights"})
+_WORKING = frozenset(
+    {
+        "heads",
+        "keys",
+        "layer_in",
+        "layer_out",
+        "logits",
+        "mlp",
+        "scores",
+        "vision_layer",
+        "weights",
+    }
+)
 
 
 @contextmanager
@@ -76,6 +90,8 @@ def attach(
     anatomy = Anatomy(inner)
     _refuse(anatomy, methods)
     _warn_of_order(methods)
+    if processor is None:
+        processor = known_processor(inner)
     session = Session(anatomy, methods, layout, processor)
     with ExitStack() as stack:
         setattr(inner, _MARK, session)
@@ -103,10 +119,14 @@ def _install(session: Session, stack: ExitStack) -> None:
         if acting := session.users("heads", layer):
             hook = heads_hook(session, layer, acting)
             keep(anatomy.o_proj(layer).register_forward_pre_hook(hook))
+        if acting := session.users("mlp", layer):
+            hook = mlp_hook(session, layer, acting)
+            keep(anatomy.mlp(layer).register_forward_hook(hook))
         if acting := session.users("layer_out", layer):
             hook = layer_out_hook(session, layer, acting)
             keep(block.register_forward_hook(hook))
     install_rows(session, stack)
+    install_vision(session, stack)
     if session.users("logits"):
         keep(anatomy.model.register_forward_hook(session.on_logits))
 

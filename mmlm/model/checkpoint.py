@@ -52,6 +52,8 @@ def load(
         UnsupportedModel: a model that does not turn images and text into text.
         MissingTensors: tensors are missing, superfluous or of another shape; names are listed.
     """
+    from mmlm.engine.template import remember_processor
+
     if dtype not in DTYPES:
         raise InputError(f"dtype {dtype!r} is unknown", advice=f"Take one of {', '.join(DTYPES)}.")
     if attention not in ATTENTION:
@@ -68,6 +70,7 @@ def load(
         tokenizer.pad_token = tokenizer.eos_token
     if model.generation_config.pad_token_id is None:
         model.generation_config.pad_token_id = tokenizer.pad_token_id
+    remember_processor(model, processor)
     return model, processor
 
 

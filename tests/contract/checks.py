@@ -48,7 +48,7 @@ def neutral_is_plain(method, family):
     )
     for given in (inputs, single):
         plain = next_logits(model, given)
-        with attach(model, method.neutral()):
+        with attach(model, method.neutral(), processor=processor):
             edited = next_logits(model, given)
         if method.neutral_is_exact:
             assert torch.equal(plain, edited)
@@ -58,7 +58,7 @@ def neutral_is_plain(method, family):
             torch.manual_seed(3)
             expected = generate(model, given, **mode)
             torch.manual_seed(3)
-            with attach(model, method.neutral()):
+            with attach(model, method.neutral(), processor=processor):
                 assert torch.equal(generate(model, given, **mode), expected), mode
 
 
@@ -66,7 +66,7 @@ def changes_logits(method, family):
     model, processor = tiny.shared(family)
     inputs = batch(processor)
     plain = next_logits(model, inputs)
-    with attach(model, method):
+    with attach(model, method, processor=processor):
         edited = next_logits(model, inputs)
     for row in range(2):
         assert not torch.allclose(plain[row], edited[row], atol=1e-4), f"row {row} is unchanged"
@@ -92,7 +92,7 @@ def leaves_no_trace(method, family):
     plain = next_logits(model, inputs)
     tokens = generate(model, inputs, do_sample=False)
     before = _footprint(model)  # after a first run: the library itself remembers things then
-    with attach(model, method):
+    with attach(model, method, processor=processor):
         assert _footprint(model) != before, "nothing was installed, so nothing is tested"
         generate(model, inputs, do_sample=False)
     assert _footprint(model) == before
@@ -100,7 +100,7 @@ def leaves_no_trace(method, family):
     assert torch.equal(generate(model, inputs, do_sample=False), tokens)
     failed = False
     try:
-        with attach(model, method):
+        with attach(model, method, processor=processor):
             next_logits(model, inputs)
             raise KeyboardInterrupt
     except KeyboardInterrupt:
@@ -114,7 +114,7 @@ def survives_a_failing_forward(method, family):
     """An exception in the middle of generate leaves the block usable and the model clean."""
     model, processor = tiny.build(family)
     inputs = batch(processor)
-    with attach(model, method):
+    with attach(model, method, processor=processor):
         expected = generate(model, inputs, do_sample=False)
         calls = Counter()
 
@@ -137,7 +137,7 @@ def batch_equals_single_rows(method, family):
     model, processor = tiny.shared(family)
     pictures = [[tiny.picture(1)], [tiny.picture(2, (90, 60))]]
     inputs = batch(processor)
-    with attach(model, method):
+    with attach(model, method, processor=processor):
         together = generate(model, inputs, do_sample=False)
         logits = next_logits(model, inputs)
         for row, prompt in enumerate(PROMPTS):
@@ -178,7 +178,7 @@ def cache_paths_agree(method, family):
     model, processor = tiny.shared(family)
     inputs = batch(processor)
     suppress = {"suppress_tokens": [3]}
-    with attach(model, method), torch.no_grad():
+    with attach(model, method, processor=processor), torch.no_grad():
         fused = generate(model, inputs, do_sample=False, **suppress)
         if not method.riders:
             static = generate(
@@ -201,7 +201,7 @@ def beams_equal_static_beams(method, family):
         return
     model, processor = tiny.shared(family)
     inputs = batch(processor)
-    with attach(model, method):
+    with attach(model, method, processor=processor):
         fused = generate(model, inputs, do_sample=False, num_beams=3)
         separate = generate(
             model,
@@ -217,10 +217,10 @@ def beams_equal_static_beams(method, family):
 def sdpa_equals_eager(method, family):
     model, processor = tiny.build(family)
     inputs = batch(processor)
-    with attach(model, method):
+    with attach(model, method, processor=processor):
         sdpa = next_logits(model, inputs)
     model.set_attn_implementation("eager")
-    with attach(model, method):
+    with attach(model, method, processor=processor):
         eager = next_logits(model, inputs)
     torch.testing.assert_close(sdpa, eager, atol=1e-4, rtol=1e-4)
 
@@ -230,7 +230,7 @@ def image_free_row_is_unchanged(method, family):
     inputs = tiny.inputs(processor, PROMPTS, [[tiny.picture(1)], []])
     plain = next_logits(model, inputs)
     tokens = generate(model, inputs, do_sample=False)
-    with attach(model, method):
+    with attach(model, method, processor=processor):
         edited = next_logits(model, inputs)
         mixed = generate(model, inputs, do_sample=False)
     torch.testing.assert_close(edited[1], plain[1], atol=1e-5, rtol=1e-5)
@@ -238,7 +238,7 @@ def image_free_row_is_unchanged(method, family):
     assert torch.equal(mixed[1], tokens[1])
     text = tiny.inputs(processor, PROMPTS, [[], []])
     expected = generate(model, text, do_sample=False)
-    with attach(model, method):
+    with attach(model, method, processor=processor):
         assert torch.equal(generate(model, text, do_sample=False), expected)
 
 
@@ -246,7 +246,7 @@ def two_images(method, family):
     """Two pictures in one prompt run, and their order matters."""
     model, processor = tiny.shared(family)
     a, b = tiny.picture(1), tiny.picture(2)
-    with attach(model, method):
+    with attach(model, method, processor=processor):
         ab = next_logits(model, tiny.inputs(processor, PROMPTS[:1], [[a, b]]))
         ba = next_logits(model, tiny.inputs(processor, PROMPTS[:1], [[b, a]]))
         ragged = tiny.inputs(processor, PROMPTS, [[a, b], [b]])
@@ -258,7 +258,7 @@ def two_images(method, family):
 def streams_from_a_thread(method, family):
     model, processor = tiny.shared(family)
     inputs = tiny.inputs(processor, PROMPTS[:1], [[tiny.picture(1)]])
-    with attach(model, method):
+    with attach(model, method, processor=processor):
         expected = generate(model, inputs, do_sample=False)
         streamer = TextIteratorStreamer(processor.tokenizer, skip_prompt=True, timeout=60)
         thread = threading.Thread(
@@ -293,7 +293,7 @@ def counted_cost(method, family):
         return sum(seen)
 
     plain = count()
-    with attach(model, method):
+    with attach(model, method, processor=processor):
         ours = count()
     declared = method.cost
     assert plain == rows * NEW
@@ -321,7 +321,7 @@ def no_square_tensor(method, family):
     with torch.no_grad():
         with _Shapes(n) as plain:
             model(**inputs)
-        with attach(model, method), _Shapes(n) as ours:
+        with attach(model, method, processor=processor), _Shapes(n) as ours:
             model(**inputs)
     assert ours.found - plain.found == Counter()
 
@@ -350,7 +350,7 @@ def inputs_stay_untouched(method, family):
     try:
         for site, function in originals.items():
             setattr(cls, site, watched(site, function))
-        with attach(model, method), torch.no_grad():
+        with attach(model, method, processor=processor), torch.no_grad():
             model(**inputs)
     finally:
         for site, function in originals.items():

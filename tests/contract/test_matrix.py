@@ -105,7 +105,7 @@ def test_pairs_run_in_either_order_or_refuse(pair, family):
     a, b = (cases.strong(cls) for cls in pair)
     refusal = None
     try:
-        with attach(model, a, b):
+        with attach(model, a, b, processor=processor):
             ab = checks.generate(model, inputs, do_sample=False)
     except IncompatibleMethods as error:
         refusal = str(error)
@@ -113,12 +113,12 @@ def test_pairs_run_in_either_order_or_refuse(pair, family):
         assert type(a).__name__ in refusal
         assert type(b).__name__ in refusal
         return
-    with attach(model, b, a):
+    with attach(model, b, a, processor=processor):
         ba = checks.generate(model, inputs, do_sample=False)
     assert torch.equal(ab, ba)
-    with attach(model, a):
+    with attach(model, a, processor=processor):
         alone = checks.next_logits(model, inputs)
-    with attach(model, a, b):
+    with attach(model, a, b, processor=processor):
         both = checks.next_logits(model, inputs)
     assert not torch.allclose(alone, both, atol=1e-4)
 
@@ -143,7 +143,10 @@ def test_modes_that_would_go_wrong_silently_are_refused(cls, options, message):
         options["assistant_model"] = model
     if "past_key_values" in options:
         options["past_key_values"] = model(**inputs, use_cache=True).past_key_values
-    with attach(model, cls()), pytest.raises(IncompatibleMethods, match=message):
+    with (
+        attach(model, cls(), processor=processor),
+        pytest.raises(IncompatibleMethods, match=message),
+    ):
         model.generate(**inputs, max_new_tokens=2, **options)
 
 
@@ -158,9 +161,12 @@ def test_nested_use_is_refused_and_the_outer_block_goes_on():
     model, processor = tiny.shared("llava")
     inputs = checks.batch(processor)
     a, b = cases.strong(cases.METHODS[0]), cases.strong(cases.METHODS[1])
-    with attach(model, a):
+    with attach(model, a, processor=processor):
         expected = checks.next_logits(model, inputs)
-        with pytest.raises(IncompatibleMethods, match=type(a).__name__), attach(model, b):
+        with (
+            pytest.raises(IncompatibleMethods, match=type(a).__name__),
+            attach(model, b, processor=processor),
+        ):
             pass
         assert torch.equal(checks.next_logits(model, inputs), expected)
 
