@@ -39,6 +39,7 @@ __all__ = [
     "NoImage",
     "NoText",
     "Noised",
+    "Same",
     "Source",
     "UniformNoise",
 ]
@@ -187,6 +188,20 @@ class ImageBranch(Branch):
     def build(self, source: Source) -> BranchPrompt:
         """Makes the auxiliary prompt from the main one."""
         return close_up(source, self.columns(source))
+
+
+@dataclass(frozen=True)
+class Same(Branch):
+    """The main prompt with its images, run through the model without any method.
+
+    ``prompt.run`` gives it the main pass's own arguments, so it is exact in every family and no
+    picture is encoded a second time.
+    """
+
+    def build(self, source: Source) -> BranchPrompt:
+        """The main prompt's merged embeddings."""
+        embeds = source.features if source.features is not None else source.embeds()
+        return BranchPrompt(embeds, source.layout.real, None)
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from mmlm.engine.combine import chain, product
 from mmlm.engine.session import Session
 
-__all__ = ["heads_hook", "layer_in_hook", "layer_out_hook"]
+__all__ = ["heads_hook", "layer_in_hook", "layer_out_hook", "mlp_hook"]
 
 
 def layer_in_hook(session: Session, layer: int, users: list[int]) -> Callable[..., Any]:
@@ -37,12 +37,20 @@ def layer_in_hook(session: Session, layer: int, users: list[int]) -> Callable[..
 
 def layer_out_hook(session: Session, layer: int, users: list[int]) -> Callable[..., Any]:
     """Hook of a decoder layer; most return a tensor, some families a tuple."""
+    return _output_hook("layer_out", session, layer, users)
 
+
+def mlp_hook(session: Session, layer: int, users: list[int]) -> Callable[..., Any]:
+    """Hook of what a layer adds to its residual for the MLP; experts return a tuple."""
+    return _output_hook("mlp", session, layer, users)
+
+
+def _output_hook(site: str, session: Session, layer: int, users: list[int]) -> Callable[..., Any]:
     def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
         if session.quiet:
             return None
         x = output[0] if isinstance(output, tuple) else output
-        new = _edit_states(session, "layer_out", layer, users, x)
+        new = _edit_states(session, site, layer, users, x)
         if new is x:
             return None
         return (new, *output[1:]) if isinstance(output, tuple) else new

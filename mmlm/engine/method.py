@@ -112,6 +112,19 @@ class Prompt(Protocol):
     def rows(self) -> int:
         """Number of rows B."""
 
+    def seen(self, method: Method) -> Any:
+        """What ``begin_vision`` of this method returned for the prompt's pictures, or None."""
+
+    def merge_patches(self, values: Float[Tensor, "T P"]) -> Float[Tensor, "T p"]:
+        """Values of patches averaged over the patches that become one image feature."""
+
+    def place(self, marks: Float[Tensor, "T p C"]) -> Float[Tensor, "B N C"]:
+        """Marks on image features at their positions in the sequence, 0 elsewhere.
+
+        They go through the model's own packing: positions without a patch (row ends) get 0, and a
+        model that resizes its features resizes the marks alike.
+        """
+
     def run(
         self, branch: Branch, *, heads: tuple[int, ...] = (), layers: tuple[int, ...] = ()
     ) -> Captured:
@@ -236,6 +249,14 @@ class Method(abc.ABC):
         """Called once per prompt; returns this method's own state (default: none)."""
         return None
 
+    def begin_vision(self, anatomy: Anatomy) -> Any:
+        """Called before pictures enter the tower, which is before ``begin``.
+
+        Returns:
+            The state that ``vision_layer`` gets; ``begin`` finds it by ``prompt.seen(self)``.
+        """
+        return None
+
     def modules(self, anatomy: Anatomy) -> nn.Module | None:
         """Weights of a method that is built into the model (default: none)."""
         return None
@@ -249,7 +270,12 @@ class Method(abc.ABC):
     def vision_layer(
         self, state: Any, block: int, x: Float[Tensor, "T P D"]
     ) -> Float[Tensor, "T P D"] | None:
-        """Before tower block ``block``: new tower states, or None if only looked."""
+        """Before tower block ``block``: new tower states, or None if only looked; in list order.
+
+        ``state`` is what ``begin_vision`` returned. Tiles of all pictures of the batch come
+        together, a class token (if the tower has one) in front of the patches. A tower that packs
+        all pictures into one row gives T = 1. Beams and videos never reach this site.
+        """
 
     def visual_tokens(
         self, state: Any, features: Float[Tensor, "T P D"]

@@ -8,8 +8,8 @@ through hooks, i.e. it hangs on the modules and is seen from every thread that r
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -19,10 +19,11 @@ from torch.nn import functional
 
 from mmlm.engine.anatomy import Anatomy
 from mmlm.engine.auxiliary import Auxiliary, couple
-from mmlm.engine.branches import Branch, Captured, Source
+from mmlm.engine.branches import Branch, Captured, Same, Source
 from mmlm.engine.combine import edit_logits, total
 from mmlm.engine.layout import TokenLayout
 from mmlm.engine.method import Method
+from mmlm.engine.vision import Sight, encode_first
 from mmlm.errors import LayoutError
 
 if TYPE_CHECKING:
@@ -74,6 +75,10 @@ class Session:
         self.untouched: Tensor | None = None  # bool [B]: rows without an image, if there are any
         self._beta = max(m.plausibility for m in methods)
         self._signature = inspect.signature(self.anatomy.composite.forward)
+        self.parameters = self._signature.parameters  # of the inner model's forward
+        self._inputs: dict[str, Any] | None = None  # of a prompt's first pass, while it begins
+        self.seeing: Sight | None = None  # pictures are in the vision tower
+        self.sight: Sight | None = None  # the last pictures that were, until their prompt begins
         # Set by the guard around generate().
         self.generating = False
         self.vision: dict[str, Any] = {}
@@ -119,15 +124,56 @@ class Session:
             self._captured[key] = self._capture(branch, heads, layers)
         return self._captured[key]
 
-    def _capture(self, branch: Branch, heads: tuple[int, ...], layers: tuple[int, ...]) -> Captured:
-        if self._source is None:
-            raise LayoutError("No prompt is running.", advice="Call generate() first.")
-        prompt = branch.build(self._source)
-        if prompt.positions is None:
+    def seen(self, method: Method) -> Any:
+        """What ``begin_vision`` of this method returned for the prompt's pictures, or None."""
+        return None if self.sight is None else self.sight.states[self.methods.index(method)]
+
+    def merge_patches(self, values: Tensor) -> Tensor:
+        """Values [T, P] of patches averaged over the patches that become one feature: [T, p]."""
+        return self._sight().merge(values)
+
+    def place(self, marks: Tensor) -> Tensor:
+        """Marks [T, p, C] of image features at their positions: [B, N, C], 0 elsewhere."""
+        packed = self._sight().pack(marks)
+        copies = self._source.copies if self._source is not None else 1
+        visual = self.layout.visual[::copies]
+        if int(visual.sum()) != packed.shape[0]:
             raise LayoutError(
-                f"{branch} shares the main prompt's positions, which are not known yet.",
-                advice="Ask for it as a `logits` branch instead.",
+                f"The pictures give {packed.shape[0]} features but the prompts hold "
+                f"{int(visual.sum())} placeholders.",
+                advice="Pass pictures only, and the processor's input_ids and pixels together.",
             )
+        placed = packed.new_zeros(*visual.shape, packed.shape[-1])
+        placed[visual] = packed
+        return placed.repeat_interleave(copies, dim=0)
+
+    def _sight(self) -> Sight:
+        if self.sight is None:
+            raise LayoutError(
+                "The prompt's pictures were not encoded inside this block.",
+                advice="Pass the processor's pixel inputs to generate().",
+            )
+        return self.sight
+
+    def _call_of(self, branch: Branch) -> dict[str, Any]:
+        """The inner model's arguments for one auxiliary prefill without a cache."""
+        if self._source is None or self._inputs is None:
+            raise LayoutError("No prompt is beginning.", advice="Call run() in begin().")
+        if branch == Same():
+            kept = {k: v for k, v in self._inputs.items() if k != "past_key_values"}
+            mask = self.layout.real
+            return {**kept, "attention_mask": None if bool(mask.all()) else mask.long()}
+        with self.quietly():
+            prompt = branch.build(self._source)
+        positions = prompt.positions
+        return {
+            "inputs_embeds": prompt.embeds,
+            "attention_mask": None if bool(prompt.mask.all()) else prompt.mask.long(),
+            "position_ids": self._main_positions(self._inputs) if positions is None else positions,
+        }
+
+    def _capture(self, branch: Branch, heads: tuple[int, ...], layers: tuple[int, ...]) -> Captured:
+        call = self._call_of(branch)
         outputs: dict[int, Tensor] = {}
         states: dict[int, Tensor] = {}
         end = max(*heads, *layers, -1)
@@ -149,7 +195,6 @@ class Session:
 
             return hook
 
-        whole = bool(prompt.mask.all())
         with ExitStack() as stack:
             for layer in heads:
                 part = self.anatomy.o_proj(layer)
@@ -158,13 +203,7 @@ class Session:
                 block = self.anatomy.layers[layer]
                 stack.callback(block.register_forward_hook(catch_layer(layer)).remove)
             try:
-                self._call(
-                    inputs_embeds=prompt.embeds,
-                    attention_mask=None if whole else prompt.mask.long(),
-                    position_ids=prompt.positions,
-                    use_cache=False,
-                    logits_to_keep=1,
-                )
+                self._call(**{**call, "use_cache": False, "logits_to_keep": 1})
             except _Reached:
                 pass
         return Captured(heads=outputs, layers=states)
@@ -211,13 +250,21 @@ class Session:
         """Runs the model with all temporary methods off, leaving its own memory as it was."""
         composite, names = self.anatomy.composite, self.anatomy.family.remembered
         kept = {name: getattr(composite, name, None) for name in names}
-        self.quiet = True
         try:
-            return self.model(**inputs, return_dict=True)
+            with self.quietly():
+                return self.model(**inputs, return_dict=True)
         finally:
-            self.quiet = False
             for name, value in kept.items():
                 setattr(composite, name, value)
+
+    @contextmanager
+    def quietly(self) -> Iterator[None]:
+        """All temporary methods are off inside."""
+        before, self.quiet = self.quiet, True
+        try:
+            yield
+        finally:
+            self.quiet = before
 
     # ---- one forward pass ----------------------------------------------------------------------
 
@@ -236,8 +283,10 @@ class Session:
         self._prefilling = self.past == 0
         self._index.clear()
         if self._prefilling:
-            self._start(inputs)
-            return ((), self._with_riders(inputs)) if self.riders else None
+            encoded = self._start(inputs)
+            if self.riders:
+                return (), self._with_riders(encoded)
+            return None if encoded is inputs else ((), encoded)
         if self._layout is None or past is not self._cache:
             raise LayoutError(
                 "A forward pass continues a cache that was not filled inside this block.",
@@ -248,8 +297,12 @@ class Session:
             return (), self._auxiliary.fused_inputs(dict(inputs), positions)
         return None
 
-    def _start(self, inputs: dict[str, Any]) -> None:
-        """Begins a prompt: reads its layout and asks every method for its state."""
+    def _start(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        """Begins a prompt: reads its layout and asks every method for its state.
+
+        Returns:
+            The inputs with the pictures encoded.
+        """
         self._drop_auxiliary()
         self._captured.clear()
         self._cache = inputs.get("past_key_values")
@@ -268,8 +321,13 @@ class Session:
             self._tail = torch.where(plain, self._layout.length, end + 1)
             self._tail_first = int(self._tail.min())
             self._tail_ragged = bool((self._tail != self._tail_first).any())
+        self._inputs = encoded = encode_first(self, inputs)
+        if not (encoded.get("mm_encoder_outputs") or {}).get("image"):
+            self.sight = None  # a prompt without pictures after one with
         for i, method in enumerate(self.methods):
             self.states[i] = method.begin(self)
+        self._inputs = self.sight = None
+        return encoded
 
     def _read_layout(
         self, ids: Tensor | None, embeds: Tensor | None, mask: Any, copies: int
@@ -422,7 +480,8 @@ class Session:
     def _new_auxiliary(self) -> Auxiliary:
         if self._source is None:
             raise LayoutError("No prompt is running.", advice="Call generate() first.")
-        prompts = [branch.build(self._source) for branch in self.branches]
+        with self.quietly():
+            prompts = [branch.build(self._source) for branch in self.branches]
         # Large, and never needed again.
         self._source = replace(self._source, features=None, memo={})
         config = self.anatomy.config.get_text_config()
@@ -443,6 +502,7 @@ class Session:
         self._drop_auxiliary()
         self._captured.clear()
         self._layout = self._source = self._cache = self._positions = self._new_ids = None
+        self.seeing = self.sight = self._inputs = None
         self.states = [None] * len(self.methods)
 
 
