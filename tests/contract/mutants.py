@@ -14,6 +14,7 @@ from pathlib import Path
 import checks
 import torch
 
+import mmlm.engine.attention as attention
 import mmlm.engine.auxiliary as auxiliary
 import mmlm.engine.branches as branches
 import mmlm.engine.hooks as hooks
@@ -22,7 +23,9 @@ from decoding.vcd import VCD
 from decoding.vhr import VHR
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "decoding"))
+sys.path.insert(0, str(Path(__file__).parents[1] / "engine"))
 
+import test_attention
 import test_vcd
 import test_vhr
 
@@ -85,6 +88,45 @@ def _loud_branches(self, **inputs):
 def _wrong_rows(session, i, layer, y):
     gain = _gain(session, i, layer, y)
     return None if gain is None else gain.roll(1, dims=0)
+
+
+_visible = attention.AttentionRows._visible
+_first_row = session.Session.first_row
+_scores = attention.AttentionRows.scores
+_attend = attention.AttentionRows.attend
+
+
+def _causality_lost(self, start, end):
+    return None
+
+
+def _padding_seen(self, start, end):
+    mask = _visible(self, start, end)
+    return None if mask is None else mask[:1].expand_as(mask)
+
+
+def _next_row(self, kind, new):
+    return min(_first_row(self, kind, new) + 1, new - 1)
+
+
+def _other_group(self, a):
+    """Query heads read the values of the wrong key/value head."""
+    return _attend(self, a.roll(self.groups, dims=1)).roll(-self.groups, dims=2)
+
+
+def _unscaled(self, start, end):
+    return _scores(self, start, end) / self.scaling
+
+
+def _kernel_lost(output, new, changed, start, end):
+    return _write(output, new, torch.ones_like(changed), start, end)
+
+
+_write = attention._write
+
+
+def _ragged_tails_ignored(self, kind, new):
+    return None
 
 
 def _other_heads(vhd):
@@ -175,5 +217,68 @@ MUTANTS = (
         "select_heads",
         _other_heads,
         test_vhr.test_acceptance_02_a_head_that_ignores_the_image_is_never_chosen,
+    ),
+    Mutant(
+        "recomputed rows see the future",
+        attention.AttentionRows,
+        "_visible",
+        _causality_lost,
+        lambda: test_attention.test_rows_equal_the_whole_matrix(
+            "llava", test_attention.Boost, "all"
+        ),
+    ),
+    Mutant(
+        "recomputed rows see another row's padding",
+        attention.AttentionRows,
+        "_visible",
+        _padding_seen,
+        lambda: test_attention.test_rows_equal_the_whole_matrix(
+            "llava", test_attention.Boost, "last"
+        ),
+    ),
+    Mutant(
+        "rows begin one too late",
+        session.Session,
+        "first_row",
+        _next_row,
+        lambda: test_attention.test_rows_equal_the_whole_matrix(
+            "llava", test_attention.Boost, "tail"
+        ),
+    ),
+    Mutant(
+        "values of another key/value head",
+        attention.AttentionRows,
+        "attend",
+        _other_group,
+        lambda: test_attention.test_rows_equal_the_whole_matrix(
+            "llava", test_attention.Move, "last"
+        ),
+    ),
+    Mutant(
+        "scores are not scaled",
+        attention.AttentionRows,
+        "scores",
+        _unscaled,
+        lambda: test_attention.test_rows_equal_the_whole_matrix(
+            "llava", test_attention.Boost, "last"
+        ),
+    ),
+    Mutant(
+        "unchanged heads are written over",
+        attention,
+        "_write",
+        _kernel_lost,
+        lambda: test_attention.test_unchanged_heads_and_rows_keep_the_kernels_bits(
+            test_attention.Move
+        ),
+    ),
+    Mutant(
+        "the tail begins at the same place in every row",
+        session.Session,
+        "tail_begins",
+        _ragged_tails_ignored,
+        lambda: test_attention.test_rows_equal_the_whole_matrix(
+            "llava_next", test_attention.Boost, "tail"
+        ),
     ),
 )
