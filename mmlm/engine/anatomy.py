@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
+import torch
 from torch import Tensor, nn
 
 from mmlm.engine.layout import Framing
@@ -45,6 +46,8 @@ class Family:
             copies of a still picture (``temporal_patch_size``); noise must be equal in all copies.
         remembered: Attributes in which the inner model keeps run state of its own; an auxiliary
             pass must leave them as they were.
+        softcap: Whether the model bounds its logits by ``final_logit_softcapping``, if its text
+            configuration has a number there.
     """
 
     image_ids: tuple[str, ...] = ("image_token_id", "image_token_index", "video_token_id")
@@ -59,6 +62,7 @@ class Family:
     pixels: tuple[str, ...] = ("pixel_values",)
     frames_in_patch: bool = False
     remembered: tuple[str, ...] = ()
+    softcap: bool = False
 
 
 GENERIC = Family()
@@ -79,7 +83,7 @@ FAMILIES: dict[str, Family] = {
     "internvl": Family(framing="neighbours"),
     "idefics3": Family(framing="tiles"),
     "smolvlm": Family(framing="tiles"),
-    "paligemma": Family(sizes="equal", first_position=1, types=True),
+    "paligemma": Family(sizes="equal", first_position=1, types=True, softcap=True),
     "gemma3": Family(
         wrapper_ids=("boi_token_id", "boi_token_index", "eoi_token_id", "eoi_token_index"),
         blank="\n\n",
@@ -212,6 +216,17 @@ class Anatomy:
                 advice="Methods on heads cannot run on this model.",
             )
         return x.unflatten(-1, (self.n_heads, width // self.n_heads))
+
+    def exit_logits(self, x: Tensor, *, normed: bool = True) -> Tensor:
+        """What the head makes of residual states [..., D] of any layer: fp32 [..., V].
+
+        Args:
+            x: Outputs of decoder layers, before the last norm.
+            normed: Whether the last norm is applied first, as the model does after its last layer.
+        """
+        z: Tensor = self.head(self.norm(x) if normed else x).float()
+        cap = getattr(self.config.get_text_config(), "final_logit_softcapping", None)
+        return torch.tanh(z / cap) * cap if self.family.softcap and cap else z
 
     def text_position(self, position_ids: Tensor) -> Tensor:
         """The [B, L] text positions among position ids of shape [B, L] or [3 or 4, B, L]."""
