@@ -119,6 +119,7 @@ class Anatomy:
         composite: The inner model that receives ``input_ids`` and merges image features.
         text: The text decoder; ``layers`` are its decoder layers, ``norm`` its last norm.
         head: The language-modelling head.
+        width: Width D of the text decoder.
         n_layers: Number of decoder layers N_l.
         n_heads: Query heads H of a layer.
         n_kv_heads: Key/value heads of a layer.
@@ -148,6 +149,7 @@ class Anatomy:
         self.norm: Any = self._part(self.text, "last norm", _NORM_PATHS)
         self.head: Any = model.get_output_embeddings()
         text_config = config.get_text_config()
+        self.width: int = text_config.hidden_size
         self.n_layers: int = len(self.layers)
         self.n_heads: int = text_config.num_attention_heads
         self.n_kv_heads: int = getattr(text_config, "num_key_value_heads", None) or self.n_heads

@@ -31,6 +31,7 @@ class _Group:
     embeds: Tensor | None
     mask: Tensor
     positions: Tensor
+    types: Tensor | None = None
     cache: Any = None
     extra: int = field(default=0)  # columns added since the prompt
 
@@ -102,7 +103,9 @@ class Auxiliary:
             lengths.setdefault(prompt.embeds.shape[1], []).append(branch)
         for members in lengths.values():
             group = self._group(tuple(members), main_positions)
+            types = {} if group.types is None else {"token_type_ids": group.types}
             output = self._call(
+                **types,
                 inputs_embeds=group.embeds,
                 attention_mask=group.full_mask(0),
                 position_ids=group.positions,
@@ -126,9 +129,14 @@ class Auxiliary:
                 own = torch.arange(prompt.mask.shape[1], device=prompt.mask.device)
                 own = own.expand(prompt.mask.shape)
             positions.append(own[-3:] if own.ndim == 3 else own)  # four: text positions in front
+        width = max(prompt.embeds.shape[-1] for prompt in prompts)
+        types = [prompt.types for prompt in prompts if prompt.types is not None]
         return _Group(
             branches=branches,
-            embeds=torch.cat([prompt.embeds for prompt in prompts]),
+            embeds=torch.cat(
+                [functional.pad(p.embeds, (0, width - p.embeds.shape[-1])) for p in prompts]
+            ),
+            types=torch.cat(types) if types else None,
             mask=torch.cat([prompt.mask for prompt in prompts]),
             positions=_below(positions),
             cache=DynamicCache(config=self._config),

@@ -76,6 +76,7 @@ class Source:
         features: Visual features of the main prompt as they were merged into its embeddings,
             [B, N, D] with meaningless rows elsewhere; None before the main pass has merged them.
         processor: What made the prompt, if it is known (``attach(..., processor=...)``).
+        types: ``token_type_ids`` [B, N] of the main prompt, if its mask depends on them.
         memo: What branches of this prompt share, e.g. the features of one noised image.
     """
 
@@ -87,6 +88,7 @@ class Source:
     copies: int
     features: Tensor | None = None
     processor: Any = None
+    types: Tensor | None = None
     memo: dict[Any, Any] = field(default_factory=dict)
 
     def embeds(self) -> Float[Tensor, "B N D"]:
@@ -94,7 +96,9 @@ class Source:
         if self.inputs_embeds is not None:
             return self.inputs_embeds
         embed = self.anatomy.composite.get_input_embeddings()
-        return embed(self.input_ids)
+        ids = self.ids()
+        # Some families' placeholders lie behind the table; what stands there does not matter.
+        return embed(ids.masked_fill(ids >= embed.num_embeddings, 0))
 
     def once(self, key: Any, make: Callable[[], Any]) -> Any:
         """The value of ``make()``, made at most once per prompt and key."""
@@ -142,15 +146,19 @@ class BranchPrompt:
     """An auxiliary prompt, ready to run.
 
     Attributes:
-        embeds: [B, n, D], padded on the left.
+        embeds: [B, n, D], padded on the left. In families that add visual features to the outputs
+            of their first k layers too, [B, n, (1 + k) * D]: those features stand behind, zero on
+            text. A prompt without images may leave them out.
         mask: bool [B, n], True on positions that may be attended to.
         positions: [B, n] or, in families with several position axes, [3, B, n]; or None for "the
             main prompt's own" (then n = N).
+        types: ``token_type_ids`` [B, n] where the main prompt has them.
     """
 
     embeds: Tensor
     mask: Tensor
     positions: Tensor | None
+    types: Tensor | None = None
 
 
 class Branch(abc.ABC):
@@ -367,10 +375,13 @@ class Instruction(Branch):
         wide = torch.cat([source.ids(), extra.expand(source.layout.rows, -1)], dim=1)
         added_embeds = source.anatomy.composite.get_input_embeddings()(extra)
         embeds = _true_image(source).embeds
+        added_embeds = functional.pad(added_embeds, (0, embeds.shape[-1] - added_embeds.shape[-1]))
         embeds = torch.cat([embeds, added_embeds.expand(embeds.shape[0], -1, -1)], dim=1)
-        return BranchPrompt(
-            _pick(embeds, index, mask), mask, _positions(source, wide.gather(1, index), mask)
-        )
+        types = source.types
+        if types is not None:
+            types = functional.pad(types, (0, len(extra))).gather(1, index)
+        positions = _positions(source, wide.gather(1, index), mask)
+        return BranchPrompt(_pick(embeds, index, mask), mask, positions, types)
 
 
 def close_up(source: Source, columns: Columns) -> BranchPrompt:
@@ -380,7 +391,7 @@ def close_up(source: Source, columns: Columns) -> BranchPrompt:
         LayoutError: If nothing remains of a prompt.
     """
     if columns.whole:
-        return BranchPrompt(columns.embeds, columns.seen, None)
+        return BranchPrompt(columns.embeds, columns.seen, None, source.types)
     keep = columns.keep
     longest = int(keep.sum(-1).max())
     if longest == 0 or not bool(keep.any(-1).all()):
@@ -393,7 +404,9 @@ def close_up(source: Source, columns: Columns) -> BranchPrompt:
     real = keep.gather(1, index)
     ids = None if source.input_ids is None else source.input_ids.gather(1, index)
     seen = columns.seen.gather(1, index) & real
-    return BranchPrompt(_pick(columns.embeds, index, real), seen, _positions(source, ids, real))
+    types = None if source.types is None else source.types.gather(1, index)
+    positions = _positions(source, ids, real)
+    return BranchPrompt(_pick(columns.embeds, index, real), seen, positions, types)
 
 
 def _pick(embeds: Tensor, index: Tensor, real: Tensor) -> Tensor:
@@ -403,7 +416,7 @@ def _pick(embeds: Tensor, index: Tensor, real: Tensor) -> Tensor:
 
 def _positions(source: Source, ids: Tensor | None, real: Tensor) -> Tensor:
     """Position ids of a changed prompt, by the model's own rule where images have several axes."""
-    plain = (real.long().cumsum(-1) - 1).clamp(min=0)
+    plain = (real.long().cumsum(-1) - 1).clamp(min=0) + source.anatomy.family.first_position
     anatomy, vision = source.anatomy, source.vision
     grids = {n: vision[n] for n in ("image_grid_thw", *_VIDEO_POSITIONS) if n in vision}
     if not callable(getattr(anatomy.composite, "get_rope_index", None)) or not grids:
@@ -454,8 +467,12 @@ def _pictures(source: Source, branch: str) -> dict[str, Any]:
 
 
 def _encode(anatomy: Anatomy, vision: dict[str, Any]) -> Float[Tensor, "n D"]:
-    output = anatomy.composite.get_image_features(**vision, return_dict=True).pooler_output
-    return output.flatten(0, 1) if isinstance(output, Tensor) else torch.cat(list(output))
+    """Features of all images, one after another, with the deep-stacked ones behind each."""
+    output = anatomy.composite.get_image_features(**vision, return_dict=True)
+    merged = output.pooler_output
+    features = merged.flatten(0, 1) if isinstance(merged, Tensor) else torch.cat(list(merged))
+    deep = getattr(output, "deepstack_features", None) or ()
+    return torch.cat([features, *(torch.cat(list(level)) for level in deep)], dim=-1)
 
 
 def _merged(source: Source, features: Float[Tensor, "n D"] | None) -> Float[Tensor, "B N D"]:
@@ -471,6 +488,7 @@ def _merged(source: Source, features: Float[Tensor, "n D"] | None) -> Float[Tens
             f"{int(first.sum())} placeholders.",
             advice="Pass the processor's input_ids and pixel inputs together.",
         )
+    base = functional.pad(base, (0, features.shape[-1] - base.shape[-1]))
     base = base.masked_scatter(first[..., None], features.to(base.dtype))
     return base.repeat_interleave(source.copies, dim=0)
 

@@ -63,7 +63,10 @@ def draw_uniform_noise(anatomy: Anatomy, picture: Tensor, seed: int) -> Tensor:
 def draw_diffusion_noise(
     anatomy: Anatomy, pixels: Tensor, grid: Tensor | None, seed: int
 ) -> Tensor:
-    """Standard normal noise of the shape of ``pixels``, the same for all pictures of one size."""
+    """Standard normal noise of the shape of ``pixels``, the same for all pictures of one size.
+
+    Zero on tiles that only pad the batch: some families tell padding by its zeros.
+    """
 
     def draw(shape: Sequence[int], stream: int = 0) -> Tensor:
         generator = torch.Generator().manual_seed(seed * 1009 + stream)
@@ -76,6 +79,7 @@ def draw_diffusion_noise(
         eps = _in_every_frame(eps, frames, side)
     elif pixels.ndim == 5:  # [images, tiles, C, H, W]; tiles are padded to the batch's most
         eps = torch.stack([draw(pixels.shape[2:], i) for i in range(pixels.shape[1])])
+        eps = eps * pixels.flatten(2).ne(0).any(-1).cpu()[..., None, None, None]
     else:  # [images or tiles, C, H, W]
         eps = draw(pixels.shape[1:])
     return eps.to(pixels.device)

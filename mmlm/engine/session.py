@@ -23,6 +23,7 @@ from mmlm.engine.branches import Branch, Captured, Same, Source
 from mmlm.engine.combine import edit_logits, total
 from mmlm.engine.layout import TokenLayout
 from mmlm.engine.method import Method
+from mmlm.engine.sizes import tell_images_apart
 from mmlm.engine.vision import Sight, encode_first
 from mmlm.errors import LayoutError
 
@@ -55,6 +56,7 @@ class Session:
         self._source: Source | None = None
         self.states: list[Any] = [None] * len(methods)
         self.quiet = False  # an auxiliary pass is running: temporary methods are off
+        self._deep: list[Tensor] = []  # what it adds to the outputs of the first layers
         self._captured: dict[tuple[Any, ...], Captured] = {}
         self._cache: Any = None
         self._positions: Tensor | None = None  # position ids of the current main pass
@@ -166,7 +168,9 @@ class Session:
         with self.quietly():
             prompt = branch.build(self._source)
         positions = prompt.positions
+        types = {} if prompt.types is None else {"token_type_ids": prompt.types}
         return {
+            **types,
             "inputs_embeds": prompt.embeds,
             "attention_mask": None if bool(prompt.mask.all()) else prompt.mask.long(),
             "position_ids": self._main_positions(self._inputs) if positions is None else positions,
@@ -250,10 +254,14 @@ class Session:
         """Runs the model with all temporary methods off, leaving its own memory as it was."""
         composite, names = self.anatomy.composite, self.anatomy.family.remembered
         kept = {name: getattr(composite, name, None) for name in names}
+        embeds = inputs.get("inputs_embeds")
+        if embeds is not None:
+            inputs["inputs_embeds"], *self._deep = embeds.split(self.anatomy.width, dim=-1)
         try:
             with self.quietly():
                 return self.model(**inputs, return_dict=True)
         finally:
+            self._deep = []
             for name, value in kept.items():
                 setattr(composite, name, value)
 
@@ -313,8 +321,17 @@ class Session:
         plain = ~self._layout.has_image()
         self.untouched = plain if bool(plain.any()) else None
         vision = self.vision if self.generating else self.vision_inputs(inputs)
+        self._layout = tell_images_apart(self.anatomy, self._layout, vision, copies)
+        types = inputs.get("token_type_ids") if self.anatomy.family.types else None
         self._source = Source(
-            self.anatomy, self._layout, ids, embeds, vision, copies, processor=self._processor
+            self.anatomy,
+            self._layout,
+            ids,
+            embeds,
+            vision,
+            copies,
+            processor=self._processor,
+            types=types,
         )
         if any(m.rows == "tail" for m in self.methods):
             end = self._layout.last_image_end()
@@ -383,6 +400,10 @@ class Session:
         changed["attention_mask"] = torch.cat(masks).long()
         changed["position_ids"] = torch.cat(places, dim=-2)
         changed.pop("mm_token_type_ids", None)
+        if source.types is not None:
+            changed["token_type_ids"] = functional.pad(
+                source.types, (0, 0, 0, len(self.riders) * layout.rows)
+            )
         self.riding = len(self.riders) * layout.rows
         return changed
 
@@ -399,16 +420,26 @@ class Session:
                 inputs["input_ids"], attention_mask=self.layout.real.long(), **grids
             )
             return place
-        return (self.layout.real.long().cumsum(-1) - 1).clamp(min=0)
+        first = self.anatomy.family.first_position
+        return (self.layout.real.long().cumsum(-1) - 1).clamp(min=0) + first
 
-    def on_decoder(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Pre-hook of the text decoder: notes position ids and merged embeddings of the prompt."""
+    def on_decoder(
+        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+        """Pre-hook of the text decoder: notes position ids and merged embeddings of the prompt.
+
+        Deep-stacked features of an auxiliary prompt go in here: the inner model has no argument
+        for them.
+        """
         if self.quiet:
-            return
+            return (args, {**kwargs, **_stacked(self._deep)}) if self._deep else None
         self._positions = kwargs.get("position_ids")
         merged = kwargs.get("inputs_embeds")
         if self._prefilling and merged is not None and self._source is not None and self.branches:
-            self._source = replace(self._source, features=merged[: self.rows])
+            deep = _unstacked(kwargs, merged)
+            features = torch.cat([merged, *deep], dim=-1) if deep else merged
+            self._source = replace(self._source, features=features[: self.rows])
+        return None
 
     def on_hidden(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
         """Hook of the inner model: notes the cache, cuts riding rows off."""
@@ -504,6 +535,24 @@ class Session:
         self._layout = self._source = self._cache = self._positions = self._new_ids = None
         self.seeing = self.sight = self._inputs = None
         self.states = [None] * len(self.methods)
+
+
+def _stacked(deep: list[Tensor]) -> dict[str, Any]:
+    """The decoder's arguments for what is added to its first layers' outputs, [B, n, D] each."""
+    everywhere = deep[0].new_ones(deep[0].shape[:2], dtype=torch.bool)
+    return {
+        "visual_pos_masks": everywhere,
+        "deepstack_visual_embeds": [level.flatten(0, 1) for level in deep],
+    }
+
+
+def _unstacked(kwargs: dict[str, Any], like: Tensor) -> list[Tensor]:
+    """The same from the decoder's arguments: dense, zero outside the images; empty without any."""
+    deep, where = kwargs.get("deepstack_visual_embeds"), kwargs.get("visual_pos_masks")
+    if not deep or where is None:
+        return []
+    zero = torch.zeros_like(like)
+    return [zero.masked_scatter(where[..., None], level.to(like.dtype)) for level in deep]
 
 
 def _trim(output: Any, rows: int) -> None:
