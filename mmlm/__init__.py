@@ -19,6 +19,9 @@ from mmlm import _torchvision_guard
 __version__ = "0.1.0"
 
 _METHODS = {
+    "DoLa": "decoding.dola",
+    "INTER": "decoding.inter",
+    "M3ID": "decoding.m3id",
     "VCD": "decoding.vcd",
     "VHR": "decoding.vhr",
 }
@@ -34,6 +37,9 @@ _EXPORTS = {
 }
 
 if TYPE_CHECKING:
+    from decoding.dola import DoLa
+    from decoding.inter import INTER
+    from decoding.m3id import M3ID
     from decoding.vcd import VCD
     from decoding.vhr import VHR
     from mmlm.engine.anatomy import Anatomy
@@ -44,11 +50,14 @@ if TYPE_CHECKING:
     from mmlm.text_form import method_names, parse_method
 
 __all__ = [
-    "VCD",
-    "VHR",
     "Anatomy",
+    "DoLa",
+    "INTER",
+    "M3ID",
     "Method",
     "TokenLayout",
+    "VCD",
+    "VHR",
     "attach",
     "load",
     "method_names",
