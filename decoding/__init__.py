@@ -1,15 +1,19 @@
 """Training-free methods, one file each."""
 
 from decoding.dola import DoLa
+from decoding.imbalanced_attention import ImbalancedAttention
 from decoding.inter import INTER
 from decoding.m3id import M3ID
 from decoding.vcd import VCD
 from decoding.vhr import VHR
+from decoding.vista import VISTA
 
 __all__ = [
     "DoLa",
     "INTER",
+    "ImbalancedAttention",
     "M3ID",
     "VCD",
     "VHR",
+    "VISTA",
 ]

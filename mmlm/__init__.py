@@ -21,9 +21,11 @@ __version__ = "0.1.0"
 _METHODS = {
     "DoLa": "decoding.dola",
     "INTER": "decoding.inter",
+    "ImbalancedAttention": "decoding.imbalanced_attention",
     "M3ID": "decoding.m3id",
     "VCD": "decoding.vcd",
     "VHR": "decoding.vhr",
+    "VISTA": "decoding.vista",
 }
 _EXPORTS = {
     **_METHODS,
@@ -38,10 +40,12 @@ _EXPORTS = {
 
 if TYPE_CHECKING:
     from decoding.dola import DoLa
+    from decoding.imbalanced_attention import ImbalancedAttention
     from decoding.inter import INTER
     from decoding.m3id import M3ID
     from decoding.vcd import VCD
     from decoding.vhr import VHR
+    from decoding.vista import VISTA
     from mmlm.engine.anatomy import Anatomy
     from mmlm.engine.attach import attach
     from mmlm.engine.layout import TokenLayout
@@ -62,6 +66,8 @@ __all__ = [
     "load",
     "method_names",
     "parse_method",
+    "VISTA",
+    "ImbalancedAttention",
 ]
 
 _torchvision_guard.install()

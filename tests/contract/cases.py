@@ -9,7 +9,13 @@ METHODS = tuple(getattr(mmlm, name) for name in mmlm.method_names())
 
 #: A setting that must change the logits of a random tiny model. Defaults are strong enough for
 #: every method so far; a method whose default is too weak names a stronger one here.
-STRONG: dict[str, str] = {}
+STRONG: dict[str, str] = {
+    "INTER": "INTER(k=0.0, w=3.0, allow_text_only=True)",
+    "M3ID": "M3ID(decay=0.5, first_step=1)",
+}
+
+#: Parameters for which infinity means something: a threshold that nothing reaches.
+MAY_BE_INFINITE = {("INTER", "k")}
 
 
 def strong(cls):

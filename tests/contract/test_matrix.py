@@ -76,6 +76,8 @@ class TestObject:
         assert numeric
         for name in numeric:
             for bad in (math.nan, math.inf, -math.inf, -1e9, "x"):
+                if bad == math.inf and (cls.__name__, name) in cases.MAY_BE_INFINITE:
+                    continue
                 with pytest.raises(ValueError, match=name):
                     cls(**{name: bad})
 
