@@ -4,11 +4,13 @@ from decoding.dola import DoLa
 from decoding.imbalanced_attention import ImbalancedAttention
 from decoding.inter import INTER
 from decoding.m3id import M3ID
+from decoding.only import ONLY
 from decoding.vcd import VCD
 from decoding.vhr import VHR
 from decoding.vista import VISTA
 
 __all__ = [
+    "ONLY",
     "DoLa",
     "INTER",
     "ImbalancedAttention",

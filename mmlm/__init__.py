@@ -23,6 +23,7 @@ _METHODS = {
     "INTER": "decoding.inter",
     "ImbalancedAttention": "decoding.imbalanced_attention",
     "M3ID": "decoding.m3id",
+    "ONLY": "decoding.only",
     "VCD": "decoding.vcd",
     "VHR": "decoding.vhr",
     "VISTA": "decoding.vista",
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
     from decoding.imbalanced_attention import ImbalancedAttention
     from decoding.inter import INTER
     from decoding.m3id import M3ID
+    from decoding.only import ONLY
     from decoding.vcd import VCD
     from decoding.vhr import VHR
     from decoding.vista import VISTA
@@ -60,6 +62,7 @@ __all__ = [
     "M3ID",
     "Method",
     "TokenLayout",
+    "ONLY",
     "VCD",
     "VHR",
     "attach",

@@ -95,6 +95,10 @@ _O_PROJ_PATHS = ("self_attn.o_proj", "self_attn.out_proj", "attention.o_proj", "
 _ATTENTION_PATHS = ("self_attn", "attention", "attn")
 # A norm between the MLP and the residual add belongs to what is added, so it is tried first.
 _MLP_PATHS = ("post_feedforward_layernorm", "mlp", "feed_forward", "block_sparse_moe")
+_INPUT_NORM_PATHS = ("input_layernorm", "ln_1")
+# Where two norms surround the MLP, "post_attention" names one on the output of the attention.
+_MLP_NORM_PATHS = ("pre_feedforward_layernorm", "post_attention_layernorm", "ln_2")
+_MLP_ONLY_PATHS = _MLP_PATHS[1:]
 _TOWER_BLOCK_PATHS = ("encoder.layers", "encoder.layer", "blocks", "layers", "encoder.blocks")
 _CLS_PATHS = ("embeddings.class_embedding", "embeddings.cls_token", "class_embedding", "cls_token")
 _NORM_PATHS = ("norm", "final_layernorm", "final_layer_norm")
@@ -201,6 +205,21 @@ class Anatomy:
         That is the MLP, or in families that normalise its output the norm after it.
         """
         return self._part(self.layers[layer], "MLP", _MLP_PATHS)
+
+    def input_norm(self, layer: int) -> Any:
+        """The norm before a decoder layer's attention."""
+        return self._part(self.layers[layer], "input norm", _INPUT_NORM_PATHS)
+
+    def feed_forward(self, layer: int, x: Tensor) -> Tensor:
+        """The second half of a decoder layer on any states [..., D]: ``x + mlp(norm(x))``.
+
+        Runs past the hooks on these modules: they belong to the model's own pass.
+        """
+        block = self.layers[layer]
+        y = self._part(block, "norm before the MLP", _MLP_NORM_PATHS).forward(x)
+        y = self._part(block, "MLP", _MLP_ONLY_PATHS).forward(y)
+        after = getattr(block, "post_feedforward_layernorm", None)
+        return x + (y if after is None else after.forward(y))
 
     def split_heads(self, x: Tensor) -> Tensor:
         """Views an output projection's input [B, L, H * d] as [B, L, H, d].
