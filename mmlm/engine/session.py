@@ -33,6 +33,18 @@ if TYPE_CHECKING:
 __all__ = ["Session"]
 
 
+#: Arguments of a main pass that an auxiliary one does not take over.
+_OF_THE_MAIN_PASS = frozenset(
+    {
+        "output_attentions",
+        "output_hidden_states",
+        "past_key_values",
+        "return_dict",
+        "use_cache",
+    }
+)
+
+
 class _Reached(Exception):  # noqa: N818
     """Ends an auxiliary pass once everything wanted has been captured."""
 
@@ -162,7 +174,7 @@ class Session:
         if self._source is None or self._inputs is None:
             raise LayoutError("No prompt is beginning.", advice="Call run() in begin().")
         if branch == Same():
-            kept = {k: v for k, v in self._inputs.items() if k != "past_key_values"}
+            kept = {k: v for k, v in self._inputs.items() if k not in _OF_THE_MAIN_PASS}
             mask = self.layout.real
             return {**kept, "attention_mask": None if bool(mask.all()) else mask.long()}
         with self.quietly():
