@@ -8,7 +8,7 @@ export TOKENIZERS_PARALLELISM := false
 export HF_HUB_OFFLINE ?= 1
 export WANDB_MODE ?= offline
 
-.PHONY: setup demo test lint docs embedded-model measure speed clean
+.PHONY: setup demo test test-all lint docs embedded-model measure speed clean
 
 setup: $(VENV)/.done
 
@@ -24,6 +24,10 @@ demo: setup
 
 test: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+
+# The same on tiny models of all ten families instead of the five that differ most.
+test-all: setup
+	MMLM_FAMILIES=all OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 
 lint: setup
 	$(BIN)/ruff check .

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import tiny
+
 import mmlm
 
-FAMILIES = ("llava", "llava_next", "llava_onevision", "qwen2_5_vl", "internvl")
+FAMILIES = tiny.FAMILIES
 METHODS = tuple(getattr(mmlm, name) for name in mmlm.method_names())
 
 #: A setting that must change the logits of a random tiny model. Defaults are strong enough for
