@@ -1,20 +1,24 @@
 """Training-free methods, one file each."""
 
 from decoding.dola import DoLa
+from decoding.icd import ICD
 from decoding.imbalanced_attention import ImbalancedAttention
 from decoding.inter import INTER
 from decoding.m3id import M3ID
 from decoding.only import ONLY
+from decoding.pai import PAI
 from decoding.vcd import VCD
 from decoding.vhr import VHR
 from decoding.vista import VISTA
 
 __all__ = [
-    "ONLY",
     "DoLa",
+    "ICD",
     "INTER",
     "ImbalancedAttention",
     "M3ID",
+    "ONLY",
+    "PAI",
     "VCD",
     "VHR",
     "VISTA",

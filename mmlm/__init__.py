@@ -20,10 +20,12 @@ __version__ = "0.1.0"
 
 _METHODS = {
     "DoLa": "decoding.dola",
+    "ICD": "decoding.icd",
     "INTER": "decoding.inter",
     "ImbalancedAttention": "decoding.imbalanced_attention",
     "M3ID": "decoding.m3id",
     "ONLY": "decoding.only",
+    "PAI": "decoding.pai",
     "VCD": "decoding.vcd",
     "VHR": "decoding.vhr",
     "VISTA": "decoding.vista",
@@ -41,10 +43,12 @@ _EXPORTS = {
 
 if TYPE_CHECKING:
     from decoding.dola import DoLa
+    from decoding.icd import ICD
     from decoding.imbalanced_attention import ImbalancedAttention
     from decoding.inter import INTER
     from decoding.m3id import M3ID
     from decoding.only import ONLY
+    from decoding.pai import PAI
     from decoding.vcd import VCD
     from decoding.vhr import VHR
     from decoding.vista import VISTA
@@ -58,19 +62,21 @@ if TYPE_CHECKING:
 __all__ = [
     "Anatomy",
     "DoLa",
+    "ICD",
     "INTER",
+    "ImbalancedAttention",
     "M3ID",
     "Method",
-    "TokenLayout",
     "ONLY",
+    "PAI",
+    "TokenLayout",
     "VCD",
     "VHR",
+    "VISTA",
     "attach",
     "load",
     "method_names",
     "parse_method",
-    "VISTA",
-    "ImbalancedAttention",
 ]
 
 _torchvision_guard.install()
