@@ -182,6 +182,8 @@ class TestPrepare:
             [message("user", "which of the two is a dog ?", 2)],
         ]
         images = [[picture(1)], [], [picture(2, (100, 40)), picture(3)]]
+        if family == "paligemma":  # which has no prompts without a picture
+            conversations[1], images[1] = [message("user", "describe", 1)], [picture(4)]
         config = generation_config(model, GenerateSettings(max_new_tokens=6))
         batch = prepare(processor, conversations, images)
         assert batch["attention_mask"][:, -1].tolist() == [1, 1, 1]
