@@ -7,19 +7,21 @@ from decoding.inter import INTER
 from decoding.m3id import M3ID
 from decoding.only import ONLY
 from decoding.pai import PAI
+from decoding.var import VAR
 from decoding.vcd import VCD
 from decoding.vhr import VHR
 from decoding.vista import VISTA
 
 __all__ = [
-    "DoLa",
     "ICD",
     "INTER",
-    "ImbalancedAttention",
     "M3ID",
     "ONLY",
     "PAI",
+    "VAR",
     "VCD",
     "VHR",
     "VISTA",
+    "DoLa",
+    "ImbalancedAttention",
 ]

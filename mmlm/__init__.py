@@ -26,6 +26,7 @@ _METHODS = {
     "M3ID": "decoding.m3id",
     "ONLY": "decoding.only",
     "PAI": "decoding.pai",
+    "VAR": "decoding.var",
     "VCD": "decoding.vcd",
     "VHR": "decoding.vhr",
     "VISTA": "decoding.vista",
@@ -49,6 +50,7 @@ if TYPE_CHECKING:
     from decoding.m3id import M3ID
     from decoding.only import ONLY
     from decoding.pai import PAI
+    from decoding.var import VAR
     from decoding.vcd import VCD
     from decoding.vhr import VHR
     from decoding.vista import VISTA
@@ -60,19 +62,20 @@ if TYPE_CHECKING:
     from mmlm.text_form import method_names, parse_method
 
 __all__ = [
-    "Anatomy",
-    "DoLa",
     "ICD",
     "INTER",
-    "ImbalancedAttention",
     "M3ID",
-    "Method",
     "ONLY",
     "PAI",
-    "TokenLayout",
+    "VAR",
     "VCD",
     "VHR",
     "VISTA",
+    "Anatomy",
+    "DoLa",
+    "ImbalancedAttention",
+    "Method",
+    "TokenLayout",
     "attach",
     "load",
     "method_names",

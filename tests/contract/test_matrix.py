@@ -150,7 +150,7 @@ def test_modes_that_would_go_wrong_silently_are_refused(cls, options, message):
     if "past_key_values" in options:
         options["past_key_values"] = model(**inputs, use_cache=True).past_key_values
     with (
-        attach(model, cls(), processor=processor),
+        attach(model, cases.strong(cls), processor=processor),
         pytest.raises(IncompatibleMethods, match=message),
     ):
         model.generate(**inputs, max_new_tokens=2, **options)
@@ -159,7 +159,10 @@ def test_modes_that_would_go_wrong_silently_are_refused(cls, options, message):
 def test_chunked_prefill_in_the_generation_config_is_refused():
     model, processor = tiny.build("llava")
     model.generation_config.prefill_chunk_size = 4
-    with attach(model, cases.METHODS[0]()), pytest.raises(IncompatibleMethods, match="chunked"):
+    with (
+        attach(model, cases.strong(cases.METHODS[0])),
+        pytest.raises(IncompatibleMethods, match="chunked"),
+    ):
         model.generate(**checks.batch(processor), max_new_tokens=2)
 
 
@@ -190,7 +193,10 @@ def test_a_foreign_cache_is_refused():
     inputs = checks.batch(processor)
     foreign = model(**inputs, use_cache=True).past_key_values
     token = inputs["input_ids"][:, :1]
-    with attach(model, cases.METHODS[0]()), pytest.raises(LayoutError, match="not filled inside"):
+    with (
+        attach(model, cases.strong(cases.METHODS[0])),
+        pytest.raises(LayoutError, match="not filled inside"),
+    ):
         model(input_ids=token, past_key_values=foreign, use_cache=True)
 
 
@@ -199,7 +205,7 @@ def test_right_padding_is_refused(cls):
     model, processor = tiny.shared("llava")
     inputs = checks.batch(processor)
     inputs["attention_mask"] = inputs["attention_mask"].flip(-1)
-    with attach(model, cls()), pytest.raises(LayoutError, match="padded on the right"):
+    with attach(model, cases.strong(cls)), pytest.raises(LayoutError, match="padded on the right"):
         model(**inputs)
 
 
