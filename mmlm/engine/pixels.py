@@ -88,7 +88,7 @@ def draw_diffusion_noise(
 def _tiles(picture: Tensor) -> int:
     """Number of a picture's own tiles; the batch's padding is zero and stands behind them."""
     filled = picture.flatten(1).ne(0).any(-1).nonzero()
-    return int(filled[-1]) + 1 if len(filled) else 1
+    return int(filled[-1]) + 1 if len(filled) else 0
 
 
 def _patch(anatomy: Anatomy) -> tuple[int, int]:
