@@ -6,6 +6,7 @@ any weights, so a model of any size is examined in seconds.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -84,14 +85,25 @@ def examine(model: Any, processor: Any) -> dict[str, Any]:
         "key_value_heads": anatomy.n_kv_heads,
         "image_token_ids": list(anatomy.image_ids),
         "chat_template": has_chat_template(processor),
+        "parts": {name: _described(*part) for name, part in anatomy.parts().items()},
         "methods": {cls.__name__: anatomy.supports(cls()) for cls in classes},
     }
+
+
+def _described(part: Any, tried: str) -> dict[str, Any]:
+    """One part as JSON values: its class, how many there are, or why there is none."""
+    if tried:
+        return {"class": None, "missing": tried}
+    if isinstance(part, Sequence) or type(part).__name__ == "ModuleList":
+        return {"class": type(part[0]).__name__, "count": len(part)}
+    return {"class": type(part).__name__}
 
 
 def _tables(report: dict[str, Any]) -> list[Any]:
     from rich.table import Table
 
-    family = report["family"] + ("" if report["family_known"] else " (unknown: parts were guessed)")
+    guessed = " (no row in the family table: parts are found by common names)"
+    family = report["family"] + ("" if report["family_known"] else guessed)
     heads = f"{report['heads']} heads, {report['key_value_heads']} for keys and values"
     template = "yes" if report["chat_template"] else "none: give --model.chat_template simple"
     what = Table(show_header=False)
@@ -103,6 +115,7 @@ def _tables(report: dict[str, Any]) -> list[Any]:
         "decoder": f"{report['decoder']}: {report['layers']} layers of {heads}",
         "image tokens": ", ".join(map(str, report["image_token_ids"])),
         "chat template": template,
+        **{name: _in_words(part) for name, part in report["parts"].items()},
         **({"weights": report["weights"]} if "weights" in report else {}),
     }.items():
         what.add_row(name, value)
@@ -110,6 +123,12 @@ def _tables(report: dict[str, Any]) -> list[Any]:
     for name, reasons in report["methods"].items():
         methods.add_row(name, "[red]no" if reasons else "[green]yes", "\n".join(reasons))
     return [what, methods]
+
+
+def _in_words(part: dict[str, Any]) -> str:
+    if part["class"] is None:
+        return f"[red]none[/red]: {part['missing']}"
+    return f"{part['count']} of {part['class']}" if "count" in part else part["class"]
 
 
 COMMAND = Command(

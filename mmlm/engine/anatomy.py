@@ -7,6 +7,7 @@ that names the part, the class and what was tried.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -65,7 +66,44 @@ class Family:
     softcap: bool = False
 
 
-GENERIC = Family()
+#: For model types without a row: the names that vision-language models in transformers use.
+GENERIC = Family(
+    image_ids=(
+        "image_token_id",
+        "image_token_index",
+        "image_patch_id",
+        "img_context_token_id",
+        "video_token_id",
+    ),
+    wrapper_ids=(
+        "vision_start_token_id",
+        "vision_end_token_id",
+        "image_start_token_id",
+        "image_end_token_id",
+        "boi_token_id",
+        "boi_token_index",
+        "eoi_token_id",
+        "eoi_token_index",
+    ),
+    tower=(
+        "vision_tower",
+        "visual",
+        "vision_model",
+        "vision_encoder",
+        "image_tower",
+        "vision_backbone",
+        "image_encoder",
+    ),
+    projector=(
+        "multi_modal_projector",
+        "visual.merger",
+        "connector",
+        "aligner",
+        "mm_projector",
+        "vision_projection",
+        "projector",
+    ),
+)
 FAMILIES: dict[str, Family] = {
     "llava": Family(sizes="equal"),
     "llava_next": Family(sizes="packed"),
@@ -137,25 +175,34 @@ class Anatomy:
     def __init__(self, model: Any) -> None:
         model = unwrap(model)
         self.model = model
-        config = getattr(model, "config", None)
-        if config is None or not callable(getattr(model, "get_decoder", None)):
+        config: Any = getattr(model, "config", None)
+        text = model.get_decoder() if callable(getattr(model, "get_decoder", None)) else None
+        if config is None or text is None:
             raise UnsupportedModel(
                 f"{type(model).__name__} is not a Hugging Face generation model: it lacks "
-                "`config` or `get_decoder()`.",
+                "`config` or a text decoder (`get_decoder()`).",
                 advice="Load it with transformers' AutoModelForImageTextToText.",
             )
-        self.config: Any = config
+        self.config = config
         self.family_name: str = config.model_type
         self.family = FAMILIES.get(self.family_name, GENERIC)
         self.composite: Any = self._part(model, "inner model", ("model",))
-        self.text: Any = model.get_decoder()
+        self.text: Any = text
         self.layers: Any = self._part(self.text, "decoder layers", ("layers", "h", "blocks"))
         self.norm: Any = self._part(self.text, "last norm", _NORM_PATHS)
         self.head: Any = model.get_output_embeddings()
+        if self.head is None:
+            raise UnsupportedModel(
+                f"{type(model).__name__} ({self.family_name}) has no language-modelling head: "
+                "tried get_output_embeddings().",
+                advice="Load it with transformers' AutoModelForImageTextToText.",
+            )
         text_config = config.get_text_config()
-        self.width: int = text_config.hidden_size
+        self.width: int = self._part(text_config, "width", ("hidden_size", "n_embd"))
         self.n_layers: int = len(self.layers)
-        self.n_heads: int = text_config.num_attention_heads
+        self.n_heads: int = self._part(
+            text_config, "number of heads", ("num_attention_heads", "n_head")
+        )
         self.n_kv_heads: int = getattr(text_config, "num_key_value_heads", None) or self.n_heads
         self.image_ids = self._ids(self.family.image_ids)
         self.wrapper_ids = self._ids(self.family.wrapper_ids)
@@ -256,19 +303,28 @@ class Anatomy:
     def supports(self, method: Method) -> list[str]:
         """Reasons why this model cannot run ``method``; empty if it can."""
         reasons = []
-        try:
-            if "heads" in method.sites:
-                self.o_proj(0)
-            if {"vision_layer", "visual_tokens"} & method.sites:
-                _ = self.tower, self.projector
-        except UnsupportedModel as error:
-            reasons.append(str(error))
-        if self.family is GENERIC and method.branches:
+        for sites, find in _NEEDED.values():
+            if sites & method.sites:
+                try:
+                    find(self)
+                except UnsupportedModel as error:
+                    reasons.append(str(error))
+        if self.family is GENERIC and (method.branches or method.riders):
             reasons.append(
                 f"model type {self.family_name!r} has no row in the family table, so it is not "
                 "known how an auxiliary prompt must be built"
             )
         return [*reasons, *method.unsupported(self)]
+
+    def parts(self) -> dict[str, tuple[Any, str]]:
+        """Every part that some site needs: its name -> (the part, "") or (None, what was tried)."""
+        found: dict[str, tuple[Any, str]] = {}
+        for name, (_, find) in _NEEDED.items():
+            try:
+                found[name] = find(self), ""
+            except UnsupportedModel as error:
+                found[name] = None, str(error)
+        return found
 
     def _ids(self, names: tuple[str, ...]) -> tuple[int, ...]:
         found = (getattr(self.config, name, None) for name in names)
@@ -283,6 +339,17 @@ class Anatomy:
             f"{type(root).__name__} ({self.family_name}) has no {what}: tried {', '.join(paths)}.",
             advice="`mmlm doctor MODEL` lists what this model supports.",
         )
+
+
+#: Name of a part -> the sites that need it, and how it is found.
+_NEEDED: dict[str, tuple[frozenset[str], Callable[[Anatomy], Any]]] = {
+    "vision tower": (frozenset({"vision_layer", "visual_tokens"}), lambda a: a.tower),
+    "tower blocks": (frozenset({"vision_layer"}), lambda a: a.tower_blocks),
+    "projector": (frozenset({"vision_layer", "visual_tokens"}), lambda a: a.projector),
+    "attention": (frozenset({"keys", "scores", "weights"}), lambda a: a.attention(0)),
+    "output projection": (frozenset({"heads"}), lambda a: a.o_proj(0)),
+    "MLP": (frozenset({"mlp"}), lambda a: a.mlp(0)),
+}
 
 
 def _follow(root: Any, path: str) -> Any:
