@@ -14,7 +14,7 @@ METHODS = tuple(getattr(mmlm, name) for name in mmlm.method_names())
 STRONG: dict[str, str] = {
     "INTER": "INTER(k=0.0, w=3.0, allow_text_only=True)",
     "M3ID": "M3ID(decay=0.5, first_step=1)",
-    "VAR": "VAR(move_fraction=0.9, min_nonsink_ratio=0.0, min_visual_mass=0.0, tau=1.5, "
+    "VAR": "VAR(move_fraction=0.9, min_nonsink_ratio=0.0, min_visual_mass=0.0, tau=0.9, "
     "sink_dims=(0, 1, 2, 3), include_last_layer=True)",
 }
 
