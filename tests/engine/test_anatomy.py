@@ -1,6 +1,9 @@
 """Anatomy: parts of every family, the old hub layout, refusals."""
 
 import json
+import re
+from dataclasses import dataclass
+from types import SimpleNamespace
 
 import checks
 import pytest
@@ -11,7 +14,7 @@ from torch import nn
 
 from decoding.vcd import VCD
 from decoding.vhr import VHR
-from mmlm import Anatomy, attach
+from mmlm import Anatomy, Method, attach
 from mmlm.errors import UnsupportedModel
 
 
@@ -79,6 +82,146 @@ def test_saved_and_loaded_again_gives_the_same(family, tmp_path):
     loaded = type(model).from_pretrained(tmp_path).eval()
     inputs = checks.batch(processor)
     assert torch.equal(checks.next_logits(model, inputs), checks.next_logits(loaded, inputs))
+
+
+@pytest.mark.parametrize("family", tiny.FAMILIES)
+def test_every_part_is_there(family):
+    a = Anatomy(tiny.shared(family)[0])
+    parts = a.parts()
+    assert [reason for _, reason in parts.values()] == [""] * len(parts)
+    assert len(a.tower_blocks) == 3
+    assert a.tower_has_cls == (family in ("llava", "llava_next", "internvl"))
+
+
+@pytest.mark.parametrize("family", tiny.FAMILIES)
+@torch.no_grad()
+def test_the_mlp_is_what_is_added_to_the_residual(family):
+    """Layer output minus layer input is the attention's part and what ``mlp`` gives, no more."""
+    model, processor = tiny.shared(family)
+    a, seen = Anatomy(model), {}
+    block = a.layers[1]
+    norm = "pre_feedforward_layernorm" if family == "gemma3" else "post_attention_layernorm"
+    handles = [
+        a.mlp(1).register_forward_hook(lambda m, args, out: seen.update(mlp=out)),
+        getattr(block, norm).register_forward_pre_hook(lambda m, args: seen.update(mid=args[0])),
+        block.register_forward_hook(lambda m, args, out: seen.update(out=out)),
+    ]
+    model(**checks.batch(processor))
+    for handle in handles:
+        handle.remove()
+    torch.testing.assert_close(seen["mid"] + seen["mlp"], seen["out"], atol=1e-6, rtol=1e-6)
+
+
+def _without(path):
+    """A LLaVA of an unknown type that lacks one attribute."""
+    model, _ = tiny.build("llava")
+    model.config.model_type = "brand_new_vl"
+    owner, _, name = path.rpartition(".")
+    delattr(model.get_submodule(owner), name)
+    return model
+
+
+@pytest.mark.parametrize(
+    ("path", "words"),
+    [
+        ("model", "LlavaForConditionalGeneration.*no inner model: tried model"),
+        ("model.language_model.layers", "LlamaModel.*no decoder layers: tried layers, h, blocks"),
+        ("model.language_model.norm", "LlamaModel.*no last norm: tried norm, final_layernorm"),
+    ],
+)
+def test_a_model_without_a_part_that_all_methods_need_is_refused(path, words):
+    model = _without(path)
+    text = model.get_decoder() if path != "model" else nn.Module()
+    model.get_decoder = lambda: text
+    with pytest.raises(UnsupportedModel, match=words) as caught:
+        Anatomy(model)
+    assert caught.value.advice
+
+
+@pytest.mark.parametrize(
+    ("part", "path", "words"),
+    [
+        ("vision tower", "model.vision_tower", "no vision tower: tried vision_tower, visual, "),
+        ("tower blocks", "model.vision_tower.encoder", "no tower blocks: tried encoder.layers, "),
+        ("projector", "model.multi_modal_projector", "no projector: tried multi_modal_projector, "),
+        ("attention", "model.language_model.layers.0.self_attn", "no self-attention: tried self_"),
+        (
+            "output projection",
+            "model.language_model.layers.0.self_attn.o_proj",
+            "no output projection: tried self_attn.o_proj, self_attn.out_proj, .*It has: ",
+        ),
+        ("MLP", "model.language_model.layers.0.mlp", "no MLP: tried post_feedforward_layernorm, "),
+    ],
+)
+def test_a_part_that_some_methods_need_is_named_with_what_was_tried(part, path, words):
+    found, reason = Anatomy(_without(path)).parts()[part]
+    assert found is None
+    assert re.search(words, reason)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _OnMlp(Method):
+    """Acts on the MLP."""
+
+    def neutral(self):
+        return self
+
+    def mlp(self, state, layer, y):
+        return None
+
+
+def test_a_method_without_its_part_is_refused_by_name_of_the_part():
+    model = _without("model.language_model.layers.0.mlp")
+    assert Anatomy(model).supports(VHR()) == []
+    with pytest.raises(UnsupportedModel, match=r"_OnMlp.*no MLP: tried"), attach(model, _OnMlp()):
+        pass
+
+
+def test_a_model_without_a_head_is_refused():
+    model, _ = tiny.build("llava")
+    model.get_output_embeddings = lambda: None
+    with pytest.raises(UnsupportedModel, match=r"no language-modelling head: tried get_output"):
+        Anatomy(model)
+
+
+def test_an_odd_configuration_is_refused_by_what_it_lacks():
+    model, _ = tiny.build("llava")
+    model.config.get_text_config = lambda: SimpleNamespace(hidden_size=64)
+    with pytest.raises(UnsupportedModel, match=r"no number of heads: tried num_attention_heads"):
+        Anatomy(model)
+
+
+def test_an_unknown_family_is_found_by_common_names():
+    """Aya Vision has no row in the table: parts are found, and methods without branches run."""
+    from transformers import (
+        AyaVisionConfig,
+        AyaVisionForConditionalGeneration,
+        LlamaConfig,
+        SiglipVisionConfig,
+    )
+
+    tower = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
+    tower |= {"num_attention_heads": 4, "image_size": 56, "patch_size": 14}
+    text = {"vocab_size": 40, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 4}
+    text |= {"num_attention_heads": 8, "num_key_value_heads": 2}
+    config = AyaVisionConfig(
+        vision_config=SiglipVisionConfig(**tower, vision_use_head=False),
+        text_config=LlamaConfig(**text),
+        image_token_index=39,
+        downsample_factor=2,
+    )
+    model = AyaVisionForConditionalGeneration(config).eval()
+    a = Anatomy(model)
+    assert a.family_name == "aya_vision"
+    assert a.image_ids == (39,)
+    assert all(reason == "" for _, reason in a.parts().values())
+    ids = torch.tensor([[5, 39, 39, 39, 39, 6, 7]])
+    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    inputs["pixel_values"] = torch.randn(1, 3, 56, 56)
+    plain = checks.next_logits(model, inputs)
+    with attach(model, VHR()):
+        assert not torch.allclose(checks.next_logits(model, inputs), plain)
+    assert "aya_vision" in a.supports(VCD())[0]
 
 
 def test_a_plain_module_is_refused():
