@@ -313,7 +313,9 @@ class Flat(_Repainted):
     def repaint(self, anatomy: Anatomy, pixels: Tensor, grid: Tensor | None) -> Tensor:
         """Paints each image in its colour."""
         if self.colour == "zeros":
-            return torch.zeros_like(pixels)
+            black = torch.zeros_like(pixels)
+            # Some families take a tile of zeros for padding: as near to it as numbers go.
+            return black + (pixels != 0) * torch.finfo(pixels.dtype).tiny
         return put_back(pixels, grid, [_mean(anatomy, p) for p in by_picture(pixels, grid)])
 
 
