@@ -264,14 +264,21 @@ class Template:
             return _Found(lead, (*questions, (start, stop)))
 
     def _lead(self, text: str) -> int | None:
-        frames = self._frames
-        if text.startswith(frames.lead):
-            return len(frames.lead)
-        if frames.system is not None and text.startswith(frames.system[0]):
-            before, after = frames.system
-            stop = text.find(after, len(before))
-            return stop + len(after) if stop >= 0 and after else None
-        return None
+        """End of what stands before the first question; None if the text begins otherwise.
+
+        One beginning may be the start of the other, so the longer one is tried first.
+        """
+        lead, system = self._frames.lead, self._frames.system
+        plain = len(lead) if text.startswith(lead) else None
+        if system is None or not text.startswith(system[0]):
+            return plain
+        before, after = system
+        stop = text.find(after, len(before)) if after else -1
+        with_system = stop + len(after) if stop >= 0 else None
+        first, second = plain, with_system
+        if len(before) > len(lead):
+            first, second = with_system, plain
+        return first if first is not None else second
 
     def _stranger(self, row: int, what: str) -> LayoutError:
         return LayoutError(
