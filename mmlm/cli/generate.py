@@ -20,7 +20,7 @@ from mmlm.runner import GenerateSettings, Request, Result, fingerprint, generate
 if TYPE_CHECKING:
     from mmlm.engine.method import Method
 
-__all__ = ["COMMAND", "Generate", "read_requests", "run"]
+__all__ = ["COMMAND", "Generate", "as_request", "read_requests", "run"]
 
 # The fields of an output line that are ours; a question may not bring them along.
 ANSWER_FIELDS = ("text", "n_tokens", "templated", "error")
@@ -75,7 +75,7 @@ def run(settings: Generate, terminal: Terminal) -> int:
             batches = generate_batches(
                 model,
                 processor,
-                [_request(question, settings.input.parent) for question in questions],
+                [as_request(question, settings.input.parent) for question in questions],
                 methods,
                 settings.generate,
                 done={str(identifier) for identifier in records.done},
@@ -143,7 +143,8 @@ def _problem(question: dict[str, Any]) -> str | None:
     return None
 
 
-def _request(question: dict[str, Any], folder: Path) -> Request:
+def as_request(question: dict[str, Any], folder: Path) -> Request:
+    """A checked question as a request; paths of pictures are relative to ``folder``."""
     images = question["images"] if "images" in question else [question["image"]]
     # An address keeps its "://" for the error message; a path would swallow one slash.
     return Request(

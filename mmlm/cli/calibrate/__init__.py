@@ -1,0 +1,17 @@
+"""``mmlm calibrate``: measures what a method must know about a model, and writes it down.
+
+How to add a target: write ``mmlm/cli/calibrate/<target>.py`` with an options dataclass, a ``run``
+and a ``COMMAND``, as for any command (see :mod:`mmlm.cli`), and add it to ``COMMANDS`` below.
+:mod:`mmlm.cli.calibrate.common` has what targets share: pictures and questions, and the file they
+write, which ``mmlm generate --config FILE`` reads.
+"""
+
+from __future__ import annotations
+
+from mmlm.cli.calibrate import sink_dims
+
+__all__ = ["COMMANDS"]
+
+COMMANDS = {
+    "sink-dims": sink_dims.COMMAND,
+}
