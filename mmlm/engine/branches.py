@@ -13,7 +13,7 @@ from __future__ import annotations
 import abc
 import functools
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
@@ -21,6 +21,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional
 
+from mmlm.engine.blanks import without_blanks
 from mmlm.engine.pixels import by_picture, draw_diffusion_noise, draw_uniform_noise, put_back
 from mmlm.engine.template import Template
 from mmlm.errors import LayoutError
@@ -153,12 +154,14 @@ class BranchPrompt:
         positions: [B, n] or, in families with several position axes, [3, B, n]; or None for "the
             main prompt's own" (then n = N).
         types: ``token_type_ids`` [B, n] where the main prompt has them.
+        ids: Token ids [B, n] of a prompt without images, if they are known.
     """
 
     embeds: Tensor
     mask: Tensor
     positions: Tensor | None
     types: Tensor | None = None
+    ids: Tensor | None = None
 
 
 class Branch(abc.ABC):
@@ -178,12 +181,14 @@ class Columns:
         keep: bool [B, N], columns that are part of the prompt.
         seen: bool [B, N], columns that may be attended to.
         whole: Whether all real columns are kept.
+        ids: int64 [B, N], if they are not the main prompt's.
     """
 
     embeds: Tensor
     keep: Tensor
     seen: Tensor
     whole: bool
+    ids: Tensor | None = None
 
 
 class ImageBranch(Branch):
@@ -209,7 +214,7 @@ class Same(Branch):
     def build(self, source: Source) -> BranchPrompt:
         """The main prompt's merged embeddings."""
         embeds = source.features if source.features is not None else source.embeds()
-        return BranchPrompt(embeds, source.layout.real, None)
+        return BranchPrompt(embeds, source.layout.real, None, source.types)
 
 
 @dataclass(frozen=True)
@@ -218,6 +223,7 @@ class NoImage(ImageBranch):
 
     Built on the token level, so that the chat template stays. Asking a chat template for a prompt
     without image is not the same: some templates change, and some adapters skip it altogether.
+    Blank lines that a processor writes around images go too, if the processor is known.
 
     Attributes:
         kind: "drop": visual tokens and the tokens that frame them are deleted and the remaining
@@ -234,7 +240,17 @@ class NoImage(ImageBranch):
             seen = layout.real & ~layout.visual
             return Columns(source.embeds(), layout.real, seen, whole=True)
         keep = source.readable()
-        return Columns(source.embeds(), keep, keep, whole=False)
+        blank = source.anatomy.family.blank
+        if not blank or source.processor is None or source.input_ids is None:
+            return Columns(source.embeds(), keep, keep, whole=False)
+
+        def shorten() -> tuple[Tensor, Tensor]:
+            tokenizer = getattr(source.processor, "tokenizer", source.processor)
+            return without_blanks(source.ids(), layout, blank, tokenizer)
+
+        ids, gone = source.once("blanks", shorten)
+        embeds = replace(source, input_ids=ids, inputs_embeds=None).embeds()
+        return Columns(embeds, keep & ~gone, keep & ~gone, whole=False, ids=ids)
 
 
 class _Repainted(ImageBranch):
@@ -336,7 +352,7 @@ class NoText(Branch):
         rest = ~source.words()
         return close_up(
             source,
-            Columns(columns.embeds, columns.keep & rest, columns.seen & rest, whole=False),
+            replace(columns, keep=columns.keep & rest, seen=columns.seen & rest, whole=False),
         )
 
 
@@ -404,11 +420,12 @@ def close_up(source: Source, columns: Columns) -> BranchPrompt:
     # A stable sort moves the dropped positions to the front: padding on the left.
     index = keep.long().argsort(dim=1, stable=True)[:, -longest:]
     real = keep.gather(1, index)
-    ids = None if source.input_ids is None else source.input_ids.gather(1, index)
+    ids = columns.ids if columns.ids is not None else source.input_ids
+    ids = None if ids is None else ids.gather(1, index)
     seen = columns.seen.gather(1, index) & real
     types = None if source.types is None else source.types.gather(1, index)
     positions = _positions(source, ids, real)
-    return BranchPrompt(_pick(columns.embeds, index, real), seen, positions, types)
+    return BranchPrompt(_pick(columns.embeds, index, real), seen, positions, types, ids)
 
 
 def _pick(embeds: Tensor, index: Tensor, real: Tensor) -> Tensor:

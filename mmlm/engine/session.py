@@ -67,6 +67,7 @@ class Session:
         self._layout: TokenLayout | None = None
         self._source: Source | None = None
         self.states: list[Any] = [None] * len(methods)
+        self.parallel = False  # each new position is a last one: see mmlm.engine.search
         self.quiet = False  # an auxiliary pass is running: temporary methods are off
         self._deep: list[Tensor] = []  # what it adds to the outputs of the first layers
         self._captured: dict[tuple[Any, ...], Captured] = {}
@@ -243,7 +244,7 @@ class Session:
 
     def first_row(self, kind: str, new: int) -> int:
         """The first of ``new`` rows that a method asking for ``kind`` may get."""
-        if kind == "all":
+        if kind == "all" or self.parallel:
             return 0
         if kind == "tail" and new > 1:
             return min(max(self._tail_first - self.past, 0), new)
@@ -285,6 +286,10 @@ class Session:
             yield
         finally:
             self.quiet = before
+
+    def prompt_positions(self) -> Tensor | None:
+        """Position ids [..., B, N] of the running pass, one row per main row."""
+        return self._spelled_out(self._positions)
 
     # ---- one forward pass ----------------------------------------------------------------------
 
@@ -398,12 +403,11 @@ class Session:
         # Rows below the main ones hold text only; their embeddings equal those of their ids.
         ids, masks, places = [source.input_ids], [layout.real], [positions]
         for prompt in prompts:
+            if prompt.ids is None:
+                raise LayoutError("A riding branch must be text.", advice="Use NoImage().")
             short = layout.length - prompt.embeds.shape[1]
-            keep = layout.real & ~layout.visual & ~layout.frame
-            index = keep.long().argsort(dim=1, stable=True)
-            moved = source.input_ids.gather(1, index)
             own = functional.pad(prompt.mask, (short, 0))
-            ids.append(moved.masked_fill(~own, int(moved[0, -1])))
+            ids.append(torch.where(own, functional.pad(prompt.ids, (short, 0)), prompt.ids[:, -1:]))
             masks.append(own)
             place = functional.pad(prompt.positions, (short, 0))  # type: ignore[arg-type]
             three = positions.ndim == 3
