@@ -29,8 +29,15 @@ _FIRST_OF_32, _DEPTH = 25, 32
 def steering_vector(
     with_image: Float[Tensor, "B D"], without: Float[Tensor, "B D"]
 ) -> Float[Tensor, "B D"]:
-    """V of a layer: what the image adds to its output at the last prompt position."""
-    return with_image - without
+    """V of a layer: what the image adds to its output at the last prompt position.
+
+    Zero if it is within the rounding error of the states: under a sliding window the first layers
+    may not see the image from there, and only V's direction counts.
+    """
+    v = with_image - without
+    size = with_image.norm(dim=-1, keepdim=True) + without.norm(dim=-1, keepdim=True)
+    noise = 16 * torch.finfo(v.dtype).eps * size
+    return v.masked_fill(v.norm(dim=-1, keepdim=True) <= noise, 0)
 
 
 def steer(
@@ -102,6 +109,7 @@ class VISTA(Method):
     Differs:
         The code takes V through a PCA of one difference, which on one sample returns V plus a unit
         vector at coordinate 0 of layer 0; here V itself is used.
+        A V within rounding error counts as zero (see :func:`steering_vector`).
         The head is applied to the mean of the late states, not to each: a linear head gives the
         same logits, with one product instead of six.
         The negative prompt removes the image tokens and keeps the chat template, position numbers
@@ -215,8 +223,9 @@ class VISTA(Method):
         if state is None or self.late_weight == 0 or layer not in state.late_layers:
             return
         last = x[:, -1].float()
-        first = state.late is None or layer == state.late_layers[0]
-        state.late = last if first else state.late + last
+        if layer != state.late_layers[0] and state.late is not None:
+            last = state.late + last
+        state.late = last
         state.dtype = x.dtype
 
     def logits(
