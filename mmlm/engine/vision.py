@@ -101,7 +101,7 @@ class Sight:
 def encode_first(session: Session, inputs: dict[str, Any]) -> dict[str, Any]:
     """The inputs of a prompt's first pass with its pictures encoded, as ``generate`` hands them."""
     composite = session.anatomy.composite
-    given = [m for m, name in _PIXELS.items() if inputs.get(name) is not None]
+    given = [m for m, name in _PIXELS.items() if inputs.get(name) is not None and len(inputs[name])]
     if not given or "mm_encoder_outputs" not in session.parameters:
         return inputs
     encoded = {}
