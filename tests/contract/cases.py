@@ -15,7 +15,7 @@ STRONG: dict[str, str] = {
     "INTER": "INTER(k=0.0, w=3.0, allow_text_only=True)",
     "M3ID": "M3ID(decay=0.5, first_step=1)",
     "VAR": "VAR(move_fraction=0.9, min_nonsink_ratio=0.0, min_visual_mass=0.0, tau=0.9, "
-    "sink_dims=(0, 1, 2, 3), include_last_layer=True)",
+    "sink_dims=(2, 7), include_last_layer=True)",
 }
 
 #: Parameters for which infinity means something: a threshold that nothing reaches.
