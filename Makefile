@@ -8,7 +8,7 @@ export TOKENIZERS_PARALLELISM := false
 export HF_HUB_OFFLINE ?= 1
 export WANDB_MODE ?= offline
 
-.PHONY: setup demo test test-all lint docs embedded-model measure speed clean
+.PHONY: setup demo test test-all lint docs embedded-model measure effects speed clean
 
 setup: $(VENV)/.done
 
@@ -47,6 +47,11 @@ embedded-model: setup
 # Measures the shipped model and writes docs/embedded-model.md: about an hour on two cores.
 measure: setup
 	$(BIN)/python tools/measure_embedded.py
+
+# What every method changes on the shipped model: docs/effects.md, about an hour, resumable.
+effects: setup
+	$(BIN)/python tools/measure_effects.py
+	$(BIN)/python tools/effects_page.py
 
 # Latency of every method as a ratio to plain decoding, on a random model of fixed shape.
 speed: setup

@@ -22,7 +22,6 @@ ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "docs" / "results"
 DOCUMENT = ROOT / "docs" / "embedded-model.md"
 KINDS = ("random", "popular", "adversarial")
-CHANGES = ("chair_s", "chair_i", "recall", "mean_length")
 MARKED = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
@@ -43,7 +42,7 @@ def captions(records: dict[str, Any]) -> str:
                 _percent(result["no_image"]["metrics"]["chair_i"]),
             )
         )  # fmt: skip
-    return _table(head, rows)
+    return table(head, rows)
 
 
 def priors(records: dict[str, Any]) -> str:
@@ -57,7 +56,7 @@ def priors(records: dict[str, Any]) -> str:
         thirds = [_share(measure) for measure in result["hallucination_by_third"]]
         theme = result["theme"]
         rows.append((name, split, *thirds, _percent(theme["theme_share"]), _share(theme["chance"])))
-    return _table(head, rows)
+    return table(head, rows)
 
 
 def polls(records: dict[str, Any]) -> str:
@@ -69,31 +68,14 @@ def polls(records: dict[str, Any]) -> str:
         hard = asked["adversarial"]["metrics"]
         accuracy = [_percent(asked[kind]["metrics"]["accuracy"]) for kind in KINDS]
         rows.append((name, split, *accuracy, _share(hard["f1"]), _share(hard["yes_ratio"])))
-    return _table(head, rows)
-
-
-def effects(records: dict[str, Any]) -> str:
-    """What each method changes, in points, with paired intervals."""
-    record = records["effects"]
-    plain = record["plain"]
-    kinds = tuple(plain["pope"])
-    head = ("method", "CHAIR_s", "CHAIR_i", "recall", "words", *(f"POPE {kind}" for kind in kinds))
-    first = [_share(plain["metrics"][name]) for name in CHANGES[:3]]
-    first.append(f"{plain['metrics']['mean_length']['value']:.1f}")
-    first += [_share(plain["pope"][kind]["metrics"]["accuracy"]) for kind in kinds]
-    rows: list[Sequence[str]] = [("plain", *first)]
-    for method, result in record["methods"].items():
-        names = (*CHANGES, *(f"pope_{kind}" for kind in kinds))
-        cells = [_change(name, result["change"][name]) for name in names]
-        rows.append((f"`{method}`", *cells))
-    return _table(head, rows)
+    return table(head, rows)
 
 
 def precision(records: dict[str, Any]) -> str:
     """Captions that equal those of 32-bit weights."""
     record = records["precision"]
     rows = [(name, f"{same} of {record['pictures']}") for name, same in record["identical"].items()]
-    return _table(("weights", "identical captions"), rows)
+    return table(("weights", "identical captions"), rows)
 
 
 def speed(records: dict[str, Any]) -> str:
@@ -101,7 +83,7 @@ def speed(records: dict[str, Any]) -> str:
     record = records["speed"]
     rates = record["captions_per_second"]
     rows = [[f"{record['threads']}", *(f"{rate:.1f}" for rate in rates.values())]]
-    return _table(("threads", *(f"batch {size}" for size in rates)), rows)
+    return table(("threads", *(f"batch {size}" for size in rates)), rows)
 
 
 def heads(records: dict[str, Any]) -> str:
@@ -117,12 +99,10 @@ def heads(records: dict[str, Any]) -> str:
         spread = (f"{f(vhd):.3f}" for f in (min, statistics.median, max))
         means = (f"{statistics.mean(values):.2f}" for values in (share, sinks))
         rows.append((str(layer), *spread, *means))
-    return _table(head, rows)
+    return table(head, rows)
 
 
-TABLES = {
-    table.__name__: table for table in (captions, priors, polls, effects, precision, speed, heads)
-}
+TABLES = {make.__name__: make for make in (captions, priors, polls, precision, speed, heads)}
 
 
 def _runs(records: dict[str, Any]) -> Iterable[tuple[str, str, dict[str, Any]]]:
@@ -141,16 +121,8 @@ def _share(measure: dict[str, Any]) -> str:
     return "undefined" if measure["value"] is None else f"{100 * measure['value']:.1f}"
 
 
-def _change(name: str, change: dict[str, Any]) -> str:
-    if change["value"] is None:
-        return "undefined"
-    factor = 1 if name == "mean_length" else 100
-    low, high = (factor * end for end in change["interval"])
-    text = f"{factor * change['value']:+.1f} [{low:+.1f}, {high:+.1f}]"
-    return f"**{text}**" if change["clear"] else text
-
-
-def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table in Markdown."""
     lines = [head, ["---"] * len(head), *rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
 

@@ -31,7 +31,6 @@ from measure_embedded import QUESTION, SPLIT, Pictures, asked, captions
 import mmlm
 from benchmarks import chair
 from benchmarks.base import CountTable
-from data_tools.world.polling import KINDS
 from mmlm.cli.configs import effect_settings
 from mmlm.runner import fingerprint
 
@@ -40,6 +39,9 @@ RESULTS = ROOT / "docs" / "results" / "effects"
 PLAIN = "plain"
 BEAMS = "plain, 5 beams"
 """Beam search without a method: what a method that searches has to be compared with."""
+ANSWER_TOKENS = 2
+"""Of a yes/no answer: its first word decides."""
+BATCH = 60
 
 
 @dataclass(frozen=True)
@@ -87,12 +89,13 @@ def measure(model: Any, processor: Any, setting: Setting, pictures: Pictures) ->
     """The counts of every picture under one setting."""
     began = time.monotonic()
     scenes, methods = pictures.scenes(), setting.methods
-    texts = captions(model, processor, scenes, methods, num_beams=setting.num_beams)
+    texts = captions(
+        model, processor, scenes, methods, batch_size=BATCH, num_beams=setting.num_beams
+    )
     scored = chair.score(texts, {s.index: s.classes for s in scenes})
-    polled = {
-        kind: asked(model, processor, scenes, kind, methods, num_beams=setting.num_beams)
-        for kind in KINDS
-    }
+    polled = asked(
+        model, processor, scenes, methods, tokens=ANSWER_TOKENS, num_beams=setting.num_beams
+    )
     return {
         "group": setting.group,
         "rank": setting.rank,

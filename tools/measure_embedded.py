@@ -1,7 +1,6 @@
 """Measures the embedded model for docs/embedded-model.md.
 
     python tools/measure_embedded.py scores --model runs/world/seed0/model --name seed0
-    python tools/measure_embedded.py effects --split counterfactual
     python tools/measure_embedded.py precision
     python tools/measure_embedded.py speed
     python tools/measure_embedded.py heads --count 100
@@ -33,18 +32,10 @@ ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "docs" / "results"
 QUESTION = "please describe this image in detail ."
 NEW_TOKENS = 84
-ANSWER_TOKENS = 16
-"""Of a yes/no answer."""
 SPLIT = "natural"
 """Split on which everything but the scores is measured: the one of `mmlm demo`."""
 CLASSES_ASKED = 3
 """Present classes that POPE asks about in a picture, and as many absent ones."""
-EFFECT_KINDS = ("random", "adversarial")
-"""Kinds of POPE questions on which methods are compared."""
-STRENGTHS = {
-    "VCD": ("VCD(alpha=0.5, beta=0.1)", "VCD(alpha=1.0, beta=0.1)", "VCD(alpha=2.0, beta=0.1)"),
-    "VHR": ("VHR(alpha=1.5)", "VHR(alpha=2.0)", "VHR(alpha=3.0)"),
-}
 
 
 @dataclass(frozen=True)
@@ -88,27 +79,34 @@ def asked(
     model: Any,
     processor: Any,
     scenes: Sequence[Scene],
-    kind: str,
     methods: Sequence[Any] = (),
     *,
+    tokens: int = 16,
     num_beams: int = 1,
-) -> pope.PopeResult:
-    """POPE of one kind on the first 100 pictures that have enough objects."""
+) -> dict[str, pope.PopeResult]:
+    """POPE of every kind on the first 100 pictures that have enough objects.
+
+    The kinds share half of their questions, those about objects that are there: these are asked
+    once.
+    """
     enough = [s for s in scenes if len(s.classes) >= CLASSES_ASKED][:100]
     drawn = {file_name(s.index): _picture(s) for s in enough}
-    questions = poll(kind, [(s, file_name(s.index)) for s in enough])
-    requests = [
-        Request(str(q["question_id"]), (drawn[q["image"]],), str(q["text"])) for q in questions
-    ]
-    answers = _generate(
-        model, processor, requests, methods, 64, tokens=ANSWER_TOKENS, num_beams=num_beams
+    polls = {kind: poll(kind, [(s, file_name(s.index)) for s in enough]) for kind in KINDS}
+    wanted = dict.fromkeys(
+        (q["image"], q["text"]) for questions in polls.values() for q in questions
     )
-    return pope.score(
-        answers,
-        [str(q["label"]) for q in questions],
-        images=[str(q["image"]) for q in questions],
-        version=f"world-{kind}",
-    )
+    requests = [Request(f"{image} {text}", (drawn[image],), text) for image, text in wanted]
+    texts = _generate(model, processor, requests, methods, 64, tokens=tokens, num_beams=num_beams)
+    answers = dict(zip(wanted, texts, strict=True))
+    return {
+        kind: pope.score(
+            [answers[q["image"], q["text"]] for q in questions],
+            [str(q["label"]) for q in questions],
+            images=[str(q["image"]) for q in questions],
+            version=f"world-{kind}",
+        )
+        for kind, questions in polls.items()
+    }
 
 
 def scores(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -122,38 +120,10 @@ def scores(arguments: argparse.Namespace) -> dict[str, Any]:
         blind = captions(model, processor, scenes, with_image=False)
         described["no_image"] = _described(scenes, blind)
         described["pope"] = {
-            kind: asked(model, processor, scenes, kind).as_json() for kind in KINDS
+            kind: result.as_json() for kind, result in asked(model, processor, scenes).items()
         }
         record["splits"][split] = described
         _note(f"{split}: {_summary(described)}  ({time.monotonic() - began:.0f} s)")
-    return record
-
-
-def effects(arguments: argparse.Namespace) -> dict[str, Any]:
-    """What three strengths of each method change, with paired intervals on the same pictures."""
-    model, processor = mmlm.load(arguments.model)
-    scenes = Pictures(arguments.split, arguments.count).scenes()
-    plain = chair.score(captions(model, processor, scenes), _truth(scenes))
-    asked_plain = {kind: asked(model, processor, scenes, kind) for kind in EFFECT_KINDS}
-    record: dict[str, Any] = {"split": arguments.split, "plain": plain.as_json(), "methods": {}}
-    record["plain"]["pope"] = {kind: result.as_json() for kind, result in asked_plain.items()}
-    for text in (t for texts in STRENGTHS.values() for t in texts):
-        method = mmlm.parse_method(text)
-        scored = chair.score(captions(model, processor, scenes, [method]), _truth(scenes))
-        result = scored.as_json()
-        result["change"] = {
-            name: _difference(plain.table, scored.table, name)
-            for name in ("chair_s", "chair_i", "recall", "mean_length")
-        }
-        result["pope"] = {}
-        for kind in EFFECT_KINDS:
-            answers = asked(model, processor, scenes, kind, [method])
-            result["pope"][kind] = answers.as_json()
-            result["change"][f"pope_{kind}"] = _difference(
-                asked_plain[kind].table, answers.table, "accuracy"
-            )
-        record["methods"][text] = result
-        _note(f"{text}: {_summary(result)}")
     return record
 
 
@@ -312,13 +282,6 @@ def _described(scenes: Sequence[Scene], described: list[dict[str, Any]]) -> dict
     }
 
 
-def _difference(before: Any, after: Any, name: str) -> dict[str, Any]:
-    difference = before.difference(after, name)
-    interval = difference.interval
-    ends = [None, None] if interval is None else [interval.low, interval.high]
-    return {"value": difference.value, "interval": ends, "clear": difference.is_clear}
-
-
 def _summary(described: dict[str, Any]) -> str:
     """One line for the terminal."""
     metrics = {name: m["value"] for name, m in described["metrics"].items()}
@@ -360,7 +323,6 @@ def build_parser() -> argparse.ArgumentParser:
 
 MEASURES = {
     "scores": scores,
-    "effects": effects,
     "precision": precision,
     "speed": speed,
     "heads": heads,
