@@ -9,7 +9,7 @@ repository xxxxx313/INTER; no code is copied. The body of the paper was not avai
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
@@ -35,6 +35,7 @@ __all__ = [
     "dispersion",
     "dividend",
     "guidance",
+    "measure_dispersion",
     "plausible",
 ]
 
@@ -289,38 +290,31 @@ class _Watch(INTER):
         return None
 
 
-def calibrate_k(
+def measure_dispersion(
     model: nn.Module,
-    inputs: Sequence[Mapping[str, Any]],
-    quantile: float = 0.5,
+    inputs: Iterable[Mapping[str, Any]],
     *,
     method: INTER | None = None,
     processor: Any = None,
     max_new_tokens: int = 64,
-) -> float:
-    """The threshold above which a share of ``1 - quantile`` of a model's steps are key steps.
+) -> Float[Tensor, "steps"]:
+    """D at every step of greedy answers to some prompts, without changing any logit.
 
-    Answers the prompts greedily without changing any logit and takes the quantile of D over all
-    steps of all answers. Steps after the end of an answer do not count.
+    Steps after the end of an answer do not count.
 
     Args:
         model: The model.
         inputs: Batches of model inputs, as the processor makes them, with an image in every row.
-        quantile: In [0, 1]. Default 0.5: every other step is a key step (ours).
         method: Image mask, scope, beta and seed with which D is measured; default: ``INTER()``.
         processor: The model's processor; :func:`mmlm.load` remembers its own.
         max_new_tokens: Longest answer.
 
     Returns:
-        k, for ``INTER(k=...)``.
+        D of all steps of all answers.
 
     Raises:
-        ValueError: If the quantile is out of range or there is no batch.
+        ValueError: If there is no batch.
     """
-    if not 0 <= quantile <= 1:
-        raise ValueError(f"calibrate_k: quantile must be >= 0 and <= 1, got {quantile!r}.")
-    if not inputs:
-        raise ValueError("calibrate_k: no inputs were given; give at least one batch.")
     given = method or INTER()
     found = []
     for batch in inputs:
@@ -334,7 +328,42 @@ def calibrate_k(
         answers = tokens[:, batch["input_ids"].shape[1] :]
         spread = torch.stack(watch.seen, dim=1)[:, : answers.shape[1]]
         found.append(spread[_counts(answers, model)])
-    return float(torch.cat(found).quantile(quantile))
+    if not found:
+        raise ValueError("INTER: no inputs were given; give at least one batch.")
+    return torch.cat(found)
+
+
+def calibrate_k(
+    model: nn.Module,
+    inputs: Iterable[Mapping[str, Any]],
+    quantile: float = 0.5,
+    *,
+    method: INTER | None = None,
+    processor: Any = None,
+    max_new_tokens: int = 64,
+) -> float:
+    """The threshold above which a share of ``1 - quantile`` of a model's steps are key steps.
+
+    Args:
+        model: The model.
+        inputs: As for :func:`measure_dispersion`.
+        quantile: In [0, 1]. Default 0.5: every other step is a key step (ours).
+        method: As for :func:`measure_dispersion`.
+        processor: As for :func:`measure_dispersion`.
+        max_new_tokens: As for :func:`measure_dispersion`.
+
+    Returns:
+        k, for ``INTER(k=...)``.
+
+    Raises:
+        ValueError: If the quantile is out of range or there is no batch.
+    """
+    if not 0 <= quantile <= 1:
+        raise ValueError(f"INTER: quantile must be >= 0 and <= 1, got {quantile!r}.")
+    spread = measure_dispersion(
+        model, inputs, method=method, processor=processor, max_new_tokens=max_new_tokens
+    )
+    return float(spread.quantile(quantile))
 
 
 def _counts(answers: Tensor, model: Any) -> Bool[Tensor, "B T"]:

@@ -45,7 +45,7 @@ SUMMARIES = {
     "bench": "run a benchmark and score it (chair, pope)",
     "score": "score stored answers again without the model (chair, pope)",
     "methods": "list the methods with their parameters",
-    "calibrate": "measure what a method must know about a model (sink-dims, heads)",
+    "calibrate": "measure what a method must know about a model (inter-k, sink-dims, heads)",
     "doctor": "what a model is, which methods it supports, and why not",
 }
 

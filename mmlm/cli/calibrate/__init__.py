@@ -8,10 +8,11 @@ write, which ``mmlm generate --config FILE`` reads.
 
 from __future__ import annotations
 
-from mmlm.cli.calibrate import sink_dims
+from mmlm.cli.calibrate import inter_k, sink_dims
 
 __all__ = ["COMMANDS"]
 
 COMMANDS = {
+    "inter-k": inter_k.COMMAND,
     "sink-dims": sink_dims.COMMAND,
 }
