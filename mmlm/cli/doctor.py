@@ -8,10 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mmlm.cli.frame import DONE, Command, Terminal
 from mmlm.cli.options import EMBEDDED, check_model_name
+
+if TYPE_CHECKING:
+    from mmlm.engine.anatomy import Anatomy
+    from mmlm.engine.method import Method
 
 __all__ = ["COMMAND", "Doctor", "examine", "run"]
 
@@ -73,7 +77,8 @@ def examine(model: Any, processor: Any) -> dict[str, Any]:
     from mmlm.inputs import has_chat_template
 
     anatomy = mmlm.Anatomy(model)
-    classes = [getattr(mmlm, name) for name in mmlm.method_names()]
+    methods = [getattr(mmlm, name)() for name in mmlm.method_names()]
+    template = has_chat_template(processor)
     return {
         "class": type(model).__name__,
         "family": anatomy.family_name,
@@ -84,10 +89,22 @@ def examine(model: Any, processor: Any) -> dict[str, Any]:
         "heads": anatomy.n_heads,
         "key_value_heads": anatomy.n_kv_heads,
         "image_token_ids": list(anatomy.image_ids),
-        "chat_template": has_chat_template(processor),
+        "chat_template": template,
         "parts": {name: _described(*part) for name, part in anatomy.parts().items()},
-        "methods": {cls.__name__: anatomy.supports(cls()) for cls in classes},
+        "methods": {type(m).__name__: _reasons(anatomy, m, template) for m in methods},
     }
+
+
+def _reasons(anatomy: Anatomy, method: Method, template: bool) -> list[str]:
+    """Why a method at its defaults cannot run; empty if it can."""
+    reasons = anatomy.supports(method)
+    rewrites = any(getattr(branch, "needs_template", False) for branch in method.branches)
+    if rewrites and not template:
+        reasons.append(
+            "it changes the user's words in an auxiliary prompt, and the processor has no chat "
+            "template to tell them by; give --model.chat_template simple"
+        )
+    return reasons
 
 
 def _described(part: Any, tried: str) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """The small commands: methods, doctor, data world, train."""
 
 import json
+import re
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ import mmlm
 from mmlm.cli import main
 from mmlm.cli.doctor import examine
 from mmlm.cli.methods import describe
+from mmlm.errors import UnsupportedModel
 
 
 class TestMethods:
@@ -53,7 +55,44 @@ class TestDoctor:
         assert (report["layers"], report["heads"], report["key_value_heads"]) == (4, 8, 2)
         assert report["chat_template"]
         assert set(report["methods"]) == set(mmlm.method_names())
+        assert report["methods"]["VHR"] == report["methods"]["VCD"] == []
+        assert all(part["class"] for part in report["parts"].values())
+        assert report["parts"]["tower blocks"]["count"] == 3
+
+    @pytest.mark.parametrize("family", FAMILIES)
+    def test_what_it_refuses_attach_refuses_with_the_same_words(self, family):
+        model, processor = shared(family)
+        for name, reasons in examine(model, processor)["methods"].items():
+            method = getattr(mmlm, name)()
+            if reasons:
+                with pytest.raises(UnsupportedModel, match=re.escape("; ".join(reasons))):
+                    mmlm.attach(model, method, processor=processor).__enter__()
+            else:
+                with mmlm.attach(model, method, processor=processor):
+                    pass
+
+    def test_an_unknown_model_type(self):
+        model, processor = build("llava")
+        model.config.model_type = "brand_new_vl"
+        del model.model.vision_tower
+        report = examine(model, processor)
+        assert not report["family_known"]
+        assert report["parts"]["vision tower"]["class"] is None
+        assert "LlavaModel (brand_new_vl)" in report["parts"]["vision tower"]["missing"]
+        assert (
+            "no vision tower: tried vision_tower, visual"
+            in (report["parts"]["vision tower"]["missing"])
+        )
+        assert "brand_new_vl" in report["methods"]["VCD"][0]
         assert report["methods"]["VHR"] == []
+
+    def test_no_chat_template(self):
+        model, processor = build("llava")
+        processor.chat_template = None
+        report = examine(model, processor)
+        assert not report["chat_template"]
+        assert "no chat template" in report["methods"]["ICD"][0]
+        assert report["methods"]["VCD"] == []
 
     def test_from_a_folder_without_its_weights(self, tiny_folder, tmp_path, capsys):
         for path in tiny_folder.iterdir():
