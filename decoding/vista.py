@@ -27,17 +27,19 @@ _FIRST_OF_32, _DEPTH = 25, 32
 
 
 def steering_vector(
-    with_image: Float[Tensor, "B D"], without: Float[Tensor, "B D"]
+    with_image: Float[Tensor, "B D"], without: Float[Tensor, "B D"], eps: float
 ) -> Float[Tensor, "B D"]:
     """V of a layer: what the image adds to its output at the last prompt position.
 
-    Zero if it is within the rounding error of the states: under a sliding window the first layers
-    may not see the image from there, and only V's direction counts.
+    Args:
+        with_image: The layer's output at the last position of the whole prompt.
+        without: The same of the prompt without its image.
+        eps: Rounding step of the precision the two were computed in. A difference within it is no
+            difference: only the direction of V matters later, and noise has one as well.
     """
-    v = with_image - without
+    vector = with_image - without
     size = with_image.norm(dim=-1, keepdim=True) + without.norm(dim=-1, keepdim=True)
-    noise = 16 * torch.finfo(v.dtype).eps * size
-    return v.masked_fill(v.norm(dim=-1, keepdim=True) <= noise, 0)
+    return vector.masked_fill(vector.norm(dim=-1, keepdim=True) <= 2 * eps * size, 0)
 
 
 def steer(
@@ -110,6 +112,7 @@ class VISTA(Method):
         The code takes V through a PCA of one difference, which on one sample returns V plus a unit
         vector at coordinate 0 of layer 0; here V itself is used.
         A V within rounding error counts as zero (see :func:`steering_vector`).
+        A difference within rounding counts as none (a sliding window may not reach the image).
         The head is applied to the mean of the late states, not to each: a linear head gives the
         same logits, with one product instead of six.
         The negative prompt removes the image tokens and keeps the chat template, position numbers
@@ -206,7 +209,8 @@ class VISTA(Method):
             layers = tuple(range(anatomy.n_layers))
             with_image = prompt.run(Same(), layers=layers).layers
             without = prompt.run(NoImage(), layers=layers).layers
-            vectors = {i: steering_vector(with_image[i], without[i]) for i in layers}
+            eps = torch.finfo(anatomy.text.dtype).eps
+            vectors = {i: steering_vector(with_image[i], without[i], eps) for i in layers}
         late = self.chosen_layers(anatomy.n_layers)
         return _State(head=anatomy.head, late_layers=late, vectors=vectors)
 
