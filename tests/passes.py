@@ -69,10 +69,8 @@ class Recomputed(LogitsProcessor):
         self.edit = edit
 
     def __call__(self, ids, scores):
-        scores = self.edit(ids).log_softmax(-1)
-        # Every sequence is asked to go on; generate() forbids the end after the normalisation.
-        scores[:, 3] = -torch.inf
-        return scores
+        forbidden = scores == -torch.inf  # by processors before this one, e.g. the end
+        return self.edit(ids).log_softmax(-1).masked_fill(forbidden, -torch.inf)
 
 
 def generate_recomputed(model, inputs, edit, **options):
