@@ -12,10 +12,15 @@ METHODS = tuple(getattr(mmlm, name) for name in mmlm.method_names())
 #: A setting that must change the logits of a random tiny model. Defaults are strong enough for
 #: every method so far; a method whose default is too weak names a stronger one here.
 STRONG: dict[str, str] = {
+    "ACT": "ACT(heads_by_layer=((1, (0, 1, 2, 5)), (2, (3, 4, 5, 6, 7))), beta=0.1, theta=0.03)",
+    # The score that every tower without rotary positions can give; test_imbalanced_attention.py
+    # runs the whole contract with the default one.
+    "ImbalancedAttention": "ImbalancedAttention(tower_score='column_mean')",
     "INTER": "INTER(k=0.0, w=3.0, allow_text_only=True)",
     "M3ID": "M3ID(decay=0.5, first_step=1)",
     "VAR": "VAR(move_fraction=0.9, min_nonsink_ratio=0.0, min_visual_mass=0.0, tau=0.9, "
     "sink_dims=(2, 7), include_last_layer=True)",
+    "ZeroTuning": "ZeroTuning(gamma=20.0, heads_by_layer=((1, (0, 1, 2, 5)), (2, (3, 4, 6, 7))))",
 }
 
 #: Parameters for which infinity means something: a threshold that nothing reaches.
