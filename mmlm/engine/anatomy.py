@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor, nn
 
+from mmlm.engine.kinds import reasons_against_masks, reasons_against_removal
 from mmlm.engine.layout import Framing
 from mmlm.errors import UnsupportedModel
 
@@ -309,6 +310,10 @@ class Anatomy:
                     find(self)
                 except UnsupportedModel as error:
                     reasons.append(str(error))
+        if "mask" in method.sites:
+            reasons.extend(reasons_against_masks(self.text.config))
+        if "tokens" in method.sites:
+            reasons.extend(reasons_against_removal(self.text.config))
         if self.family is GENERIC and (method.branches or method.riders):
             reasons.append(
                 f"model type {self.family_name!r} has no row in the family table, so it is not "

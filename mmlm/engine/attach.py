@@ -15,11 +15,14 @@ from torch import nn
 from torch.utils.hooks import RemovableHandle
 
 from mmlm.engine.anatomy import Anatomy, unwrap
-from mmlm.engine.attention import install_rows
+from mmlm.engine.attention import ROW_SITES, install_rows
+from mmlm.engine.compaction import install_compaction
 from mmlm.engine.guard import guarded_generate
 from mmlm.engine.hooks import heads_hook, layer_in_hook, layer_out_hook, mlp_hook
 from mmlm.engine.layout import TokenLayout
+from mmlm.engine.masks import install_masks
 from mmlm.engine.method import Method
+from mmlm.engine.pruning import install_deep_features, install_pruning
 from mmlm.engine.session import Session
 from mmlm.engine.template import known_processor
 from mmlm.engine.vision import install_vision
@@ -36,9 +39,13 @@ _WORKING = frozenset(
         "layer_in",
         "layer_out",
         "logits",
+        "mask",
         "mlp",
         "scores",
+        "search",
+        "tokens",
         "vision_layer",
+        "visual_tokens",
         "weights",
     }
 )
@@ -112,6 +119,10 @@ def _install(session: Session, stack: ExitStack) -> None:
     keep(composite.register_forward_pre_hook(session.on_inputs, with_kwargs=True))
     keep(composite.register_forward_hook(session.on_hidden))
     keep(anatomy.text.register_forward_pre_hook(session.on_decoder, with_kwargs=True))
+    # In this order: what enters the decoder, what leaves between layers, who sees whom.
+    install_compaction(session, stack)
+    install_pruning(session, stack)
+    install_masks(session, stack)
     for layer, block in enumerate(anatomy.layers):
         if acting := session.users("layer_in", layer):
             hook = layer_in_hook(session, layer, acting)
@@ -125,6 +136,7 @@ def _install(session: Session, stack: ExitStack) -> None:
         if acting := session.users("layer_out", layer):
             hook = layer_out_hook(session, layer, acting)
             keep(block.register_forward_hook(hook))
+    install_deep_features(session, stack)
     install_rows(session, stack)
     install_vision(session, stack)
     if session.users("logits"):
@@ -147,6 +159,41 @@ def _refuse(anatomy: Anatomy, methods: tuple[Method, ...]) -> None:
                 f"{method.label} cannot run on this model: {'; '.join(reasons)}.",
                 advice="`mmlm doctor MODEL` lists what this model supports.",
             )
+    _refuse_pruning(anatomy, methods)
+
+
+def _refuse_pruning(anatomy: Anatomy, methods: tuple[Method, ...]) -> None:
+    """Methods that cannot be together because one of them removes positions."""
+    for remover in methods:
+        removes = sorted({"tokens", "visual_tokens"} & remover.sites)
+        if not removes:
+            continue
+        for other in methods:
+            if other is not remover and other.needs_all_visual:
+                raise IncompatibleMethods(
+                    f"{other.label} needs all image positions, and {remover.label} removes some "
+                    f"({', '.join(removes)}).",
+                    advice="Use one of them.",
+                )
+        layers = [x for x in range(anatomy.n_layers) if remover.acts_in(anatomy, x)]
+        if "tokens" not in removes or not layers:
+            continue
+        for other in methods:
+            rows = sorted(set(ROW_SITES) & other.sites)
+            after = [x for x in range(layers[0], anatomy.n_layers) if other.acts_in(anatomy, x)]
+            if rows and after:
+                raise IncompatibleMethods(
+                    f"{other.label} works on attention rows ({', '.join(rows)}) of layer "
+                    f"{after[-1]}, whose columns are no longer the sequence's positions: "
+                    f"{remover.label} removes some from layer {layers[0]} on.",
+                    advice="Use one of them, or keep the first to layers before the removal.",
+                )
+            if other.riders:
+                raise IncompatibleMethods(
+                    f"{other.label} lays rows into the prefill, of which {remover.label} would "
+                    "remove positions.",
+                    advice="Use one of them, or text_branch='plain'.",
+                )
 
 
 def _warn_of_order(methods: tuple[Method, ...]) -> None:

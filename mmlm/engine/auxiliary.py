@@ -18,6 +18,7 @@ from torch.nn import functional
 from transformers.cache_utils import DynamicCache, DynamicLayer
 
 from mmlm.engine.branches import Branch, BranchPrompt
+from mmlm.engine.layout import TokenLayout
 from mmlm.errors import LayoutError
 
 __all__ = ["Auxiliary", "couple"]
@@ -63,6 +64,7 @@ class Auxiliary:
             output.
         rows: Number of main rows B.
         config: The text decoder's configuration, from which caches are made.
+        roles: The prompts' layouts, if the prefill needs them.
     """
 
     def __init__(
@@ -72,6 +74,7 @@ class Auxiliary:
         call: Callable[..., Any],
         rows: int,
         config: Any,
+        roles: list[TokenLayout | None],
     ) -> None:
         self._call = call
         self._rows = rows
@@ -79,6 +82,7 @@ class Auxiliary:
         self.fused = False
         self._fused_mask: Tensor | None = None
         self._prompts = dict(zip(branches, prompts, strict=True))
+        self._roles = dict(zip(branches, roles, strict=True))
         self._groups: list[_Group] = []
 
     @property
@@ -104,8 +108,10 @@ class Auxiliary:
         for members in lengths.values():
             group = self._group(tuple(members), main_positions)
             types = {} if group.types is None else {"token_type_ids": group.types}
+            roles = [r for r in map(self._roles.pop, members) if r is not None]
             output = self._call(
                 **types,
+                layout=TokenLayout.below(roles) if roles else None,
                 inputs_embeds=group.embeds,
                 attention_mask=group.full_mask(0),
                 position_ids=group.positions,

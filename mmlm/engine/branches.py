@@ -155,6 +155,8 @@ class BranchPrompt:
             main prompt's own" (then n = N).
         types: ``token_type_ids`` [B, n] where the main prompt has them.
         ids: Token ids [B, n] of a prompt without images, if they are known.
+        origin: int64 [B, n], each column's position in the main prompt, -1 on padding and on words
+            that were added; None if the columns are the main prompt's (then n = N).
     """
 
     embeds: Tensor
@@ -162,6 +164,7 @@ class BranchPrompt:
     positions: Tensor | None
     types: Tensor | None = None
     ids: Tensor | None = None
+    origin: Tensor | None = None
 
 
 class Branch(abc.ABC):
@@ -399,7 +402,8 @@ class Instruction(Branch):
         if types is not None:
             types = functional.pad(types, (0, len(extra))).gather(1, index)
         positions = _positions(source, wide.gather(1, index), mask)
-        return BranchPrompt(_pick(embeds, index, mask), mask, positions, types)
+        origin = index.masked_fill(~mask | (index >= n), -1)
+        return BranchPrompt(_pick(embeds, index, mask), mask, positions, types, origin=origin)
 
 
 def close_up(source: Source, columns: Columns) -> BranchPrompt:
@@ -425,7 +429,14 @@ def close_up(source: Source, columns: Columns) -> BranchPrompt:
     seen = columns.seen.gather(1, index) & real
     types = None if source.types is None else source.types.gather(1, index)
     positions = _positions(source, ids, real)
-    return BranchPrompt(_pick(columns.embeds, index, real), seen, positions, types, ids)
+    return BranchPrompt(
+        _pick(columns.embeds, index, real),
+        seen,
+        positions,
+        types,
+        ids,
+        origin=index.masked_fill(~real, -1),
+    )
 
 
 def _pick(embeds: Tensor, index: Tensor, real: Tensor) -> Tensor:

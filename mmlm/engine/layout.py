@@ -84,6 +84,12 @@ class TokenLayout:
         doc = torch.where(real, 0, -1).to(torch.int16)
         return cls(seg=seg, img=img, frame=frame, doc=doc, turn=torch.zeros_like(doc))
 
+    @classmethod
+    def below(cls, layouts: list[TokenLayout]) -> TokenLayout:
+        """Several layouts of one length as one, row below row."""
+        names = cls.__dataclass_fields__
+        return cls(**{n: torch.cat([getattr(x, n) for x in layouts]) for n in names})
+
     @property
     def rows(self) -> int:
         """Number of rows B."""
@@ -164,8 +170,39 @@ class TokenLayout:
         return self._map(lambda x: x[rows])
 
     def gather(self, keep: Tensor) -> TokenLayout:
-        """The layout of the positions ``keep`` (int64 [B, n]), in that order."""
-        return self._map(lambda x: x.gather(1, keep))
+        """The layout of the positions ``keep`` (int64 [B, n]), in that order; -1 is padding."""
+        index, empty = keep.clamp(min=0), keep < 0
+        picked = self._map(lambda x: x.gather(1, index))
+        return replace(
+            picked,
+            seg=picked.seg.masked_fill(empty, PAD),
+            img=picked.img.masked_fill(empty, -1),
+            frame=picked.frame & ~empty,
+            doc=picked.doc.masked_fill(empty, -1),
+        )
+
+    def with_text(self, where: Tensor) -> TokenLayout:
+        """The layout with prompt text where bool [B, N] says so, in the last document's turn."""
+        return replace(
+            self,
+            seg=self.seg.masked_fill(where, PROMPT),
+            doc=torch.where(where, self.doc[:, -1:], self.doc),
+            turn=torch.where(where, self.turn[:, -1:], self.turn),
+        )
+
+    def join(self, turn: TokenLayout) -> TokenLayout:
+        """The layout with the positions of one more turn of the conversation behind it."""
+        last = self.img.amax(-1, keepdim=True)
+        after = replace(
+            turn,
+            img=torch.where(turn.img >= 0, turn.img + last + 1, -1).to(self.img.dtype),
+            doc=torch.where(turn.real, self.doc[:, -1:], -1).to(self.doc.dtype),
+            turn=turn.turn + self.turn[:, -1:] + 1,
+        )
+        names = self.__dataclass_fields__
+        return TokenLayout(
+            **{n: torch.cat([getattr(self, n), getattr(after, n)], dim=1) for n in names}
+        )
 
     def _map(self, f) -> TokenLayout:  # type: ignore[no-untyped-def]  # noqa: ANN001
         return replace(self, **{n: f(getattr(self, n)) for n in self.__dataclass_fields__})

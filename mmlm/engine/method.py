@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from mmlm.engine.anatomy import Anatomy
     from mmlm.engine.branches import Branch, Captured
     from mmlm.engine.layout import TokenLayout
+    from mmlm.engine.search import Search
 
 __all__ = ["SITES", "Cost", "Method", "Paper", "Prompt", "Rows"]
 
@@ -115,6 +116,14 @@ class Prompt(Protocol):
     def seen(self, method: Method) -> Any:
         """What ``begin_vision`` of this method returned for the prompt's pictures, or None."""
 
+    @property
+    def kept(self) -> Int[Tensor, "B n"]:
+        """Positions of the columns of the states that ``tokens`` gets, -1 where a row has none.
+
+        ``layout.gather(kept)`` are their roles. Once positions have left, the sites of a layer
+        (``layer_in``, ``heads``, ``mlp``, ``layer_out``) get the columns that are left.
+        """
+
     def merge_patches(self, values: Float[Tensor, "T P"]) -> Float[Tensor, "T p"]:
         """Values of patches averaged over the patches that become one image feature."""
 
@@ -156,8 +165,14 @@ class Method(abc.ABC):
     paper: ClassVar[Paper]
     #: Sites of this class that look and never change anything.
     only_looks: ClassVar[frozenset[str]] = frozenset()
+    #: Whether the method is meaningless once image positions are removed; it is then refused
+    #: beside methods that remove some (``tokens``, ``visual_tokens``).
+    needs_all_visual: ClassVar[bool] = False
     #: Whether the model's output stays the same bit for bit at the neutral setting.
     neutral_is_exact: ClassVar[bool] = True
+    #: Whether what this class keeps depends on the prompt alone, not on generated tokens. Then a
+    #: search may look at several next tokens at once, and take tokens back.
+    rewinds: ClassVar[bool] = False
 
     def __call__(
         self, model: nn.Module, *, processor: Any = None
@@ -225,6 +240,11 @@ class Method(abc.ABC):
         """
         return False
 
+    @property
+    def beams(self) -> int:
+        """Number of beams of :meth:`search`."""
+        return 1
+
     def acts_in(self, anatomy: Anatomy, layer: int) -> bool:
         """Whether this setting acts in a decoder layer; hooks go only where somebody acts.
 
@@ -280,15 +300,47 @@ class Method(abc.ABC):
     def visual_tokens(
         self, state: Any, features: Float[Tensor, "T P D"]
     ) -> Int[Tensor, "T p"] | None:
-        """Which image features enter the decoder; several methods: the intersection."""
+        """Which image features enter the decoder; several methods: the intersection.
+
+        Args:
+            state: What ``begin_vision`` returned.
+            features: The projector's output for all tiles of all pictures of the batch; a model
+                that packs all pictures into one row gives T = 1.
+
+        Returns:
+            Columns of ``features``, -1 for none, or None to keep all. The positions of the others
+            are taken out of the prompt before it begins: every other site, ``begin`` and the
+            layout know the shorter prompt only. Position ids stay as they were.
+        """
 
     def mask(self, state: Any, layout: TokenLayout) -> Callable[..., Tensor] | None:
-        """A rule (b, q, k) -> bool that opens attention beyond causal; several: the union."""
+        """A rule (b, q, k) -> bool that opens attention beyond causal; several: the union.
+
+        The rule gets integer tensors that broadcast against each other: rows of ``layout``, and
+        positions of queries and keys in it. It is asked once per pass over several positions, also
+        in auxiliary prompts, with the layout of that pass from position 0 on. Padding, other
+        documents of a packed row and what lies before a sliding window stay closed.
+
+        Returns:
+            None if nothing is opened; then the model's own kernel and mask stay as they are.
+        """
 
     def tokens(
         self, state: Any, layer: int, x: Float[Tensor, "B N D"]
     ) -> Int[Tensor, "B n"] | None:
-        """Which positions go on from ``layer``; several methods: the intersection."""
+        """Which positions go on from ``layer``; several methods: the intersection.
+
+        Asked in a prompt's first pass only, once per layer that the method acts in.
+
+        Args:
+            state: What ``begin`` returned.
+            layer: The layer that is about to run.
+            x: Its input; the columns' positions are ``prompt.kept``.
+
+        Returns:
+            Columns of ``x``, -1 for none, or None to keep all. Rows may keep different numbers.
+            The last column must stay. Padding never counts.
+        """
 
     def layer_in(
         self, state: Any, layer: int, x: Float[Tensor, "B L D"]
@@ -344,8 +396,11 @@ class Method(abc.ABC):
     ) -> Float[Tensor, "B V"] | None:
         """Delta on the raw logits ``z["main"]`` of the last position; several: the sum."""
 
-    def search(self, state: Any, model: nn.Module, inputs: Mapping[str, Any]) -> Any:
-        """A search procedure around the whole; at most one method may have it."""
+    def search(self, run: Search) -> Any:
+        """A search procedure in the place of ``generate``'s loop; at most one method has it.
+
+        Returns what ``generate`` shall return: :meth:`mmlm.engine.search.Search.result`.
+        """
 
     # ---- help for constructors ---------------------------------------------------------------
 

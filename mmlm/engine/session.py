@@ -19,8 +19,9 @@ from torch.nn import functional
 
 from mmlm.engine.anatomy import Anatomy
 from mmlm.engine.auxiliary import Auxiliary, couple
-from mmlm.engine.branches import Branch, Captured, Same, Source
+from mmlm.engine.branches import Branch, BranchPrompt, Captured, Same, Source
 from mmlm.engine.combine import edit_logits, total
+from mmlm.engine.compaction import Compaction, choose_features
 from mmlm.engine.layout import TokenLayout
 from mmlm.engine.method import Method
 from mmlm.engine.sizes import tell_images_apart
@@ -29,8 +30,10 @@ from mmlm.errors import LayoutError
 
 if TYPE_CHECKING:
     from mmlm.engine.attention import AttentionRows
+    from mmlm.engine.masks import Openings
+    from mmlm.engine.pruning import Pruning
 
-__all__ = ["Session"]
+__all__ = ["Session", "unstacked"]
 
 
 #: Arguments of a main pass that an auxiliary one does not take over.
@@ -74,6 +77,7 @@ class Session:
         self._cache: Any = None
         self._positions: Tensor | None = None  # position ids of the current main pass
         self._new_ids: Tensor | None = None
+        self._new_mask: Tensor | None = None  # 2-D, if the running pass has one
         self._prefilling = False  # the running main pass is a prompt's first
         self.past = 0  # positions before the running main pass
         self.keeps_weights = anatomy.text.config._attn_implementation == "eager"
@@ -89,6 +93,13 @@ class Session:
         self.riding = 0  # auxiliary rows below the main ones in the pass that is running
         self.untouched: Tensor | None = None  # bool [B]: rows without an image, if there are any
         self._beta = max(m.plausibility for m in methods)
+        self.openings: Openings | None = None  # what methods open in attention masks
+        self.pruning: Pruning | None = None  # what left the prompt between layers
+        self.compaction: Compaction | None = None  # what left it before the first layer
+        self.branch_layout: TokenLayout | None = None  # of the auxiliary pass that is running
+        self.repeating = False  # an auxiliary pass repeats the main one with its own arguments
+        self.riding_real: Tensor | None = None  # bool [riding, N]: what the riding rows consist of
+        self.copies = 1  # how often each of the caller's rows stands in the batch (beams)
         self._signature = inspect.signature(self.anatomy.composite.forward)
         self.parameters = self._signature.parameters  # of the inner model's forward
         self._inputs: dict[str, Any] | None = None  # of a prompt's first pass, while it begins
@@ -150,8 +161,8 @@ class Session:
     def place(self, marks: Tensor) -> Tensor:
         """Marks [T, p, C] of image features at their positions: [B, N, C], 0 elsewhere."""
         packed = self._sight().pack(marks)
-        copies = self._source.copies if self._source is not None else 1
-        visual = self.layout.visual[::copies]
+        copies, full = self.copies, self._full_layout
+        visual = full.visual[::copies]
         if int(visual.sum()) != packed.shape[0]:
             raise LayoutError(
                 f"The pictures give {packed.shape[0]} features but the prompts hold "
@@ -160,7 +171,30 @@ class Session:
             )
         placed = packed.new_zeros(*visual.shape, packed.shape[-1])
         placed[visual] = packed
-        return placed.repeat_interleave(copies, dim=0)
+        placed = placed.repeat_interleave(copies, dim=0)
+        return placed if self.compaction is None else self.compaction.survivors.take(placed)
+
+    @property
+    def kept(self) -> Tensor:
+        """Positions [B, n] of the columns that the running layer gets; -1 where a row has none."""
+        if self.pruning is None:
+            index = torch.arange(self.layout.length, device=self.layout.seg.device)
+            return torch.where(self.layout.real, index, -1)
+        return self.pruning.kept()
+
+    @property
+    def _full_layout(self) -> TokenLayout:
+        """Roles of all positions that were given, also of those that do not enter the decoder."""
+        return self.layout if self.compaction is None else self.compaction.full
+
+    def roles_of_new(self, n: int) -> TokenLayout:
+        """Roles of the last ``n`` positions, which came in one pass: a new turn."""
+        ids, mask = self._new_ids, self._new_mask
+        if ids is None:
+            raise LayoutError("A new turn needs input_ids.", advice="Pass token ids.")
+        if mask is not None:
+            mask = mask[:, mask.shape[1] - n :]
+        return self._layout_of_ids(ids, mask)
 
     def _sight(self) -> Sight:
         if self.sight is None:
@@ -176,18 +210,35 @@ class Session:
             raise LayoutError("No prompt is beginning.", advice="Call run() in begin().")
         if branch == Same():
             kept = {k: v for k, v in self._inputs.items() if k not in _OF_THE_MAIN_PASS}
-            mask = self.layout.real
+            mask = self._full_layout.real
             return {**kept, "attention_mask": None if bool(mask.all()) else mask.long()}
         with self.quietly():
             prompt = branch.build(self._source)
+        main = self._main_positions(self._inputs) if prompt.positions is None else None
+        prompt = self._for_decoder(prompt, main)
         positions = prompt.positions
         types = {} if prompt.types is None else {"token_type_ids": prompt.types}
         return {
             **types,
             "inputs_embeds": prompt.embeds,
             "attention_mask": None if bool(prompt.mask.all()) else prompt.mask.long(),
-            "position_ids": self._main_positions(self._inputs) if positions is None else positions,
+            "position_ids": main if positions is None else positions,
+            "layout": self._roles_of(prompt),
         }
+
+    def _for_decoder(self, prompt: BranchPrompt, main: Tensor | None) -> BranchPrompt:
+        """An auxiliary prompt without the image features that do not enter the decoder."""
+        return prompt if self.compaction is None else self.compaction.branch(prompt, main)
+
+    def _roles_of(self, prompt: BranchPrompt) -> TokenLayout | None:
+        """Roles of an auxiliary prompt's positions, if a method opens its attention."""
+        if self.openings is None:
+            return None
+        if prompt.origin is None:
+            return self.layout
+        layout = self._full_layout.gather(prompt.origin)
+        added = (prompt.origin < 0) & prompt.mask
+        return layout.with_text(added)
 
     def _capture(self, branch: Branch, heads: tuple[int, ...], layers: tuple[int, ...]) -> Captured:
         call = self._call_of(branch)
@@ -219,10 +270,13 @@ class Session:
             for layer in layers:
                 block = self.anatomy.layers[layer]
                 stack.callback(block.register_forward_hook(catch_layer(layer)).remove)
+            self.repeating = branch == Same()
             try:
                 self._call(**{**call, "use_cache": False, "logits_to_keep": 1})
             except _Reached:
                 pass
+            finally:
+                self.repeating = False
         return Captured(heads=outputs, layers=states)
 
     def attend(self, a: Tensor) -> Tensor:
@@ -263,8 +317,9 @@ class Session:
             self._index[start, end] = index
         return index
 
-    def _call(self, **inputs: Any) -> Any:
+    def _call(self, *, layout: TokenLayout | None = None, **inputs: Any) -> Any:
         """Runs the model with all temporary methods off, leaving its own memory as it was."""
+        self.branch_layout = self.layout if self.repeating else layout
         composite, names = self.anatomy.composite, self.anatomy.family.remembered
         kept = {name: getattr(composite, name, None) for name in names}
         embeds = inputs.get("inputs_embeds")
@@ -274,7 +329,7 @@ class Session:
             with self.quietly():
                 return self.model(**inputs, return_dict=True)
         finally:
-            self._deep = []
+            self._deep, self.branch_layout = [], None
             for name, value in kept.items():
                 setattr(composite, name, value)
 
@@ -301,10 +356,14 @@ class Session:
             return None
         inputs = self._signature.bind(*args, **kwargs).arguments if args else kwargs
         inputs = {**inputs, **inputs.pop("kwargs", {})} if args else inputs
-        self.riding = 0
+        self.riding, self.riding_real = 0, None
         self._new_ids = inputs.get("input_ids")
+        mask = inputs.get("attention_mask")
+        self._new_mask = mask if isinstance(mask, Tensor) and mask.ndim == 2 else None
         past = inputs.get("past_key_values")
         self.past = 0 if past is None else int(past.get_seq_length())
+        if self.past and self.pruning is not None:
+            self.past += self.pruning.missing(0)
         self._prefilling = self.past == 0
         self._index.clear()
         if self._prefilling:
@@ -333,10 +392,9 @@ class Session:
         self._cache = inputs.get("past_key_values")
         ids, embeds = inputs.get("input_ids"), inputs.get("inputs_embeds")
         rows = (ids if ids is not None else embeds).shape[0]  # type: ignore[union-attr]
-        copies = rows // self.given_rows if self.given_rows else 1
+        self.copies = copies = rows // self.given_rows if self.given_rows else 1
+        self.compaction = None
         self._layout = self._read_layout(ids, embeds, inputs.get("attention_mask"), copies)
-        plain = ~self._layout.has_image()
-        self.untouched = plain if bool(plain.any()) else None
         vision = self.vision if self.generating else self.vision_inputs(inputs)
         self._layout = tell_images_apart(self.anatomy, self._layout, vision, copies)
         types = inputs.get("token_type_ids") if self.anatomy.family.types else None
@@ -350,14 +408,21 @@ class Session:
             processor=self._processor,
             types=types,
         )
+        self._inputs = encoded = encode_first(self, inputs)
+        if not (encoded.get("mm_encoder_outputs") or {}).get("image"):
+            self.sight = None  # a prompt without pictures after one with
+        self.compaction = choose_features(self, self._layout)
+        if self.compaction is not None:
+            self._layout = self.compaction.layout
+        plain = ~self._layout.has_image()
+        self.untouched = plain if bool(plain.any()) else None
         if any(m.rows == "tail" for m in self.methods):
             end = self._layout.last_image_end()
             self._tail = torch.where(plain, self._layout.length, end + 1)
             self._tail_first = int(self._tail.min())
             self._tail_ragged = bool((self._tail != self._tail_first).any())
-        self._inputs = encoded = encode_first(self, inputs)
-        if not (encoded.get("mm_encoder_outputs") or {}).get("image"):
-            self.sight = None  # a prompt without pictures after one with
+        if self.pruning is not None:
+            self.pruning.begin()
         for i, method in enumerate(self.methods):
             self.states[i] = method.begin(self)
         self._inputs = self.sight = None
@@ -383,13 +448,15 @@ class Session:
                     advice="Pass the processor's attention_mask to generate().",
                 )
             mask = self.mask.repeat_interleave(copies, dim=0)
-        family = self.anatomy.family
+        return self._layout_of_ids(ids, mask)
+
+    def _layout_of_ids(self, ids: Tensor, mask: Tensor | None) -> TokenLayout:
         return TokenLayout.from_ids(
             ids,
             mask,
             image_ids=self.anatomy.image_ids,
             wrapper_ids=self.anatomy.wrapper_ids,
-            framing=family.framing,
+            framing=self.anatomy.family.framing,
         )
 
     def _with_riders(self, inputs: dict[str, Any]) -> dict[str, Any]:
@@ -397,7 +464,7 @@ class Session:
         source = self._source
         if source is None or source.input_ids is None:
             raise LayoutError("Riding branches need input_ids.", advice="Pass token ids.")
-        layout, changed = self.layout, dict(inputs)
+        layout, changed = self._full_layout, dict(inputs)
         positions = self._main_positions(inputs)
         prompts = [branch.build(source) for branch in self.riders]
         # Rows below the main ones hold text only; their embeddings equal those of their ids.
@@ -421,6 +488,7 @@ class Session:
                 source.types, (0, 0, 0, len(self.riders) * layout.rows)
             )
         self.riding = len(self.riders) * layout.rows
+        self.riding_real = torch.cat(masks[1:])
         return changed
 
     def _main_positions(self, inputs: dict[str, Any]) -> Tensor:
@@ -433,11 +501,11 @@ class Session:
             names = ("mm_token_type_ids", "image_grid_thw", "video_grid_thw")
             grids = {name: inputs.get(name) for name in names}
             place, _ = composite.get_rope_index(
-                inputs["input_ids"], attention_mask=self.layout.real.long(), **grids
+                inputs["input_ids"], attention_mask=self._full_layout.real.long(), **grids
             )
             return place
         first = self.anatomy.family.first_position
-        return (self.layout.real.long().cumsum(-1) - 1).clamp(min=0) + first
+        return (self._full_layout.real.long().cumsum(-1) - 1).clamp(min=0) + first
 
     def on_decoder(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -452,7 +520,7 @@ class Session:
         self._positions = kwargs.get("position_ids")
         merged = kwargs.get("inputs_embeds")
         if self._prefilling and merged is not None and self._source is not None and self.branches:
-            deep = _unstacked(kwargs, merged)
+            deep = unstacked(kwargs, merged)
             features = torch.cat([merged, *deep], dim=-1) if deep else merged
             self._source = replace(self._source, features=features[: self.rows])
         return None
@@ -507,7 +575,7 @@ class Session:
             z = auxiliary.prefill(self._spelled_out(self._positions))
             if self._cache is not None:
                 self._auxiliary = auxiliary
-                if self.generating and self._positions is not None:
+                if self.generating and self._positions is not None and self.pruning is None:
                     # Inside generate nobody else sees the cache, so its rows are ours to add.
                     auxiliary.fuse(self._cache, self.layout.real)
                 self._release = couple(self._cache, auxiliary)
@@ -529,10 +597,13 @@ class Session:
             raise LayoutError("No prompt is running.", advice="Call generate() first.")
         with self.quietly():
             prompts = [branch.build(self._source) for branch in self.branches]
+        main = self._spelled_out(self._positions)
+        prompts = [self._for_decoder(prompt, main) for prompt in prompts]
         # Large, and never needed again.
         self._source = replace(self._source, features=None, memo={})
         config = self.anatomy.config.get_text_config()
-        return Auxiliary(self.branches, prompts, self._call, self.rows, config)
+        roles = [self._roles_of(prompt) for prompt in prompts]
+        return Auxiliary(self.branches, prompts, self._call, self.rows, config, roles)
 
     def _drop_auxiliary(self) -> None:
         if self._release is not None:
@@ -549,7 +620,7 @@ class Session:
         self._drop_auxiliary()
         self._captured.clear()
         self._layout = self._source = self._cache = self._positions = self._new_ids = None
-        self.seeing = self.sight = self._inputs = None
+        self.seeing = self.sight = self._inputs = self.compaction = None
         self.states = [None] * len(self.methods)
 
 
@@ -562,7 +633,7 @@ def _stacked(deep: list[Tensor]) -> dict[str, Any]:
     }
 
 
-def _unstacked(kwargs: dict[str, Any], like: Tensor) -> list[Tensor]:
+def unstacked(kwargs: dict[str, Any], like: Tensor) -> list[Tensor]:
     """The same from the decoder's arguments: dense, zero outside the images; empty without any."""
     deep, where = kwargs.get("deepstack_visual_embeds"), kwargs.get("visual_pos_masks")
     if not deep or where is None:

@@ -46,6 +46,7 @@ class Sight:
         tiles: Tiles of each picture, where the model packs features at all.
         per_tile: Features of one tile before packing, where the model packs features at all.
         pack_features: The model's packing function with everything but the features.
+        before: The projector's output [T, p, D]; T = 1 where all pictures come in one row.
     """
 
     states: list[Any]
@@ -53,6 +54,7 @@ class Sight:
     tiles: list[int] = field(default_factory=list)
     per_tile: int = 0
     pack_features: Callable[..., Any] | None = None
+    before: Tensor | None = None
 
     def merge(self, values: Float[Tensor, "T P"]) -> Float[Tensor, "T p"]:
         """Values of patches averaged over the patches that become one feature.
@@ -121,15 +123,20 @@ def install_vision(session: Session, stack: ExitStack) -> None:
         session: The attachment.
         stack: Takes everything back on exit.
     """
-    users = session.users("vision_layer")
+    looking = session.users("vision_layer")
+    choosing = session.users("visual_tokens")
+    users = sorted({*looking, *choosing})
     if not users:
         return
     composite: Any = session.anatomy.composite
     _replace(composite, "get_image_features", _watched_encoding(session, users), stack)
     if hasattr(composite, "pack_image_features"):
         _replace(composite, "pack_image_features", _watched_packing(session), stack)
-    for number, block in enumerate(session.anatomy.tower_blocks):
-        hook = _block_hook(session, number, users)
+    if choosing:
+        keep = _projector_hook(session)
+        stack.callback(session.anatomy.projector.register_forward_hook(keep).remove)
+    for number, block in enumerate(session.anatomy.tower_blocks if looking else ()):
+        hook = _block_hook(session, number, looking)
         stack.callback(block.register_forward_pre_hook(hook, with_kwargs=True).remove)
 
 
@@ -175,6 +182,16 @@ def _watched_encoding(
         return get_image_features
 
     return wrap
+
+
+def _projector_hook(session: Session) -> Callable[..., Any]:
+    """Hook of the projector: keeps its output for the methods that choose features."""
+
+    def hook(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
+        if session.seeing is not None:
+            session.seeing.before = output if output.ndim == 3 else output[None]
+
+    return hook
 
 
 def _watched_packing(session: Session) -> Callable[[Callable[..., Any]], Callable[..., Any]]:

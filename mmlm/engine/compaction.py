@@ -1,0 +1,251 @@
+"""The ``visual_tokens`` site: image features that never enter the decoder.
+
+The prompt's placeholders are filled as always, then the positions of features that no method keeps
+are taken out before the first layer. What is left keeps its position ids, so nothing is renumbered;
+the caches, the layout and every site see the shorter prompt only.
+
+A feature's position is found through the model's own packing (:class:`mmlm.engine.vision.Sight`).
+A line end stays if anything in its line stays.
+"""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+from torch.nn import functional
+
+from mmlm.engine.branches import BranchPrompt
+from mmlm.engine.columns import Survivors, marked
+from mmlm.engine.layout import TokenLayout
+from mmlm.errors import LayoutError
+
+if TYPE_CHECKING:
+    from mmlm.engine.session import Session
+
+__all__ = ["Compaction", "choose_features", "install_compaction"]
+
+
+@dataclass(frozen=True, eq=False)
+class Compaction:
+    """Which positions of a prompt enter the decoder.
+
+    Attributes:
+        full: Roles of the positions before anything is taken out.
+        alive: bool [B, N]; what stays. Padding does not count as staying.
+        survivors: The columns chosen by it.
+        layout: Roles of the n positions that stay.
+    """
+
+    full: TokenLayout
+    alive: Bool[Tensor, "B N"]
+    survivors: Survivors
+    layout: TokenLayout
+
+    @classmethod
+    def of(cls, full: TokenLayout, alive: Bool[Tensor, "B N"]) -> Compaction:
+        """The compaction that keeps ``alive``."""
+        survivors = Survivors.of(alive)
+        index = survivors.index.masked_fill(~survivors.valid, -1)
+        return cls(full, alive, survivors, full.gather(index))
+
+    def enter(self, kwargs: dict[str, Any], rows: Bool[Tensor, "R N"] | None) -> dict[str, Any]:
+        """The decoder's arguments for a prompt's first pass, without what leaves.
+
+        Args:
+            kwargs: The decoder's own.
+            rows: Columns of auxiliary rows that ride below the main ones, if there are any.
+        """
+        chosen = self.survivors if rows is None else self.survivors.below(rows)
+        embeds, mask = kwargs["inputs_embeds"], kwargs.get("attention_mask")
+        places = kwargs.get("position_ids")
+        if places is None:
+            places = torch.arange(chosen.width, device=embeds.device)[None]
+        new: dict[str, Any] = {
+            "inputs_embeds": chosen.take(embeds),
+            "position_ids": chosen.take(places, dim=places.ndim - 1),
+        }
+        if isinstance(mask, dict):
+            new["attention_mask"] = {
+                kind: None if one is None else chosen.take_mask(one) for kind, one in mask.items()
+            }
+        else:
+            # Never None: position ids with gaps would pass for several documents in one row.
+            new["attention_mask"] = chosen.valid.long() if mask is None else chosen.take_mask(mask)
+        if kwargs.get("visual_pos_masks") is not None:
+            where = kwargs["visual_pos_masks"]
+            staying = torch.zeros_like(where).scatter(1, chosen.index, chosen.valid)[where]
+            new["visual_pos_masks"] = chosen.take(where) & chosen.valid
+            deep = kwargs.get("deepstack_visual_embeds") or []
+            new["deepstack_visual_embeds"] = [level[staying] for level in deep]
+        return {**kwargs, **new}
+
+    def step(self, kwargs: dict[str, Any], past: int) -> dict[str, Any]:
+        """The decoder's arguments for a later pass: a mask of the width that the caches have.
+
+        Raises:
+            LayoutError: If the caller leaves the positions to the model.
+        """
+        if kwargs.get("position_ids") is None:
+            raise LayoutError(
+                "Image features were taken out of the prompt, so the cache's length does not tell "
+                "the positions of new tokens.",
+                advice="Pass position_ids, as generate() does.",
+            )
+        new, mask = kwargs["inputs_embeds"].shape[1], kwargs.get("attention_mask")
+        later = past + new - self.layout.length
+        if isinstance(mask, Tensor) and mask.ndim == 2:
+            if mask.shape[1] == past + new:  # auxiliary rows share the pass: made by the engine
+                return kwargs
+            tail = mask[:, mask.shape[1] - later :].bool()
+        else:
+            tail = self.layout.real.new_ones(self.layout.rows, later)
+        # Made for the whole prompt: too wide, or written out for every kind of layer.
+        mask = torch.cat([self.layout.real, tail], dim=1).long()
+        return {**kwargs, "attention_mask": mask}
+
+    def leave(
+        self,
+        entered: Float[Tensor, "R N D"],
+        y: Float[Tensor, "R n D"],
+        norm: nn.Module,
+        rows: Bool[Tensor, "R2 N"] | None,
+    ) -> Float[Tensor, "R N D"]:
+        """The decoder's output at every position; what left is what the norm makes of its input."""
+        chosen = self.survivors if rows is None else self.survivors.below(rows)
+        return chosen.put(y, norm.forward(entered).to(y.dtype))
+
+    def branch(self, prompt: BranchPrompt, places: Tensor | None) -> BranchPrompt:
+        """An auxiliary prompt without the same features.
+
+        Args:
+            prompt: Built from the whole prompt.
+            places: The main prompt's position ids before anything was taken out.
+        """
+        origin = prompt.origin
+        if origin is None:
+            alive, own = self.alive, prompt.positions if prompt.positions is not None else places
+        else:
+            # Columns that are not the main prompt's are padding, or words that were added.
+            added = origin < 0
+            alive = torch.where(added, prompt.mask, self.alive.gather(1, origin.clamp(min=0)))
+            own = prompt.positions
+        chosen = Survivors.of(alive)
+        if own is None:
+            own = torch.arange(chosen.width, device=alive.device)[None]
+        own = chosen.take(own, dim=own.ndim - 1)
+        return replace(
+            prompt,
+            embeds=chosen.take(prompt.embeds) * chosen.valid[..., None].to(prompt.embeds.dtype),
+            mask=chosen.take(prompt.mask) & chosen.valid,
+            positions=own,
+            types=None if prompt.types is None else chosen.take(prompt.types),
+            ids=None if prompt.ids is None else chosen.take(prompt.ids),
+            origin=None if origin is None else chosen.take(origin),
+        )
+
+
+def install_compaction(session: Session, stack: ExitStack) -> None:
+    """Hooks the decoder's entrance and exit if a method chooses features.
+
+    Args:
+        session: The attachment.
+        stack: Takes everything back on exit.
+    """
+    if not session.users("visual_tokens"):
+        return
+    text = session.anatomy.text
+    entered: list[Tensor] = []  # embeddings of the running pass, until it ends
+
+    def enter(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        entered.clear()
+        plan = session.compaction
+        if plan is None or (session.quiet and not session.repeating):
+            return None
+        if not session.quiet and session.past:
+            return args, plan.step(kwargs, session.past)
+        if not session.generating and not session.quiet:
+            entered.append(kwargs["inputs_embeds"])
+        return args, plan.enter(kwargs, session.riding_real)
+
+    def leave(module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+        if session.quiet or not entered or session.compaction is None:
+            return None
+        y = session.compaction.leave(
+            entered.pop(), output.last_hidden_state, session.anatomy.norm, session.riding_real
+        )
+        output.last_hidden_state = y
+        return output
+
+    stack.callback(text.register_forward_pre_hook(enter, with_kwargs=True).remove)
+    stack.callback(text.register_forward_hook(leave).remove)
+
+
+def choose_features(session: Session, full: TokenLayout) -> Compaction | None:
+    """Asks the methods which features of the prompt's pictures enter the decoder.
+
+    Args:
+        session: The attachment; its pictures have been encoded.
+        full: Roles of the prompt's positions.
+
+    Returns:
+        None if all of them do.
+    """
+    users, sight = session.users("visual_tokens"), session.sight
+    if not users or sight is None or sight.before is None:
+        return None
+    features = sight.before
+    alive = torch.ones(features.shape[:2], dtype=torch.bool, device=features.device)
+    for i in users:
+        keep = session.methods[i].visual_tokens(sight.states[i], features)
+        if keep is not None:
+            alive &= marked(keep, features.shape[1], session.methods[i].label)
+    if bool(alive.all()):
+        return None
+    # What stays, what is a patch at all, and what belongs to a picture's overview.
+    marks = torch.stack([alive.float(), torch.ones_like(alive).float(), _overview(session)], -1)
+    packed = sight.pack(marks)
+    staying = _with_line_ends(packed)
+    copies = session.copies
+    kept = full.visual[::copies].clone()
+    if int(kept.sum()) != len(staying):
+        raise LayoutError(
+            f"The pictures give {len(staying)} features but the prompts hold {int(kept.sum())} "
+            "placeholders.",
+            advice="Pass pictures only, and the processor's input_ids and pixels together.",
+        )
+    kept[kept.clone()] = staying
+    kept = kept.repeat_interleave(copies, dim=0)
+    return Compaction.of(full, full.real & (~full.visual | kept))
+
+
+def _overview(session: Session) -> Float[Tensor, "T P"]:
+    """1 on tiles that show a whole picture that is also cut into parts."""
+    sight = session.sight
+    if sight is None or sight.before is None:
+        raise LayoutError("No pictures were encoded.", advice="Pass pixel_values.")
+    marks = sight.before.new_zeros(sight.before.shape[:2], dtype=torch.float32)
+    first = 0
+    for tiles in sight.tiles:
+        marks[first : first + (tiles > 1)] = 1
+        first += tiles
+    return marks
+
+
+def _with_line_ends(packed: Float[Tensor, "n 3"]) -> Bool[Tensor, "n"]:
+    """What stays of a packed sequence: features of which at least half do, and their line ends."""
+    stays, patch, overview = packed.unbind(-1)
+    end = patch == 0
+    stays = ~end & (stays >= 0.5 * patch)
+    # A line begins after an end, and where the overview is over.
+    begins = functional.pad(
+        end[:-1] | ((overview[:-1] > 0) & (overview[1:] <= 0) & ~end[1:]), (1, 0)
+    )
+    line = begins.long().cumsum(0)
+    alive = torch.zeros(int(line[-1]) + 1 if len(line) else 0, device=packed.device)
+    alive = alive.index_add(0, line, stays.float())
+    return torch.where(end, alive[line] > 0, stays)

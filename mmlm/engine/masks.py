@@ -1,0 +1,204 @@
+"""The ``mask`` site: attention that a method opens beyond causal.
+
+A method returns a rule ``(b, q, k) -> bool`` on positions of the sequence; the union of all rules
+is OR-ed to what the model would see by itself. That is built by the library's own functions, so
+windows, packed rows, static caches and families with bidirectional images stay as they are, and is
+handed to the decoder as a ready 4-D mask, or one per kind of layer. Padding stays closed, a window
+bounds what a rule opens as it bounds everything else, and documents of a packed row stay apart.
+
+Only passes over several positions are changed: the query of a decoding step is the newest position
+and sees everything before it anyway. Gradients and checkpointing need nothing: the mask is an input.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers.masking_utils import create_causal_mask, create_sliding_window_causal_mask
+
+from mmlm.engine.columns import open_mask, typed_mask
+from mmlm.engine.kinds import FULL, SLIDING, kind_of_layer, kinds, reasons_against_masks, window
+from mmlm.engine.layout import TokenLayout
+from mmlm.errors import LayoutError
+
+if TYPE_CHECKING:
+    from mmlm.engine.session import Session
+
+__all__ = ["Openings", "Rule", "install_masks", "opened"]
+
+#: Rows, queries and keys, broadcastable against each other, to what is opened.
+Rule: TypeAlias = Callable[[Tensor, Tensor, Tensor], Tensor]
+
+_BUILDERS = {FULL: create_causal_mask, SLIDING: create_sliding_window_causal_mask}
+
+
+def install_masks(session: Session, stack: ExitStack) -> None:
+    """Hooks the decoder's entrance if a method opens attention.
+
+    Args:
+        session: The attachment.
+        stack: Takes everything back on exit.
+    """
+    users = session.users("mask")
+    if users:
+        session.openings = Openings(session, users)
+        text = session.anatomy.text
+        stack.callback(text.register_forward_pre_hook(session.openings.on_text, True).remove)
+
+
+class Openings:
+    """What methods open in the running prompt.
+
+    Args:
+        session: The attachment.
+        users: Numbers of the methods with a rule.
+    """
+
+    def __init__(self, session: Session, users: list[int]) -> None:
+        self.session = session
+        self.users = users
+        self._history: TokenLayout | None = None
+        self._now: tuple[list[Rule], TokenLayout | None] = ([], None)
+
+    def now(self) -> tuple[list[Rule], TokenLayout | None]:
+        """The rules of the running pass, and the roles that they are about."""
+        return self._now
+
+    def on_text(
+        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+        """Pre-hook of the text decoder: puts the ready mask in."""
+        new = kwargs["inputs_embeds"].shape[1]
+        self._now = ([], None)
+        if new == 1:
+            return None
+        past = 0 if self.session.quiet else self.session.past
+        layout = self._layout(past, new)
+        rules = [] if layout is None else self.rules(layout)
+        if layout is None or not rules:
+            return None
+        self._now = (rules, layout)
+        if reasons := reasons_against_masks(module.config):
+            names = " + ".join(self.session.methods[i].label for i in self.users)
+            raise LayoutError(f"{names}: {'; '.join(reasons)}.", advice="Set sdpa or eager again.")
+        given, config = kwargs.get("attention_mask"), module.config
+        asked = list(given) if isinstance(given, dict) else kinds(config)
+        masks = {}
+        for kind in asked:
+            mask = given[kind] if isinstance(given, dict) else given
+            offset = 0
+            cache = kwargs.get("past_key_values")
+            if cache is not None:
+                layers = range(self.session.anatomy.n_layers)
+                first = next((i for i in layers if kind_of_layer(config, i) == kind), 0)
+                offset = cache.get_mask_sizes(new, first)[1]
+            base = _base(config, kind, mask, kwargs)
+            masks[kind] = self._opened(base, rules, layout, (past, offset), window(config, kind))
+        single = len(masks) == 1 and not isinstance(given, dict)
+        ready = next(iter(masks.values())) if single else masks
+        return args, {**kwargs, "attention_mask": ready}
+
+    def rules(self, layout: TokenLayout) -> list[Rule]:
+        """The methods' rules for a prompt; a method that opens nothing has none."""
+        methods, states = self.session.methods, self.session.states
+        found = (methods[i].mask(states[i], layout) for i in self.users)
+        return [rule for rule in found if rule is not None]
+
+    def _opened(
+        self,
+        base: Tensor,
+        rules: list[Rule],
+        layout: TokenLayout,
+        starts: tuple[int, int],
+        bound: int | None,
+    ) -> Tensor:
+        new, width = base.shape[-2:]
+        device = base.device
+        q = torch.arange(starts[0], starts[0] + new, device=device)[None, :, None]
+        k = torch.arange(starts[1], starts[1] + width, device=device)[None, None]
+        where = opened(rules, layout, q, k, bound)[:, None]
+        # Auxiliary rows that ride in this pass lie below the main ones.
+        more = base.shape[0] - where.shape[0]
+        if more > 0 and base.shape[0] > 1:
+            where = functional.pad(where, (0, 0, 0, 0, 0, 0, 0, more))
+        return open_mask(base, where)
+
+    def _layout(self, past: int, new: int) -> TokenLayout | None:
+        """Roles of all positions up to the end of this pass."""
+        session = self.session
+        if session.quiet:
+            return session.branch_layout
+        if past == 0:
+            self._history = session.layout
+            return self._history
+        history = self._history
+        if history is None:
+            raise LayoutError("No prompt is running.", advice="Start with the whole prompt.")
+        if past > history.length:
+            history = history.append(past - history.length)
+        if history.length < past + new:
+            history = history.join(session.roles_of_new(new))
+        self._history = history
+        return history
+
+
+def opened(
+    rules: list[Rule],
+    layout: TokenLayout,
+    q: Int[Tensor, "b L 1"],
+    k: Int[Tensor, "b 1 K"],
+    bound: int | None,
+) -> Bool[Tensor, "B L K"]:
+    """What the rules open for queries ``q`` and keys ``k``, positions of the sequence.
+
+    Args:
+        rules: The methods' rules; the union counts.
+        layout: Roles of the positions. Keys behind its end, and negative ones, stay closed.
+        q: One row for all, or one per row of the layout.
+        k: Likewise.
+        bound: How far back a query sees.
+    """
+    b = torch.arange(layout.rows, device=q.device)[:, None, None]
+    known = (k >= 0) & (k < layout.length)
+    inside, asks = k.clamp(0, layout.length - 1), q.clamp(0, layout.length - 1)
+    where = rules[0](b, asks, inside)
+    for rule in rules[1:]:
+        where = where | rule(b, asks, inside)
+    where = where & known & layout.real[b, inside] & (layout.doc[b, asks] == layout.doc[b, inside])
+    return where if bound is None else where & (k > q - bound)
+
+
+def _base(config: Any, kind: str, mask: Any, kwargs: dict[str, Any]) -> Tensor:
+    """The mask that the decoder would use itself, written out: [rows or 1, 1, L, K]."""
+    embeds, cache = kwargs["inputs_embeds"], kwargs.get("past_key_values")
+    if not (isinstance(mask, Tensor) and mask.ndim == 4):
+        places = kwargs.get("position_ids")
+        if places is not None and places.ndim == 3:  # the text's own axis, if there is one
+            places = places[0] if places.shape[0] == 4 else None
+        caching = kwargs.get("use_cache")
+        if cache is None and (config.use_cache if caching is None else caching):
+            places = None  # the decoder makes a cache, and then takes no row for a packed one
+        mask = _BUILDERS[kind](
+            config=config,
+            inputs_embeds=embeds,
+            attention_mask=mask,
+            past_key_values=cache,
+            position_ids=places,
+        )
+    if mask is None:  # the library leaves out a mask that is causal and nothing else
+        new = embeds.shape[1]
+        ones = torch.ones(1, 1, new, new, dtype=torch.bool, device=embeds.device)
+        return typed_mask(ones.tril(), config._attn_implementation or "eager", embeds.dtype)
+    if mask.dtype != torch.bool and not mask.is_floating_point():
+        raise LayoutError(
+            f"The 4-D attention mask holds {mask.dtype}; True / False or additive numbers are "
+            "allowed.",
+            advice="Pass the processor's 2-D attention_mask.",
+        )
+    return mask

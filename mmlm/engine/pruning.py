@@ -1,0 +1,325 @@
+"""The ``tokens`` site: positions that leave the prompt between two decoder layers.
+
+From the layer on at which a method drops them, positions are gone from the hidden states, from the
+position embeddings, from the masks and, since keys are only made of what is there, from the caches.
+Every later pass has its own mask for each layer. Nothing is renumbered: what stays keeps its
+position ids, so the result equals that of masking the same keys instead.
+
+Rows may keep different numbers of positions: the shorter ones are padded on the left by columns that
+nobody sees. All rows of one prompt (beams) keep the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor, nn
+from torch.nn import functional
+
+from mmlm.engine.columns import Survivors, marked, typed_mask
+from mmlm.engine.kinds import kind_of_layer, window
+from mmlm.engine.masks import opened
+from mmlm.errors import LayoutError
+
+if TYPE_CHECKING:
+    from mmlm.engine.session import Session
+
+__all__ = ["Pruning", "install_deep_features", "install_pruning"]
+
+
+@dataclass(eq=False)
+class _Stage:
+    """What goes on from one layer to the next drop.
+
+    Attributes:
+        layer: The first layer without what was dropped.
+        survivors: Columns of the whole prompt.
+        kept: int64 [B, n]; the same with -1 where a row holds nothing.
+        memo: Arguments of the decoder that were already cut, by their identity; in later passes
+            masks that were already made.
+        step: Positions before the pass that ``memo`` is about.
+    """
+
+    layer: int
+    survivors: Survivors
+    kept: Int[Tensor, "B n"]
+    memo: dict[int, tuple[Any, Any]] = field(default_factory=dict)
+    step: int = 0
+
+    def cut(self, x: Any, function: Callable[[Any], Any]) -> Any:
+        """``function(x)``, made once for all layers that are given the same ``x``."""
+        if id(x) not in self.memo:
+            self.memo[id(x)] = (x, function(x))
+        return self.memo[id(x)][1]
+
+
+class Pruning:
+    """What is left of the running prompt, layer by layer.
+
+    Args:
+        session: The attachment.
+    """
+
+    def __init__(self, session: Session) -> None:
+        self.session = session
+        self._width = 0
+        self._stages: list[_Stage] = []
+        self._left: Tensor | None = None  # states of what left, at their positions
+
+    def begin(self) -> None:
+        """A prompt's first pass begins: everything is there."""
+        self._width = self.session.layout.length
+        self._stages, self._left = [], None
+
+    def kept(self, layer: int | None = None) -> Int[Tensor, "B n"]:
+        """Positions that are still there in a layer (default: after the last drop), -1 for none."""
+        stage = self._stage(layer)
+        if stage is not None:
+            return stage.kept
+        layout = self.session.layout
+        index = torch.arange(layout.length, device=layout.seg.device)
+        return torch.where(layout.real, index, -1)
+
+    def missing(self, layer: int) -> int:
+        """How many columns fewer than the prompt's a layer's cache holds."""
+        stage = self._stage(layer)
+        return 0 if stage is None else self._width - stage.survivors.length
+
+    def _stage(self, layer: int | None) -> _Stage | None:
+        stages = [s for s in self._stages if layer is None or s.layer <= layer]
+        return stages[-1] if stages else None
+
+    def drop(self, layer: int, users: list[int], x: Tensor) -> Tensor:
+        """Asks the methods what goes on from ``layer`` and returns the states of that.
+
+        Raises:
+            LayoutError: If the last position of a row is dropped, on which the next token depends.
+        """
+        session, standing = self.session, self.kept()
+        alive = standing >= 0
+        for i in users:
+            keep = session.methods[i].tokens(session.states[i], layer, x)
+            if keep is not None:
+                alive = alive & marked(keep, x.shape[1], session.methods[i].label)
+        if session.untouched is not None:
+            alive = torch.where(session.untouched[:, None], standing >= 0, alive)
+        if session.copies > 1:  # beams that differ in their last bits must not part here
+            alive = alive[:: session.copies].repeat_interleave(session.copies, dim=0)
+        if bool((alive == (standing >= 0)).all()):
+            return x
+        if not bool(alive[:, -1].all()):
+            names = " + ".join(session.methods[i].label for i in users)
+            raise LayoutError(
+                f"{names} drops the last position of a prompt, which makes the next token.",
+                advice="Keep it.",
+            )
+        chosen = Survivors.of(alive)
+        kept = standing.gather(1, chosen.index).masked_fill(~chosen.valid, -1)
+        whole = Survivors(kept.clamp(min=0), chosen.valid, self._width, chosen.whole)
+        if not session.generating:
+            self._left = self._scattered(x)
+        self._stages.append(_Stage(layer, whole, kept))
+        return chosen.take(x)
+
+    def _scattered(self, x: Tensor) -> Tensor:
+        """States of all positions of the prompt, those of what left earlier as they left."""
+        stage = self._stage(None)
+        if stage is None or self._left is None:
+            return x
+        return stage.survivors.put(x, self._left)
+
+    def prompt_arguments(self, layer: int, kwargs: dict[str, Any]) -> dict[str, Any]:
+        """A layer's arguments, made by the decoder for the whole prompt, for what is left of it."""
+        stage = self._stage(layer)
+        if stage is None:
+            return kwargs
+        chosen, new = stage.survivors, dict(kwargs)
+        pair = kwargs.get("position_embeddings")
+        if pair is not None:
+            new["position_embeddings"] = stage.cut(pair, lambda p: tuple(map(chosen.take, p)))
+        places = kwargs.get("position_ids")
+        if places is not None:
+            new["position_ids"] = stage.cut(places, lambda p: chosen.take(p, dim=p.ndim - 1))
+        mask = kwargs.get("attention_mask")
+        if mask is not None:
+            new["attention_mask"] = stage.cut(mask, chosen.take_mask)
+        elif not chosen.whole:
+            new["attention_mask"] = stage.cut(None, lambda _: self._causal(chosen, kwargs))
+        return new
+
+    def _causal(self, chosen: Survivors, kwargs: dict[str, Any]) -> Tensor:
+        """The mask of a prompt that had none, with the columns closed that only fill up rows."""
+        implementation = self.session.anatomy.text.config._attn_implementation or "eager"
+        if "flash" in implementation:
+            return chosen.valid.long()
+        n = chosen.length
+        ones = torch.ones(1, 1, n, n, dtype=torch.bool, device=chosen.valid.device)
+        return ones.tril() & chosen.valid[:, None, None]
+
+    def step_arguments(self, layer: int, kwargs: dict[str, Any], x: Tensor) -> dict[str, Any]:
+        """A layer's arguments in a later pass: a mask of the width of its own cache."""
+        stage = self._stage(layer)
+        if stage is None:
+            return kwargs
+        mask = self._step_mask(stage, layer, x, kwargs["past_key_values"])
+        return {**kwargs, "attention_mask": mask}
+
+    def _step_mask(self, stage: _Stage, layer: int, x: Tensor, cache: Any) -> Tensor | None:
+        session, new, past = self.session, x.shape[1], self.session.past
+        config = session.anatomy.text.config
+        bound = window(config, kind_of_layer(config, layer))
+        width, offset = cache.get_mask_sizes(new, layer)
+        later = past + new - self._width
+        dense = offset == 0 and width == stage.survivors.length + later
+        implementation = config._attn_implementation or "eager"
+        if new == 1 and dense and stage.survivors.whole and bound is None:
+            return None
+        if stage.step != past:
+            stage.step = past
+            stage.memo.clear()
+        key = hash((new, width, offset, bound))
+        if key in stage.memo:
+            return stage.memo[key][1]
+        tail = torch.arange(self._width, self._width + later, device=x.device)
+        columns = torch.cat([stage.kept, tail.expand(stage.kept.shape[0], -1)], dim=1)
+        columns = columns[:, offset : offset + width]
+        columns = functional.pad(columns, (0, width - columns.shape[1]), value=-1)
+        mask = self._seen(columns, past, new, bound)
+        if "flash" in implementation:
+            mask = (columns >= 0).long()
+        else:
+            mask = typed_mask(mask[:, None], implementation, x.dtype)
+        stage.memo[key] = (None, mask)
+        return mask
+
+    def _seen(
+        self, columns: Int[Tensor, "B K"], past: int, new: int, bound: int | None
+    ) -> Bool[Tensor, "B L K"]:
+        """Which columns, given by their positions, the new queries may see."""
+        session = self.session
+        q = torch.arange(past, past + new, device=columns.device)[None, :, None]
+        k = columns[:, None]
+        seen = k <= q
+        if bound is not None:
+            seen = seen & (k > q - bound)
+        if new > 1 and session.openings is not None:
+            rules, layout = session.openings.now()
+            if layout is not None:
+                seen = seen | opened(rules, layout, q, k, bound)
+        return seen & (k >= 0)
+
+    def leave(self, y: Tensor, norm: nn.Module) -> Tensor:
+        """The decoder's output at every position; what left is what the norm makes of its state."""
+        stage = self._stage(None)
+        if stage is None or self._left is None:
+            return y
+        left, self._left = self._left, None
+        return stage.survivors.put(y, norm.forward(left).to(y.dtype))
+
+
+def install_pruning(session: Session, stack: ExitStack) -> None:
+    """Hooks the layers from the first on at which a method may drop positions.
+
+    Args:
+        session: The attachment.
+        stack: Takes everything back on exit.
+    """
+    anatomy = session.anatomy
+    deciding = {layer: session.users("tokens", layer) for layer in range(anatomy.n_layers)}
+    first = next((layer for layer, users in deciding.items() if users), None)
+    if first is None:
+        return
+    pruning = session.pruning = Pruning(session)
+    for layer in range(first, anatomy.n_layers):
+        hook = _layer_hook(pruning, layer, deciding[layer])
+        block = anatomy.layers[layer]
+        stack.callback(block.register_forward_pre_hook(hook, with_kwargs=True).remove)
+
+    def leave(module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+        if session.quiet or session.past or session.generating:
+            return None
+        output.last_hidden_state = pruning.leave(output.last_hidden_state, anatomy.norm)
+        return output
+
+    # Before the exit of a compaction, which is installed earlier and makes the whole prompt of it.
+    handle = anatomy.text.register_forward_hook(leave, prepend=True)
+    stack.callback(handle.remove)
+
+
+def install_deep_features(session: Session, stack: ExitStack) -> None:
+    """Takes over what a family adds between its first layers, if positions may leave there.
+
+    Args:
+        session: The attachment; all other hooks on outputs of layers are installed.
+        stack: Takes everything back on exit.
+    """
+    if session.pruning is None:
+        return
+    deep, anatomy = _DeepFeatures(session, session.pruning), session.anatomy
+    stack.callback(anatomy.text.register_forward_pre_hook(deep.take_over, with_kwargs=True).remove)
+    for layer in range(anatomy.n_layers):
+        stack.callback(anatomy.layers[layer].register_forward_hook(deep.adder(layer)).remove)
+
+
+def _layer_hook(pruning: Pruning, layer: int, users: list[int]) -> Callable[..., Any]:
+    session = pruning.session
+
+    def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if session.quiet:
+            return None
+        x = args[0] if args else kwargs["hidden_states"]
+        if session.past:
+            return args, pruning.step_arguments(layer, kwargs, x)
+        new = pruning.drop(layer, users, x) if users else x
+        kwargs = pruning.prompt_arguments(layer, kwargs)
+        if args:
+            return (new, *args[1:]), kwargs
+        return args, {**kwargs, "hidden_states": new}
+
+    return hook
+
+
+class _DeepFeatures:
+    """Features that a family adds to the outputs of its first layers, for what is left of a prompt.
+
+    The decoder adds them at fixed positions between two layers, so the pass takes them over.
+    """
+
+    def __init__(self, session: Session, pruning: Pruning) -> None:
+        self.session = session
+        self.pruning = pruning
+        self._levels: list[Tensor] = []
+
+    def take_over(
+        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+        """Pre-hook of the decoder: takes the features out of its arguments."""
+        from mmlm.engine.session import unstacked
+
+        self._levels = []
+        if self.session.quiet or self.session.past:
+            return None
+        levels = unstacked(kwargs, kwargs["inputs_embeds"])
+        if not levels:
+            return None
+        self._levels = levels
+        return args, {**kwargs, "visual_pos_masks": None, "deepstack_visual_embeds": None}
+
+    def adder(self, layer: int) -> Callable[..., Any]:
+        """Hook of a layer: adds its features, after every edit of its output."""
+
+        def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+            if self.session.quiet or layer >= len(self._levels):
+                return None
+            level = self._levels[layer]
+            kept = self.pruning.kept(layer)
+            index = kept.clamp(min=0)[..., None].expand(-1, -1, level.shape[-1])
+            own = level.gather(1, index) * (kept >= 0)[..., None].to(level.dtype)
+            return (output[0] + own, *output[1:]) if isinstance(output, tuple) else output + own
+
+        return hook
