@@ -7,7 +7,7 @@ handed to the decoder as a ready 4-D mask, or one per kind of layer. Padding sta
 bounds what a rule opens as it bounds everything else, and documents of a packed row stay apart.
 
 Only passes over several positions are changed: the query of a decoding step is the newest position
-and sees everything before it anyway. Gradients and checkpointing need nothing: the mask is an input.
+and sees everything before it anyway. For gradients and checkpointing the mask is an input.
 """
 
 from __future__ import annotations
@@ -48,8 +48,8 @@ def install_masks(session: Session, stack: ExitStack) -> None:
     users = session.users("mask")
     if users:
         session.openings = Openings(session, users)
-        text = session.anatomy.text
-        stack.callback(text.register_forward_pre_hook(session.openings.on_text, True).remove)
+        text, hook = session.anatomy.text, session.openings.on_text
+        stack.callback(text.register_forward_pre_hook(hook, with_kwargs=True).remove)
 
 
 class Openings:

@@ -5,8 +5,8 @@ position embeddings, from the masks and, since keys are only made of what is the
 Every later pass has its own mask for each layer. Nothing is renumbered: what stays keeps its
 position ids, so the result equals that of masking the same keys instead.
 
-Rows may keep different numbers of positions: the shorter ones are padded on the left by columns that
-nobody sees. All rows of one prompt (beams) keep the same.
+Rows may keep different numbers of positions: the shorter ones are padded on the left by columns
+that nobody sees. All rows of one prompt (beams) keep the same.
 """
 
 from __future__ import annotations
