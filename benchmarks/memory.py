@@ -11,6 +11,7 @@ decoding and for a method.
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import sys
 import weakref
@@ -24,7 +25,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 import mmlm
-from benchmarks.speed_model import PATCH, Shape, build_model, build_processor, make_task
+from benchmarks.speed_model import (
+    PATCH,
+    Shape,
+    Task,
+    build_model,
+    build_processor,
+    make_task,
+)
 
 __all__ = ["PeakBytes", "grown", "growth", "peak_bytes"]
 
@@ -47,7 +55,11 @@ class PeakBytes(TorchDispatchMode):
         self._known: set[int] = set()
 
     def __torch_dispatch__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+        self,
+        func: Any,
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
     ) -> Any:
         """Runs an operation and counts what it made."""
         # What comes in unknown existed before: weights and inputs, of which views are made.
@@ -111,22 +123,24 @@ def growth(
         sized = replace(shape, side=PATCH * side)
         model = build_model(sized, dtype, device)
         task = make_task(model, build_processor(sized), 1, sized.side)
-        inputs = task.inputs
         for method in methods:
-            attached = () if method is None else (method,)
-
-            def run(attached: tuple[mmlm.Method, ...] = attached) -> None:
-                with mmlm.attach(model, *attached, processor=task.processor):
-                    model.generate(**inputs, max_new_tokens=3, do_sample=False)
-
             name = "plain" if method is None else method.label
-            peaks.setdefault(name, {})[sized.image_tokens] = peak_bytes(run, device)
+            peak = peak_bytes(functools.partial(_generate, task, method), device)
+            peaks.setdefault(name, {})[sized.image_tokens] = peak
     return peaks
 
 
+def _generate(task: Task, method: mmlm.Method | None) -> None:
+    attached = () if method is None else (method,)
+    with mmlm.attach(task.model, *attached, processor=task.processor):
+        task.model.generate(**task.inputs, max_new_tokens=3, do_sample=False)
+
+
 def grown(peaks: dict[int, int]) -> float:
-    """How the growth continues: bytes per token from the middle to the longest prompt, divided by
-    bytes per token from the shortest to the middle one. 1 is linear, about 2 quadratic.
+    """How the growth goes on between three lengths, each twice the one before.
+
+    Bytes per token from the middle to the longest prompt, divided by bytes per token from the
+    shortest to the middle one: 1 is linear, about 2 quadratic.
     """
     (n0, b0), (n1, b1), (n2, b2) = sorted(peaks.items())
     return ((b2 - b1) / (n2 - n1)) / ((b1 - b0) / (n1 - n0))
@@ -136,7 +150,7 @@ def attention_methods(texts: Sequence[str] | None = None) -> list[mmlm.Method]:
     """The methods that ask for attention rows or for the tower's."""
     from benchmarks.speed import settings
 
-    methods = [mmlm.parse_method(text) for text in texts or settings(SHAPE)]
+    methods = [mmlm.parse_method(text) for text in texts or settings()]
     return [m for m in methods if m.rows != "none"]
 
 

@@ -70,7 +70,7 @@ PRESETS = {
 
 
 def build_model(shape: Shape, dtype: str = "float32", device: str = "cpu") -> Any:
-    """A random LLaVA (CLIP tower, Llama decoder) without an end token: every run has full length."""
+    """A random LLaVA (CLIP tower, Llama decoder) without an end token: runs have full length."""
     import torch
     from transformers import (
         CLIPVisionConfig,
@@ -98,7 +98,7 @@ def build_model(shape: Shape, dtype: str = "float32", device: str = "cpu") -> An
         num_key_value_heads=shape.heads,
         max_position_embeddings=8192,
     )
-    config = LlavaConfig(vision_config=vision, text_config=text, image_token_id=IMAGE)
+    config = LlavaConfig(vision_config=vision, text_config=text, image_token_index=IMAGE)
     default = torch.get_default_dtype()
     torch.manual_seed(0)
     torch.set_default_dtype(getattr(torch, dtype))
@@ -118,9 +118,7 @@ def build_processor(shape: Shape) -> Any:
 
     fixed = ("<pad>", "<s>", "</s>", "<unk>", "USER", ":", "ASSISTANT")
     words = [*fixed, *(f"w{i}" for i in range(len(fixed), IMAGE)), "<image>"]
-    core = Tokenizer(
-        models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>")
-    )
+    core = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
     core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=core,
