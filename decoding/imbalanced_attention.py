@@ -199,6 +199,7 @@ class ImbalancedAttention(Method):
         venue="arXiv",
     )
     only_looks: ClassVar[frozenset[str]] = frozenset({"vision_layer"})
+    rewinds: ClassVar[bool] = True
 
     alpha: float = 0.5
     beta: float = 0.3

@@ -155,6 +155,7 @@ class VHR(Method):
         year=2025,
         venue="ACL 2025",
     )
+    rewinds: ClassVar[bool] = True
 
     alpha: float = 2.0
     layers: tuple[int, ...] | None = None

@@ -232,12 +232,14 @@ class RowEditor:
         session: The attachment.
         layer: Number of the layer.
         users: Numbers of the methods that act at a row site in this layer, in the user's order.
+            Those that only look are asked last.
     """
 
     def __init__(self, session: Session, layer: int, users: list[int]) -> None:
         self.session = session
         self.layer = layer
-        self.users = users
+        # Whoever only looks sees what the model will use.
+        self.users = sorted(users, key=lambda i: "weights" in session.methods[i].only_looks)
         self.surveyors = [i for i in users if session.surveys(i)]
 
     def edit(self, call: Call, kernel: Kernel) -> tuple[Tensor, Tensor | None]:

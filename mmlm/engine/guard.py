@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
+from mmlm.engine.search import searching, through_search
 from mmlm.errors import IncompatibleMethods, LayoutError
 
 if TYPE_CHECKING:
@@ -36,12 +37,15 @@ def guarded_generate(session: Session, stack: ExitStack) -> None:
     model: Any = session.model
     original = model.generate
     before = vars(model).get("generate")
+    search = searching(session)
 
     @functools.wraps(original)
     def generate(*args: Any, **kwargs: Any) -> Any:
         _check(session, args, kwargs)
         _remember(session, original, args, kwargs)
         try:
+            if search is not None:
+                return through_search(session, search, original, args, kwargs)
             return original(*args, **kwargs)
         finally:
             session.finish()

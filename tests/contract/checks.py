@@ -6,6 +6,7 @@ purpose and requires that they notice.
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import threading
 from collections import Counter
@@ -16,6 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import TextIteratorStreamer
 
 from mmlm import attach
+from mmlm.engine import attention
 
 PROMPTS = ["describe the image in detail .", "is there a dog in the picture ?"]
 NEW = 6
@@ -37,6 +39,31 @@ def next_logits(model, inputs):
         return model(**inputs).logits[:, -1]
 
 
+def searches(*methods):
+    return [m for m in methods if "search" in m.sites]
+
+
+def plain_options(*methods):
+    """How plain ``generate`` does what these methods do at their neutral setting."""
+    return {"num_beams": m.beams for m in searches(*methods)}
+
+
+def visible(model, inputs, *methods):
+    """What methods change: the next token's logits; for a search the scores of its answers."""
+    if not searches(*methods):
+        return next_logits(model, inputs)
+    result = model.generate(
+        **inputs,
+        max_new_tokens=NEW,
+        min_new_tokens=NEW,
+        do_sample=False,
+        return_dict_in_generate=True,
+        output_scores=True,
+        **plain_options(*methods),
+    )
+    return result.sequences_scores[:, None]
+
+
 def neutral_is_plain(method, family):
     model, processor = tiny.shared(family)
     inputs = batch(processor)
@@ -46,6 +73,8 @@ def neutral_is_plain(method, family):
         {"do_sample": True, "temperature": 1.3},
         {"do_sample": False, "num_beams": 3},
     )
+    if searches(method):  # brings its beams along and refuses others
+        modes = ({"do_sample": False, **plain_options(method)},)
     for given in (inputs, single):
         plain = next_logits(model, given)
         with attach(model, method.neutral(), processor=processor):
@@ -65,9 +94,9 @@ def neutral_is_plain(method, family):
 def changes_logits(method, family):
     model, processor = tiny.shared(family)
     inputs = batch(processor)
-    plain = next_logits(model, inputs)
+    plain = visible(model, inputs, method)
     with attach(model, method, processor=processor):
-        edited = next_logits(model, inputs)
+        edited = visible(model, inputs, method)
     for row in range(2):
         assert not torch.allclose(plain[row], edited[row], atol=1e-4), f"row {row} is unchanged"
 
@@ -139,11 +168,11 @@ def batch_equals_single_rows(method, family):
     inputs = batch(processor)
     with attach(model, method, processor=processor):
         together = generate(model, inputs, do_sample=False)
-        logits = next_logits(model, inputs)
+        logits = visible(model, inputs, method)
         for row, prompt in enumerate(PROMPTS):
             alone = tiny.inputs(processor, [prompt], [pictures[row]])
             torch.testing.assert_close(
-                next_logits(model, alone)[0], logits[row], atol=2e-4, rtol=1e-4
+                visible(model, alone, method)[0], logits[row], atol=2e-4, rtol=1e-4
             )
             assert torch.equal(generate(model, alone, do_sample=False)[0], together[row])
 
@@ -180,6 +209,8 @@ def cache_paths_agree(method, family):
     suppress = {"suppress_tokens": [3]}
     with attach(model, method, processor=processor), torch.no_grad():
         fused = generate(model, inputs, do_sample=False, **suppress)
+        if searches(method):  # needs a cache from which positions can be taken
+            return
         if not method.riders:
             static = generate(
                 model,
@@ -197,7 +228,7 @@ def cache_paths_agree(method, family):
 
 def beams_equal_static_beams(method, family):
     """Three beams with fused rows equal three beams with separate caches."""
-    if method.riders:
+    if method.riders or searches(method):
         return
     model, processor = tiny.shared(family)
     inputs = batch(processor)
@@ -218,26 +249,26 @@ def sdpa_equals_eager(method, family):
     model, processor = tiny.build(family)
     inputs = batch(processor)
     with attach(model, method, processor=processor):
-        sdpa = next_logits(model, inputs)
+        sdpa = visible(model, inputs, method)
     model.set_attn_implementation("eager")
     with attach(model, method, processor=processor):
-        eager = next_logits(model, inputs)
+        eager = visible(model, inputs, method)
     torch.testing.assert_close(sdpa, eager, atol=1e-4, rtol=1e-4)
 
 
 def image_free_row_is_unchanged(method, family):
     model, processor = tiny.shared(family)
     inputs = tiny.inputs(processor, PROMPTS, [[tiny.picture(1)], []])
-    plain = next_logits(model, inputs)
-    tokens = generate(model, inputs, do_sample=False)
+    plain = visible(model, inputs, method)
+    tokens = generate(model, inputs, do_sample=False, **plain_options(method))
     with attach(model, method, processor=processor):
-        edited = next_logits(model, inputs)
+        edited = visible(model, inputs, method)
         mixed = generate(model, inputs, do_sample=False)
     torch.testing.assert_close(edited[1], plain[1], atol=1e-5, rtol=1e-5)
     assert not torch.allclose(edited[0], plain[0], atol=1e-4)
     assert torch.equal(mixed[1], tokens[1])
     text = tiny.inputs(processor, PROMPTS, [[], []])
-    expected = generate(model, text, do_sample=False)
+    expected = generate(model, text, do_sample=False, **plain_options(method))
     with attach(model, method, processor=processor):
         assert torch.equal(generate(model, text, do_sample=False), expected)
 
@@ -247,10 +278,10 @@ def two_images(method, family):
     model, processor = tiny.shared(family)
     a, b = tiny.picture(1), tiny.picture(2)
     with attach(model, method, processor=processor):
-        ab = next_logits(model, tiny.inputs(processor, PROMPTS[:1], [[a, b]]))
-        ba = next_logits(model, tiny.inputs(processor, PROMPTS[:1], [[b, a]]))
+        ab = visible(model, tiny.inputs(processor, PROMPTS[:1], [[a, b]]), method)
+        ba = visible(model, tiny.inputs(processor, PROMPTS[:1], [[b, a]]), method)
         ragged = tiny.inputs(processor, PROMPTS, [[a, b], [b]])
-        rows = next_logits(model, ragged)
+        rows = visible(model, ragged, method)
     assert not torch.allclose(ab, ba, atol=1e-4)
     torch.testing.assert_close(rows[0], ab[0], atol=2e-4, rtol=1e-4)
 
@@ -284,10 +315,14 @@ def counted_cost(method, family):
 
     def count():
         seen = []
-        handle = model.get_decoder().register_forward_pre_hook(
-            lambda module, args, kwargs: seen.append(kwargs["inputs_embeds"].shape[0]),
-            with_kwargs=True,
-        )
+
+        def note(module, args, kwargs):
+            rows, new = kwargs["inputs_embeds"].shape[:2]
+            past = kwargs.get("past_key_values")
+            # Several new positions behind a cache are as many rows of a decoding step.
+            seen.append(rows * new if past is not None and past.get_seq_length() else rows)
+
+        handle = model.get_decoder().register_forward_pre_hook(note, with_kwargs=True)
         generate(model, inputs, do_sample=False)
         handle.remove()
         return sum(seen)
@@ -315,10 +350,21 @@ class _Shapes(TorchDispatchMode):
         return out
 
 
+@contextlib.contextmanager
+def short_chunks():
+    """Attention rows one by one, as in a prompt that fills a chunk with each of its rows."""
+    before, attention._CHUNK = attention._CHUNK, 1
+    try:
+        yield
+    finally:
+        attention._CHUNK = before
+
+
 def no_square_tensor(method, family):
     """No tensor with two dimensions of the prompt's length beyond what the plain model has.
 
     Families with attention in both directions make a mask in every pass: one per auxiliary prompt.
+    Attention rows come in chunks, which a prompt as short as this one would fit into whole.
     """
     model, processor = tiny.shared(family)
     inputs = tiny.inputs(processor, PROMPTS[:1], [[tiny.picture(1)]])
@@ -327,7 +373,7 @@ def no_square_tensor(method, family):
     with torch.no_grad():
         with _Shapes(n) as plain:
             model(**inputs)
-        with attach(model, method, processor=processor), _Shapes(n) as ours:
+        with short_chunks(), attach(model, method, processor=processor), _Shapes(n) as ours:
             model(**inputs)
     allowed = Counter({name: passes * count for name, count in plain.found.items()})
     assert ours.found - allowed == Counter()
@@ -358,12 +404,12 @@ def inputs_stay_untouched(method, family):
         for site, function in originals.items():
             setattr(cls, site, watched(site, function))
         with attach(model, method, processor=processor), torch.no_grad():
-            model(**inputs)
+            visible(model, inputs, method)
     finally:
         for site, function in originals.items():
             setattr(cls, site, function)
     assert set(checked) == set(method.sites)
-    assert all(checked.values())
+    assert all(count for site, count in checked.items() if site != "search")  # gets no tensor
 
 
 def _tensors(value):
