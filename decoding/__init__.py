@@ -6,6 +6,7 @@ from decoding.imbalanced_attention import ImbalancedAttention
 from decoding.inter import INTER
 from decoding.m3id import M3ID
 from decoding.only import ONLY
+from decoding.opera import OPERA
 from decoding.pai import PAI
 from decoding.var import VAR
 from decoding.vcd import VCD
@@ -17,6 +18,7 @@ __all__ = [
     "INTER",
     "M3ID",
     "ONLY",
+    "OPERA",
     "PAI",
     "VAR",
     "VCD",

@@ -25,6 +25,7 @@ _METHODS = {
     "ImbalancedAttention": "decoding.imbalanced_attention",
     "M3ID": "decoding.m3id",
     "ONLY": "decoding.only",
+    "OPERA": "decoding.opera",
     "PAI": "decoding.pai",
     "VAR": "decoding.var",
     "VCD": "decoding.vcd",
@@ -49,6 +50,7 @@ if TYPE_CHECKING:
     from decoding.inter import INTER
     from decoding.m3id import M3ID
     from decoding.only import ONLY
+    from decoding.opera import OPERA
     from decoding.pai import PAI
     from decoding.var import VAR
     from decoding.vcd import VCD
@@ -66,6 +68,7 @@ __all__ = [
     "INTER",
     "M3ID",
     "ONLY",
+    "OPERA",
     "PAI",
     "VAR",
     "VCD",
