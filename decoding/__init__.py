@@ -1,5 +1,6 @@
 """Training-free methods, one file each."""
 
+from decoding.act import ACT
 from decoding.dola import DoLa
 from decoding.icd import ICD
 from decoding.imbalanced_attention import ImbalancedAttention
@@ -12,8 +13,10 @@ from decoding.var import VAR
 from decoding.vcd import VCD
 from decoding.vhr import VHR
 from decoding.vista import VISTA
+from decoding.zerotuning import ZeroTuning
 
 __all__ = [
+    "ACT",
     "ICD",
     "INTER",
     "M3ID",
@@ -26,4 +29,5 @@ __all__ = [
     "VISTA",
     "DoLa",
     "ImbalancedAttention",
+    "ZeroTuning",
 ]

@@ -19,6 +19,7 @@ from mmlm import _torchvision_guard
 __version__ = "0.1.0"
 
 _METHODS = {
+    "ACT": "decoding.act",
     "DoLa": "decoding.dola",
     "ICD": "decoding.icd",
     "INTER": "decoding.inter",
@@ -31,6 +32,7 @@ _METHODS = {
     "VCD": "decoding.vcd",
     "VHR": "decoding.vhr",
     "VISTA": "decoding.vista",
+    "ZeroTuning": "decoding.zerotuning",
 }
 _EXPORTS = {
     **_METHODS,
@@ -44,6 +46,7 @@ _EXPORTS = {
 }
 
 if TYPE_CHECKING:
+    from decoding.act import ACT
     from decoding.dola import DoLa
     from decoding.icd import ICD
     from decoding.imbalanced_attention import ImbalancedAttention
@@ -56,6 +59,7 @@ if TYPE_CHECKING:
     from decoding.vcd import VCD
     from decoding.vhr import VHR
     from decoding.vista import VISTA
+    from decoding.zerotuning import ZeroTuning
     from mmlm.engine.anatomy import Anatomy
     from mmlm.engine.attach import attach
     from mmlm.engine.layout import TokenLayout
@@ -64,6 +68,7 @@ if TYPE_CHECKING:
     from mmlm.text_form import method_names, parse_method
 
 __all__ = [
+    "ACT",
     "ICD",
     "INTER",
     "M3ID",
@@ -79,6 +84,7 @@ __all__ = [
     "ImbalancedAttention",
     "Method",
     "TokenLayout",
+    "ZeroTuning",
     "attach",
     "load",
     "method_names",
