@@ -45,7 +45,8 @@ def searches(*methods):
 
 def plain_options(*methods):
     """How plain ``generate`` does what these methods do at their neutral setting."""
-    return {"num_beams": m.beams for m in searches(*methods)}
+    found = searches(*methods)
+    return {"num_beams": found[0].beams} if found else {}
 
 
 def visible(model, inputs, *methods):
