@@ -116,10 +116,14 @@ def _timed(run: Run, task: Task, tokens: int) -> dict[str, float]:
         prefill, token = stamps[0] - began, statistics.median(steps)
     else:
         again = _now(task)
-        run(1, lambda: None)
+        run(1, _nothing)
         prefill = _now(task) - again
         token = (total - prefill) / (tokens - 1)
     return {"prefill": prefill, "token": token, "total": total}
+
+
+def _nothing() -> None:
+    """Stands in where nobody counts tokens."""
 
 
 def _now(task: Task) -> float:
@@ -182,7 +186,7 @@ def group(task: Task, method: Method, tokens: int, rounds: int) -> dict[str, dic
     rows = measure(runs, task, tokens, rounds)
     for name, run in runs.items():
         passes = count_passes(run, task)
-        peak = peak_bytes(lambda run=run: run(3, lambda: None), str(task.model.device))
+        peak = peak_bytes(functools.partial(run, 3, _nothing), str(task.model.device))
         rows[name] |= {
             "prompt_passes": passes.prompt[0],
             "prompt_positions": passes.prompt[1],
@@ -216,12 +220,17 @@ def machine(device: str) -> dict[str, Any]:
 
 
 def commit() -> str:
-    """The commit that was measured; "-dirty" behind it if files differ."""
-    command = ["git", "describe", "--always", "--dirty", "--exclude=*"]
-    done = subprocess.run(
-        command, cwd=Path(__file__).parent, capture_output=True, text=True, check=False
-    )
-    return done.stdout.strip() or "unknown"
+    """The commit that was measured; "-dirty" behind it if code differs; "unknown" without git."""
+    root = Path(__file__).parents[1]
+
+    def git(*words: str) -> str:
+        done = subprocess.run(
+            ["git", *words], cwd=root, capture_output=True, text=True, check=False
+        )
+        return done.stdout.strip()
+
+    changed = git("status", "--porcelain", "--", "mmlm", "decoding", "benchmarks/*.py")
+    return (git("rev-parse", "--short", "HEAD") or "unknown") + ("-dirty" if changed else "")
 
 
 def show(results: Mapping[str, Mapping[str, Any]]) -> None:
@@ -237,11 +246,18 @@ def show(results: Mapping[str, Mapping[str, Any]]) -> None:
             table.add_column(column, justify="left" if column == "method" else "right")
         for text, rows in results.items():
             if str(batch) in rows:
-                table.add_row(text, *_ratios(rows[str(batch)]))
+                table.add_row(short(text), *_ratios(rows[str(batch)]))
         Console().print(table)
 
 
-def _ratios(rows: Mapping[str, Mapping[str, float]]) -> list[str]:
+def short(label: str) -> str:
+    """A label without what only tells the method about the model."""
+    name, _, rest = label.partition("(")
+    told = ("heads_by_layer", "sink_dims", "tau", "theta")
+    return name if any(word in rest for word in told) else label
+
+
+def _ratios(rows: Mapping[str, Any]) -> list[str]:
     plain, ours, naive = rows["plain"], rows["ours"], rows.get("naive")
     cells = [f"{ours[key] / plain[key]:.3f}" for key in KEYS]
     cells += [f"{naive['total'] / plain['total']:.3f}"] if naive else ["-"]
@@ -274,7 +290,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             if str(batch) in done:
                 continue
             task = make_task(model, processor, batch, shape.side)
-            done[str(batch)] = group(task, method, options.tokens, options.rounds)
+            rows = group(task, method, options.tokens, options.rounds)
+            done[str(batch)] = {**rows, "commit": commit()}
             print(method.label, batch, *_ratios(done[str(batch)]), file=sys.stderr, flush=True)
             if options.output:
                 text_form = json.dumps(record, indent=1) + "\n"
@@ -298,7 +315,7 @@ def _opened(options: argparse.Namespace, shape: Shape) -> dict[str, Any]:
         if stored["setting"] == setting:
             return stored
         raise SystemExit(f"{options.output} was measured with another setting; move it away")
-    return {"setting": setting, "commit": commit(), "results": {}}
+    return {"setting": setting, "results": {}}
 
 
 if __name__ == "__main__":

@@ -180,6 +180,7 @@ def _plain(argv: Sequence[str], options: list[_Option]) -> list[str]:
     replaces a list from a configuration file; ``--strict`` becomes ``--strict=true``.
     """
     by_flag = {option.flag: option for option in options}
+    by_flag |= {f"--{o.key}": o for o in options if o.repeatable}
     switches = {f"--{o.key}": o for o in options if o.hint is bool}
     files: list[str] = []
     rewritten: list[str] = []
@@ -201,6 +202,8 @@ def _plain(argv: Sequence[str], options: list[_Option]) -> list[str]:
             value = value if equals else rest.pop(0)
             if option is None:
                 files.append(f"--config={find_config(value)}")
+            elif option.repeatable and name == f"--{option.key}" and value.startswith("["):
+                rewritten.append(f"{name}={value}")  # a whole list
             elif option.repeatable:
                 collected.setdefault(option.key, []).append(value)
             else:

@@ -17,10 +17,17 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mmlm.cli.configs import effect_settings
 from mmlm.cli.frame import DONE, SOME_FAILED, Command, Terminal
-from mmlm.cli.options import ModelOptions, check_model_name, open_model, parse_methods
+from mmlm.cli.options import (
+    EMBEDDED,
+    ModelOptions,
+    check_model_name,
+    open_model,
+    parse_methods,
+)
 from mmlm.cli.pictures import DataOptions, Source, find
-from mmlm.errors import InputError
+from mmlm.errors import InputError, UnsupportedModel
 from mmlm.runner import GenerateSettings
 
 if TYPE_CHECKING:
@@ -34,6 +41,7 @@ __all__ = ["COMMAND", "Demo", "DemoGenerate"]
 REPORT = "report.html"
 RESULTS = "results.json"
 PLAIN = "plain"
+ALL = "all"
 ANSWER_TOKENS = 16
 """Enough for any yes/no answer; a model that does not stop by itself must not cost minutes."""
 FULL = (300, 60)  # pictures to caption, pictures to ask about
@@ -58,7 +66,8 @@ class Demo:
     Attributes:
         output: Folder for report.html, results.json, the pictures and the answers. Answers that
             the same run left there are used again.
-        methods: A method to compare with plain decoding, e.g. "VHR(alpha=2.0)".
+        methods: A method to compare with plain decoding, e.g. "VHR(alpha=2.0)"; "all": every
+            method, on the embedded model at its recommended setting.
         quick: Fewer pictures: under a minute instead of under five.
         questions: Number of pictures that yes/no questions are asked about, six of each of the
             three kinds. Default: 60, quick: 12.
@@ -90,16 +99,22 @@ def run(settings: Demo, terminal: Terminal) -> int:
     Raises:
         MmlmError: For everything that makes the run impossible, before any work.
     """
-    ways = _ways(settings.methods)
+    ways, optional = _ways(settings.methods, settings.model.id)
     source = _source(settings)
     check_model_name(settings.model.id)
     _claim_report(settings.output / REPORT)
     import mmlm
 
     model, processor = open_model(settings.model, (), terminal)
-    for method in ways.values():
-        with mmlm.attach(model, *method, processor=processor):
-            pass
+    for label, method in list(ways.items()):
+        try:
+            with mmlm.attach(model, *method, processor=processor):
+                pass
+        except UnsupportedModel as error:
+            if label not in optional:
+                raise
+            terminal.note(str(error))
+            del ways[label]
     settings.output.mkdir(parents=True, exist_ok=True)
     drawn = source.draw(terminal.progress)
     answers = _Answers(settings, drawn, model, processor)
@@ -108,13 +123,29 @@ def run(settings: Demo, terminal: Terminal) -> int:
     return SOME_FAILED if failed else DONE
 
 
-def _ways(texts: Sequence[str]) -> dict[str, tuple[Method, ...]]:
-    """Ways of decoding by label: plain, then each method as the user wrote it."""
+def _ways(texts: Sequence[str], model: str) -> tuple[dict[str, tuple[Method, ...]], frozenset[str]]:
+    """Ways of decoding by label: plain, then each method as the user wrote it.
+
+    Also the labels that nobody named, only "all": they are left out where a model cannot have them.
+    """
     ways: dict[str, tuple[Method, ...]] = {PLAIN: ()}
+    every: list[str] = []
     for text in texts:
-        if method := parse_methods([text]):
+        if text.strip().lower() == ALL:
+            every = _every(model)
+            ways |= {name: parse_methods([name]) for name in every}
+        elif method := parse_methods([text]):
             ways[text.strip()] = method
-    return ways
+    return ways, frozenset(every) - {text.strip() for text in texts}
+
+
+def _every(model: str) -> list[str]:
+    """Every method: as recommended for the embedded model, by its defaults for any other."""
+    if model == EMBEDDED:
+        return [recommended for recommended, *_ in effect_settings(EMBEDDED).values()]
+    import mmlm
+
+    return mmlm.method_names()
 
 
 def _source(settings: Demo) -> Source:
@@ -346,6 +377,7 @@ COMMAND = Command(
     run=run,
     example=(
         "mmlm demo --quick\n"
+        "mmlm demo --methods all\n"
         'mmlm demo --method "VHR(alpha=2.0)" --method "VHR(alpha=3.0)"\n'
         "mmlm demo --model llava-hf/llava-1.5-7b-hf --images photos --annotations instances.json"
     ),

@@ -88,6 +88,32 @@ def test_demo_on_pictures_in_coco_format(tiny_folder, tmp_path, capsys):
     assert "data:image/jpeg" in (tmp_path / "out" / "report.html").read_text()
 
 
+def test_all_stands_for_every_method_that_the_model_can_have(tiny_folder, tmp_path, capsys):
+    import mmlm
+
+    arguments = ["demo", "--model", str(tiny_folder), "--output", str(tmp_path), *FEW[:-1]]
+    arguments += ["--methods", "all", "--count", "1", "--generate.max_new_tokens", "1"]
+    assert main(arguments) == 0
+    results = json.loads((tmp_path / "results.json").read_text())
+    labels = [run["label"] for run in results["runs"]]
+    told = capsys.readouterr().err
+    assert labels[0] == "plain"
+    assert "VAR" not in labels  # needs sink dimensions
+    assert "no sink dimensions are known" in told
+    needs_more = {"ACT", "VAR", "ZeroTuning"}
+    assert set(mmlm.method_names()) - needs_more <= set(labels)
+
+
+def test_all_on_the_embedded_model_means_the_recommended_settings():
+    from mmlm.cli.configs import effect_settings
+    from mmlm.cli.demo import _ways
+
+    ways, optional = _ways(["all", "VHR(alpha=2.0)"], "embedded")
+    assert list(ways) == ["plain", *(texts[0] for texts in effect_settings("embedded").values())]
+    assert "VHR(alpha=2.0)" not in optional
+    assert len(optional) == len(ways) - 2
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

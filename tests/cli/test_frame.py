@@ -203,7 +203,8 @@ def test_every_shipped_decode_preset_loads():
         settings, _ = arguments.parse("mmlm generate", command, argv)
         methods = parse_methods(settings.methods)
         assert len(methods) == (name != "decode/plain")
-        header = configs.find_config(name).read_text().splitlines()[1]
+        lines = configs.find_config(name).read_text().splitlines()
+        header = "\n".join(line for line in lines if line.startswith("#"))
         assert f"mmlm generate --config {name} " in header
 
 
