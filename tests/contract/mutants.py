@@ -18,6 +18,7 @@ import mmlm.engine.attention as attention
 import mmlm.engine.auxiliary as auxiliary
 import mmlm.engine.branches as branches
 import mmlm.engine.hooks as hooks
+import mmlm.engine.layout as layout
 import mmlm.engine.session as session
 from decoding.vcd import VCD
 from decoding.vhr import VHR
@@ -26,6 +27,8 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "decoding"))
 sys.path.insert(0, str(Path(__file__).parents[1] / "engine"))
 
 import test_attention
+import test_families
+import test_layout_families
 import test_vcd
 import test_vhr
 
@@ -129,8 +132,39 @@ def _ragged_tails_ignored(self, kind, new):
     return None
 
 
+def _no_deep_features(deep):
+    return {}
+
+
+_stacked = session._stacked
+
+
+def _deep_features_swapped(deep):
+    return _stacked(deep[::-1])
+
+
+def _noise_everywhere(anatomy, pixels, grid, seed):
+    return torch.randn(pixels.shape, generator=torch.Generator().manual_seed(seed))
+
+
+def _blanks_stay(ids, layout, blank, tokenizer):
+    return ids, torch.zeros_like(ids, dtype=torch.bool)
+
+
+def _tiles_are_images(ids, visual, starts):
+    return _tiles(ids, visual, starts)[0], starts
+
+
+_tiles = layout._tiles
+
+
 def _other_heads(vhd):
     return vhd <= vhd.median(dim=-1, keepdim=True).values
+
+
+def _another_image(family):
+    branch = branches.Noised(kept=0.3, seed=7)
+    test_families.test_another_image_is_the_prompt_with_other_pixels(family, branch)
 
 
 MUTANTS = (
@@ -280,5 +314,40 @@ MUTANTS = (
         lambda: test_attention.test_rows_equal_the_whole_matrix(
             "llava_next", test_attention.Boost, "tail"
         ),
+    ),
+    Mutant(
+        "an auxiliary prompt loses its deep-stacked features",
+        session,
+        "_stacked",
+        _no_deep_features,
+        lambda: _another_image("qwen3_vl"),
+    ),
+    Mutant(
+        "deep-stacked features enter the wrong layers",
+        session,
+        "_stacked",
+        _deep_features_swapped,
+        lambda: _another_image("qwen3_vl"),
+    ),
+    Mutant(
+        "noise turns padding tiles into pictures",
+        branches,
+        "draw_diffusion_noise",
+        _noise_everywhere,
+        lambda: test_families.test_noise_leaves_padding_tiles_alone("idefics3"),
+    ),
+    Mutant(
+        "blank lines around an image stay when it goes",
+        branches,
+        "without_blanks",
+        _blanks_stay,
+        lambda: test_families.test_a_prompt_without_its_image_is_the_text_around_it("gemma3"),
+    ),
+    Mutant(
+        "every tile counts as an image",
+        layout,
+        "_tiles",
+        _tiles_are_images,
+        lambda: test_layout_families.test_each_picture_is_one_image("idefics3"),
     ),
 )
