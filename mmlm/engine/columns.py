@@ -7,6 +7,7 @@ something, but no mask lets anybody see them. Pure functions of tensors; who dec
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -16,7 +17,7 @@ from torch.nn import functional
 
 from mmlm.errors import LayoutError
 
-__all__ = ["Survivors", "marked", "open_mask", "shut", "typed_mask"]
+__all__ = ["Survivors", "marked", "open_mask", "shut", "step_mask", "typed_mask"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,16 +78,18 @@ class Survivors:
         y = torch.where(self.valid[..., None], y, x.gather(1, index))
         return x.scatter(1, index, y)
 
-    def take_mask(self, mask: Tensor) -> Tensor:
+    def take_mask(self, mask: Tensor, keys: int | None = None) -> Tensor:
         """A kernel's mask for these columns, as queries and as keys.
 
         Args:
             mask: [rows or 1, 1, N, K] (bool, or additive float), or the [rows, N] of a flash
-                kernel. A static cache has K > N: its unused columns stay at the end, closed.
+                kernel.
+            keys: How many keys the kernel gets (default: n). A static cache has more: its unused
+                columns stand at the end, closed.
         """
         if mask.ndim == 2:
             return self.take(mask) * self.valid.to(mask.dtype)
-        rest = mask.shape[-1] - self.width
+        rest = 0 if keys is None else keys - self.length
         mask = torch.take_along_dim(mask, self.index[:, None, :, None], dim=2)
         mask = torch.take_along_dim(mask, self.index[:, None, None], dim=3)
         return functional.pad(shut(mask, self.valid[:, None, None]), (0, rest), value=_closed(mask))
@@ -129,6 +132,46 @@ def typed_mask(
         return seen
     zero = torch.zeros((), dtype=dtype, device=seen.device)
     return torch.where(seen, zero, torch.finfo(dtype).min)
+
+
+def step_mask(
+    kept: Int[Tensor, "B n"],
+    whole: bool,
+    span: tuple[int, int, int],
+    sizes: tuple[int, int],
+    bound: int | None,
+    more: Callable[[Tensor, Tensor], Tensor] | None = None,
+) -> Bool[Tensor, "B L K"] | None:
+    """What new queries may see of a cache that lacks some of the sequence's positions.
+
+    Args:
+        kept: Positions of the prompt that the cache holds, -1 for columns that hold nothing.
+        whole: Whether there are no such columns.
+        span: Length of the prompt, positions before the new ones, and number of new ones.
+        sizes: Number of keys that the kernel gets, and number of columns the cache has dropped in
+            front, as the cache itself says.
+        bound: How many positions a query sees; None: all.
+        more: What is opened beyond causal, from positions of queries and of keys.
+
+    Returns:
+        None if a single query sees everything there is.
+    """
+    length, past, new = span
+    width, offset = sizes
+    later = past + new - length
+    if new == 1 and whole and bound is None and (width, offset) == (kept.shape[1] + later, 0):
+        return None
+    tail = torch.arange(length, length + later, device=kept.device)
+    columns = torch.cat([kept, tail.expand(kept.shape[0], -1)], dim=1)
+    columns = columns[:, offset : offset + width]
+    k = functional.pad(columns, (0, width - columns.shape[1]), value=-1)[:, None]
+    q = torch.arange(past, past + new, device=kept.device)[None, :, None]
+    seen = k <= q
+    if bound is not None:
+        seen = seen & (k > q - bound)
+    if more is not None:
+        seen = seen | more(q, k)
+    return seen & (k >= 0)
 
 
 def _closed(mask: Tensor) -> float:

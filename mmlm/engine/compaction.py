@@ -20,8 +20,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from mmlm.engine.branches import BranchPrompt
-from mmlm.engine.columns import Survivors, marked
+from mmlm.engine.columns import Survivors, marked, step_mask, typed_mask
+from mmlm.engine.kinds import SLIDING, first_layer, kinds, window
 from mmlm.engine.layout import TokenLayout
+from mmlm.engine.masks import written_out
 from mmlm.errors import LayoutError
 
 if TYPE_CHECKING:
@@ -53,14 +55,18 @@ class Compaction:
         index = survivors.index.masked_fill(~survivors.valid, -1)
         return cls(full, alive, survivors, full.gather(index))
 
-    def enter(self, kwargs: dict[str, Any], rows: Bool[Tensor, "R N"] | None) -> dict[str, Any]:
+    def enter(
+        self, kwargs: dict[str, Any], rows: Bool[Tensor, "R N"] | None, config: Any
+    ) -> dict[str, Any]:
         """The decoder's arguments for a prompt's first pass, without what leaves.
 
         Args:
             kwargs: The decoder's own.
+            config: The decoder's configuration.
             rows: Columns of auxiliary rows that ride below the main ones, if there are any.
         """
         chosen = self.survivors if rows is None else self.survivors.below(rows)
+        n = chosen.length
         embeds, mask = kwargs["inputs_embeds"], kwargs.get("attention_mask")
         places = kwargs.get("position_ids")
         if places is None:
@@ -69,10 +75,18 @@ class Compaction:
             "inputs_embeds": chosen.take(embeds),
             "position_ids": chosen.take(places, dim=places.ndim - 1),
         }
+        cache = kwargs.get("past_key_values")
+        if SLIDING in kinds(config) and not isinstance(mask, dict):
+            # A window counts positions, so it is cut from the mask of the whole prompt.
+            mask = written_out(config, kwargs)
         if isinstance(mask, dict):
             new["attention_mask"] = {
-                kind: None if one is None else chosen.take_mask(one) for kind, one in mask.items()
+                kind: None if one is None else chosen.take_mask(one, _keys(cache, config, kind, n))
+                for kind, one in mask.items()
             }
+        elif mask is not None and mask.ndim == 4:
+            keys = _keys(cache, config, kinds(config)[0], n)
+            new["attention_mask"] = chosen.take_mask(mask, keys)
         else:
             # Never None: position ids with gaps would pass for several documents in one row.
             new["attention_mask"] = chosen.valid.long() if mask is None else chosen.take_mask(mask)
@@ -84,8 +98,13 @@ class Compaction:
             new["deepstack_visual_embeds"] = [level[staying] for level in deep]
         return {**kwargs, **new}
 
-    def step(self, kwargs: dict[str, Any], past: int) -> dict[str, Any]:
+    def step(self, kwargs: dict[str, Any], past: int, config: Any) -> dict[str, Any]:
         """The decoder's arguments for a later pass: a mask of the width that the caches have.
+
+        Args:
+            kwargs: The decoder's own.
+            past: Positions before the new ones, as the shorter prompt counts them.
+            config: The decoder's configuration.
 
         Raises:
             LayoutError: If the caller leaves the positions to the model.
@@ -97,16 +116,36 @@ class Compaction:
                 advice="Pass position_ids, as generate() does.",
             )
         new, mask = kwargs["inputs_embeds"].shape[1], kwargs.get("attention_mask")
+        if kwargs["inputs_embeds"].shape[0] > self.layout.rows:  # auxiliary rows, with their mask
+            return kwargs
         later = past + new - self.layout.length
         if isinstance(mask, Tensor) and mask.ndim == 2:
-            if mask.shape[1] == past + new:  # auxiliary rows share the pass: made by the engine
-                return kwargs
             tail = mask[:, mask.shape[1] - later :].bool()
         else:
             tail = self.layout.real.new_ones(self.layout.rows, later)
-        # Made for the whole prompt: too wide, or written out for every kind of layer.
+        if SLIDING in kinds(config):
+            masks = self._by_position(kwargs, past, config)
+            return {**kwargs, "attention_mask": masks}
+        # Made for the whole prompt: too wide, or written out already.
         mask = torch.cat([self.layout.real, tail], dim=1).long()
         return {**kwargs, "attention_mask": mask}
+
+    def _by_position(self, kwargs: dict[str, Any], past: int, config: Any) -> Any:
+        """Masks of a later pass whose windows count positions, as in the prompt's first pass."""
+        embeds, cache = kwargs["inputs_embeds"], kwargs["past_key_values"]
+        new, chosen = embeds.shape[1], self.survivors
+        implementation = config._attn_implementation or "eager"
+        kept = chosen.index.masked_fill(~chosen.valid, -1)
+        span = (chosen.width, past + chosen.width - chosen.length, new)
+        masks: dict[str, Tensor | None] = {}
+        for kind in kinds(config):
+            sizes = cache.get_mask_sizes(new, first_layer(config, kind))
+            seen = step_mask(kept, chosen.whole, span, sizes, window(config, kind))
+            if seen is not None:
+                masks[kind] = typed_mask(seen[:, None], implementation, embeds.dtype)
+            else:
+                masks[kind] = None
+        return masks if len(masks) > 1 else next(iter(masks.values()))
 
     def leave(
         self,
@@ -167,10 +206,10 @@ def install_compaction(session: Session, stack: ExitStack) -> None:
         if plan is None or (session.quiet and not session.repeating):
             return None
         if not session.quiet and session.past:
-            return args, plan.step(kwargs, session.past)
+            return args, plan.step(kwargs, session.past, module.config)
         if not session.generating and not session.quiet:
             entered.append(kwargs["inputs_embeds"])
-        return args, plan.enter(kwargs, session.riding_real)
+        return args, plan.enter(kwargs, session.riding_real, module.config)
 
     def leave(module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
         if session.quiet or not entered or session.compaction is None:
@@ -249,3 +288,8 @@ def _with_line_ends(packed: Float[Tensor, "n 3"]) -> Bool[Tensor, "n"]:
     alive = torch.zeros(int(line[-1]) + 1 if len(line) else 0, device=packed.device)
     alive = alive.index_add(0, line, stays.float())
     return torch.where(end, alive[line] > 0, stays)
+
+
+def _keys(cache: Any, config: Any, kind: str, new: int) -> int | None:
+    """How many keys the layers of a kind get in a prompt's first pass."""
+    return None if cache is None else cache.get_mask_sizes(new, first_layer(config, kind))[0]

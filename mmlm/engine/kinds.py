@@ -10,6 +10,7 @@ from typing import Any
 __all__ = [
     "FULL",
     "SLIDING",
+    "first_layer",
     "kind_of_layer",
     "kinds",
     "reasons_against_masks",
@@ -32,6 +33,11 @@ def kind_of_layer(config: Any, layer: int) -> str:
     """The kind of one layer."""
     types = getattr(config, "layer_types", None)
     return str(types[layer]) if types else kinds(config)[0]
+
+
+def first_layer(config: Any, kind: str) -> int:
+    """The first layer of a kind, which stands for all of them in a cache."""
+    return next((i for i in range(config.num_hidden_layers) if kind_of_layer(config, i) == kind), 0)
 
 
 def window(config: Any, kind: str) -> int | None:

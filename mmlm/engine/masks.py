@@ -23,14 +23,14 @@ from torch.nn import functional
 from transformers.masking_utils import create_causal_mask, create_sliding_window_causal_mask
 
 from mmlm.engine.columns import open_mask, typed_mask
-from mmlm.engine.kinds import FULL, SLIDING, kind_of_layer, kinds, reasons_against_masks, window
+from mmlm.engine.kinds import FULL, SLIDING, first_layer, kinds, reasons_against_masks, window
 from mmlm.engine.layout import TokenLayout
 from mmlm.errors import LayoutError
 
 if TYPE_CHECKING:
     from mmlm.engine.session import Session
 
-__all__ = ["Openings", "Rule", "install_masks", "opened"]
+__all__ = ["Openings", "Rule", "install_masks", "opened", "written_out"]
 
 #: Rows, queries and keys, broadcastable against each other, to what is opened.
 Rule: TypeAlias = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -87,21 +87,19 @@ class Openings:
         if reasons := reasons_against_masks(module.config):
             names = " + ".join(self.session.methods[i].label for i in self.users)
             raise LayoutError(f"{names}: {'; '.join(reasons)}.", advice="Set sdpa or eager again.")
-        given, config = kwargs.get("attention_mask"), module.config
-        asked = list(given) if isinstance(given, dict) else kinds(config)
-        masks = {}
-        for kind in asked:
-            mask = given[kind] if isinstance(given, dict) else given
-            offset = 0
-            cache = kwargs.get("past_key_values")
-            if cache is not None:
-                layers = range(self.session.anatomy.n_layers)
-                first = next((i for i in layers if kind_of_layer(config, i) == kind), 0)
-                offset = cache.get_mask_sizes(new, first)[1]
-            base = _base(config, kind, mask, kwargs)
-            masks[kind] = self._opened(base, rules, layout, (past, offset), window(config, kind))
-        single = len(masks) == 1 and not isinstance(given, dict)
-        ready = next(iter(masks.values())) if single else masks
+        config, cache = module.config, kwargs.get("past_key_values")
+
+        def edit(kind: str, base: Tensor) -> Tensor:
+            sizes = (
+                (0, 0) if cache is None else cache.get_mask_sizes(new, first_layer(config, kind))
+            )
+            return self._opened(base, rules, layout, (past, sizes[1]), window(config, kind))
+
+        ready = written_out(config, kwargs)
+        if isinstance(ready, dict):
+            ready = {kind: edit(kind, base) for kind, base in ready.items()}
+        else:
+            ready = edit(kinds(config)[0], ready)
         return args, {**kwargs, "attention_mask": ready}
 
     def rules(self, layout: TokenLayout) -> list[Rule]:
@@ -172,6 +170,20 @@ def opened(
         where = where | rule(b, asks, inside)
     where = where & known & layout.real[b, inside] & (layout.doc[b, asks] == layout.doc[b, inside])
     return where if bound is None else where & (k > q - bound)
+
+
+def written_out(config: Any, kwargs: dict[str, Any]) -> Tensor | dict[str, Tensor]:
+    """The decoder's own mask as 4-D tensors: one, or one per kind of layer if there are several.
+
+    Args:
+        config: The decoder's configuration.
+        kwargs: The arguments that it is called with.
+    """
+    given = kwargs.get("attention_mask")
+    if isinstance(given, dict):
+        return {kind: _base(config, kind, mask, kwargs) for kind, mask in given.items()}
+    masks = {kind: _base(config, kind, given, kwargs) for kind in kinds(config)}
+    return masks if len(masks) > 1 else next(iter(masks.values()))
 
 
 def _base(config: Any, kind: str, mask: Any, kwargs: dict[str, Any]) -> Tensor:

@@ -17,11 +17,10 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Int
 from torch import Tensor, nn
-from torch.nn import functional
 
-from mmlm.engine.columns import Survivors, marked, typed_mask
+from mmlm.engine.columns import Survivors, marked, step_mask, typed_mask
 from mmlm.engine.kinds import kind_of_layer, window
 from mmlm.engine.masks import opened
 from mmlm.errors import LayoutError
@@ -147,7 +146,9 @@ class Pruning:
             new["position_ids"] = stage.cut(places, lambda p: chosen.take(p, dim=p.ndim - 1))
         mask = kwargs.get("attention_mask")
         if mask is not None:
-            new["attention_mask"] = stage.cut(mask, chosen.take_mask)
+            cache = kwargs.get("past_key_values")
+            keys = None if cache is None else cache.get_mask_sizes(chosen.length, layer)[0]
+            new["attention_mask"] = stage.cut(mask, lambda m: chosen.take_mask(m, keys))
         elif not chosen.whole:
             new["attention_mask"] = stage.cut(None, lambda _: self._causal(chosen, kwargs))
         return new
@@ -173,45 +174,32 @@ class Pruning:
         session, new, past = self.session, x.shape[1], self.session.past
         config = session.anatomy.text.config
         bound = window(config, kind_of_layer(config, layer))
-        width, offset = cache.get_mask_sizes(new, layer)
-        later = past + new - self._width
-        dense = offset == 0 and width == stage.survivors.length + later
-        implementation = config._attn_implementation or "eager"
-        if new == 1 and dense and stage.survivors.whole and bound is None:
-            return None
+        sizes = cache.get_mask_sizes(new, layer)
         if stage.step != past:
             stage.step = past
             stage.memo.clear()
-        key = hash((new, width, offset, bound))
-        if key in stage.memo:
-            return stage.memo[key][1]
-        tail = torch.arange(self._width, self._width + later, device=x.device)
-        columns = torch.cat([stage.kept, tail.expand(stage.kept.shape[0], -1)], dim=1)
-        columns = columns[:, offset : offset + width]
-        columns = functional.pad(columns, (0, width - columns.shape[1]), value=-1)
-        mask = self._seen(columns, past, new, bound)
-        if "flash" in implementation:
-            mask = (columns >= 0).long()
-        else:
-            mask = typed_mask(mask[:, None], implementation, x.dtype)
-        stage.memo[key] = (None, mask)
+        key = hash((new, sizes, bound))
+        if key not in stage.memo:
+            whole, span = stage.survivors.whole, (self._width, past, new)
+            seen = step_mask(stage.kept, whole, span, sizes, bound, self._more(new, bound))
+            stage.memo[key] = (None, None if seen is None else self._typed(seen, x.dtype))
+        mask: Tensor | None = stage.memo[key][1]
         return mask
 
-    def _seen(
-        self, columns: Int[Tensor, "B K"], past: int, new: int, bound: int | None
-    ) -> Bool[Tensor, "B L K"]:
-        """Which columns, given by their positions, the new queries may see."""
-        session = self.session
-        q = torch.arange(past, past + new, device=columns.device)[None, :, None]
-        k = columns[:, None]
-        seen = k <= q
-        if bound is not None:
-            seen = seen & (k > q - bound)
-        if new > 1 and session.openings is not None:
-            rules, layout = session.openings.now()
-            if layout is not None:
-                seen = seen | opened(rules, layout, q, k, bound)
-        return seen & (k >= 0)
+    def _more(self, new: int, bound: int | None) -> Callable[[Tensor, Tensor], Tensor] | None:
+        """What methods open in the running pass."""
+        openings = self.session.openings
+        rules, layout = ([], None) if openings is None or new == 1 else openings.now()
+        if layout is None:
+            return None
+        roles = layout
+        return lambda q, k: opened(rules, roles, q, k, bound)
+
+    def _typed(self, seen: Tensor, dtype: torch.dtype) -> Tensor:
+        implementation = self.session.anatomy.text.config._attn_implementation or "eager"
+        if "flash" in implementation:  # which takes the columns that exist, and is causal itself
+            return seen[:, -1].long()
+        return typed_mask(seen[:, None], implementation, dtype)
 
     def leave(self, y: Tensor, norm: nn.Module) -> Tensor:
         """The decoder's output at every position; what left is what the norm makes of its state."""
