@@ -55,7 +55,7 @@ effects: setup
 
 # Latency of every method as a ratio to plain decoding, on a random model of fixed shape.
 speed: setup
-	$(BIN)/python -m benchmarks.speed
+	$(BIN)/python -m benchmarks.speed --output benchmarks/results/speed.json
 
 clean:
 	rm -rf $(VENV) demo runs .cache build *.egg-info
