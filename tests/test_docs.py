@@ -87,3 +87,14 @@ def test_generated_pages_equal_the_committed_ones():
     spec.loader.exec_module(module)
     for name, make in module.PAGES.items():
         assert (ROOT / "docs" / name).read_text(encoding="utf-8") == make(), "run: make docs"
+
+
+def test_the_papers_page_has_a_setting_and_a_configuration_for_every_method():
+    import mmlm
+    from mmlm.cli.configs import find_config
+
+    page = (ROOT / "docs" / "papers.md").read_text(encoding="utf-8")
+    rows = dict(re.findall(r"^\| (\w+) \| `(decode/\w+)` \|", page, re.M))
+    assert set(rows) == set(mmlm.method_names())
+    for name, config in rows.items():
+        assert name in find_config(config).read_text(encoding="utf-8")
