@@ -9,6 +9,7 @@ import dataclasses
 import inspect
 import re
 from pathlib import Path
+from typing import Any
 
 import mmlm
 
@@ -18,13 +19,17 @@ INTRODUCTION = """# Methods
 
 <!-- Written by tools/build_docs.py from the classes; do not edit. -->
 
-Every method works on every family below, batched and left-padded, with greedy decoding, sampling
-and beams, under SDPA or eager attention, alone or with others. None of those below reads attention
-weights, so other kernels need nothing extra. A method is written as its Python call everywhere: in
-code, on the command line, in YAML and in run records.
+All of them run batched and left-padded, with greedy decoding, sampling and beams (OPERA is a search
+of its own), under SDPA or eager attention, alone or with others; what a family cannot have stands
+under *Limits*, and `mmlm doctor MODEL` says it for a model. A method is written as its Python call
+everywhere: in code, on the command line, in YAML and in run records.
 
-Cost is counted in decoder rows per row of the batch: extra rows in the prefill, and for every
-generated token. Inside `generate` extra rows share the forward pass of the main rows.
+What they change on the embedded model: [Effects](effects.md). What they cost: [Speed](speed.md).
+The papers' settings and numbers: [Papers](papers.md).
+
+Rows are decoder rows per row of the batch, beyond plain greedy decoding, at the defaults: in the
+prefill, and for every generated token. Inside `generate` extra rows share the forward pass of the
+main rows wherever positions allow it.
 """
 
 
@@ -33,7 +38,13 @@ def section(docstring: str, heading: str) -> str:
     body = re.search(rf"^{heading}:\n((?:    .*\n|\n)+)", docstring + "\n", re.M)
     if body is None:
         raise ValueError(f"no heading {heading!r} in {docstring[:40]!r}")
-    return " ".join(body.group(1).split())
+    return markdown(body.group(1))
+
+
+def markdown(text: str) -> str:
+    """A docstring's paragraph as Markdown: one line, references as plain code."""
+    text = re.sub(r":\w+:`~?([^`]+)`", r"`\1`", text)
+    return " ".join(text.replace("``", "`").split())
 
 
 def methods_page() -> str:
@@ -47,13 +58,19 @@ def methods_page() -> str:
     for cls in classes:
         method, paper = cls(), cls.paper
         sites = ", ".join(f"`{s}`" for s in sorted(method.sites))
-        where = f"{paper.venue}, arXiv {paper.arxiv}"
+        where = cited(paper)
         cost = f"+{method.cost.prompt} / +{method.cost.token}"
         lines.append(f"| [{cls.__name__}](#{cls.__name__.lower()}) | {where} | {sites} | {cost} |")
     for cls in classes:
         lines += ["", *method_section(cls)]
     lines += ["", "## Families", "", families()]
     return "\n".join(lines) + "\n"
+
+
+def cited(paper: Any) -> str:
+    """Where a paper appeared."""
+    appeared = f"{paper.year}" if paper.venue == "arXiv" else paper.venue
+    return f"{appeared}, arXiv {paper.arxiv}"
 
 
 def method_section(cls: type[mmlm.Method]) -> list[str]:
@@ -66,15 +83,15 @@ def method_section(cls: type[mmlm.Method]) -> list[str]:
         )
     )
     rows = [
-        f"| `{f.name}` | `{f.default!r}` | {' '.join(texts[f.name].split())} |"
+        f"| `{f.name}` | `{f.default!r}` | {markdown(texts[f.name])} |"
         for f in dataclasses.fields(cls)  # type: ignore[arg-type]
     ]
     return [
         f"## {cls.__name__}",
         "",
-        f"*{cls.paper.title}* ({cls.paper.venue}, arXiv {cls.paper.arxiv}).",
+        f"*{cls.paper.title}* ({cited(cls.paper)}).",
         "",
-        section(doc, "Idea"),
+        f"{doc.partition(chr(10))[0]} {section(doc, 'Idea')}",
         "",
         f"**Acts at.** {section(doc, 'Acts at')}",
         "",
@@ -84,10 +101,24 @@ def method_section(cls: type[mmlm.Method]) -> list[str]:
         "| --- | --- | --- |",
         *rows,
         "",
+        *presets(cls),
         f"**Differs from the paper.** {section(doc, 'Differs')}",
         "",
         f"**Limits.** {section(doc, 'Limits')}",
     ]
+
+
+def presets(cls: type[mmlm.Method]) -> list[str]:
+    """The class methods that make settings of the papers, with the first line of their texts."""
+    makers = {
+        name: inspect.getdoc(member) or ""
+        for name, member in inspect.getmembers(cls, inspect.ismethod)
+        if name in vars(cls) and not name.startswith("_")
+    }
+    if not makers:
+        return []
+    texts = (f"`{cls.__name__}.{n}`: {doc.partition(chr(10))[0]}" for n, doc in makers.items())
+    return [f"**Presets.** {' '.join(texts)}", ""]
 
 
 def families() -> str:
