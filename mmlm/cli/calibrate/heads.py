@@ -1,0 +1,431 @@
+"""``mmlm calibrate heads``: which attention heads ACT or ZeroTuning should act on.
+
+Every head is tried alone on labelled questions, as in ACT's search and ZeroTuning's profile. Each
+trial is one stored line, so a run that was stopped goes on where it was.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+from mmlm.cli.calibrate import common
+from mmlm.cli.frame import DONE, Command, Terminal
+from mmlm.cli.options import ModelOptions, open_model
+from mmlm.errors import InputError
+from mmlm.records import INFORMATION, RecordFile, file_hash, read_lines
+
+if TYPE_CHECKING:
+    from mmlm.engine.anatomy import Anatomy
+    from mmlm.engine.heads import HeadSet
+    from mmlm.engine.method import Method
+    from mmlm.runner import Request
+
+__all__ = ["COMMAND", "Calibrate", "Labelled", "choose_act", "choose_zerotuning", "is_right", "run"]
+
+
+@dataclass(frozen=True)
+class QuestionOptions:
+    """Which labelled questions are asked.
+
+    Attributes:
+        questions: JSON lines with `image`, `prompt` (or `text`) and `label`, the first words of
+            the right answer. Without it, yes/no questions about pictures of the embedded world.
+        images: Folder of the pictures; default: that of the questions.
+        split: Split of the world.
+        kind: How absent objects of the world are chosen: `random`, `popular` or `adversarial`.
+        count: Number of the world's pictures, six questions each, or of questions in a file.
+        seed: Seed of the world's pictures.
+        held_out: Share of the questions, the last ones, on which the choice is checked.
+    """
+
+    questions: Path | None = field(default=None, metadata={"alias": "--questions"})
+    images: Path | None = field(default=None, metadata={"alias": "--images"})
+    split: str = field(default="train", metadata={"alias": "--split"})
+    kind: Literal["random", "popular", "adversarial"] = "adversarial"
+    count: int = field(default=64, metadata={"alias": "--count"})
+    seed: int = field(default=0, metadata={"alias": "--seed"})
+    held_out: float = 0.25
+
+
+@dataclass(frozen=True)
+class Calibrate:
+    """Options of ``mmlm calibrate heads``.
+
+    Attributes:
+        method: ACT or ZeroTuning.
+        output: Where the configuration is written; trials are stored beside it.
+        layer: Layers whose heads are tried (repeatable). Default: for ACT 2 to the last but one,
+            for ZeroTuning all.
+        gain: A head is chosen if it raises accuracy by at least this. 0 keeps every head under
+            which accuracy does not fall, as ACT's authors do; ZeroTuning also needs the other
+            direction to be worse.
+        beta: ACT: fraction of a sink's attention that is kept.
+        theta: ACT: least mean attention of a sink.
+        gamma: ZeroTuning: every head is tried with this factor (above 1) and with its inverse.
+        max_new_tokens: Longest answer; its first words are compared with the label.
+        batch_size: Questions at once.
+        data: Which questions.
+        model: The model.
+    """
+
+    method: Literal["ACT", "ZeroTuning"]
+    output: Path = Path("heads.yaml")
+    layer: tuple[int, ...] = field(default=(), metadata={"alias": "--layer"})
+    gain: float = 0.0
+    beta: float = 0.4
+    theta: float = 0.1
+    gamma: float = 1.5
+    max_new_tokens: int = 2
+    batch_size: int = 32
+    data: QuestionOptions = field(default_factory=QuestionOptions)
+    model: ModelOptions = field(default_factory=ModelOptions)
+
+    def __post_init__(self) -> None:
+        """Checks the numbers.
+
+        Raises:
+            ValueError: If one is out of range.
+        """
+        if not self.gamma > 1:
+            raise ValueError(f"gamma must be above 1 (its inverse is tried too), got {self.gamma}")
+        if not 0 <= self.gain < 1:
+            raise ValueError(f"gain must be at least 0 and below 1, got {self.gain}")
+        if not 0 < self.data.held_out < 1:
+            raise ValueError(f"data.held_out must be between 0 and 1, got {self.data.held_out}")
+        if self.data.seed < 0:
+            raise ValueError(f"seed must not be negative, got {self.data.seed}")
+        for name in ("max_new_tokens", "batch_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.data.count < 2:
+            raise ValueError(f"count must be at least 2, got {self.data.count}")
+
+
+class Labelled(NamedTuple):
+    """A question and the first words of its right answer."""
+
+    request: Request
+    label: str
+
+
+Accuracy = Mapping[str, float]
+"""Accuracy by trial: ``plain``, or a method on one head."""
+
+
+def is_right(answer: str, label: str) -> bool:
+    """Whether an answer begins with the label's words, whatever case and punctuation."""
+    words = re.findall(r"\w+", label.casefold())
+    return re.findall(r"\w+", answer.casefold())[: len(words)] == words
+
+
+def choose_act(
+    accuracy: Accuracy, trials: Mapping[tuple[int, int], str], gain: float
+) -> list[tuple[int, int]]:
+    """Heads under which accuracy rises by ``gain`` or more; for 0: does not fall."""
+    return [head for head, trial in trials.items() if accuracy[trial] - accuracy["plain"] >= gain]
+
+
+def choose_zerotuning(
+    accuracy: Accuracy,
+    up: Mapping[tuple[int, int], str],
+    down: Mapping[tuple[int, int], str],
+    gain: float,
+) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
+    """Heads that gain from a factor above 1, and heads that gain from one below 1.
+
+    That the groups go by the sign of the response is our reading of the paper.
+    """
+    plain = accuracy["plain"]
+
+    def better(this: Mapping[tuple[int, int], str], other: Mapping[tuple[int, int], str]) -> Any:
+        return [
+            head
+            for head in this
+            if accuracy[this[head]] > max(plain, accuracy[other[head]])
+            and accuracy[this[head]] - plain >= gain
+        ]
+
+    return better(up, down), better(down, up)
+
+
+def run(settings: Calibrate, terminal: Terminal) -> int:
+    """Tries every head, chooses, checks the choice on other questions, and writes it.
+
+    Raises:
+        MmlmError: For everything that makes it impossible, before any work.
+    """
+    common.check_output(settings.output)
+    asked = _questions(settings.data)
+    n_held_out = max(1, round(len(asked) * settings.data.held_out))
+    if n_held_out >= len(asked):
+        raise InputError(
+            f"There are {len(asked)} questions, of which {n_held_out} would be held out.",
+            advice="Give more questions, or a smaller --data.held_out.",
+        )
+    model, processor = open_model(settings.model, (), terminal)
+    import mmlm
+    from mmlm.runner import fingerprint
+
+    trials = _Trials(settings, mmlm.Anatomy(model))
+    path = settings.output.with_name(settings.output.name + ".trials.jsonl")
+    run_record = {**_run_record(settings, asked), "weights": fingerprint(model)}
+    with RecordFile(path, run_record) as records:
+        search = _Judge(model, processor, asked[:-n_held_out], settings)
+        for name, methods in _shown(trials.all, records.done, terminal):
+            records.append([{"id": name, "accuracy": search.accuracy(methods)}])
+        accuracy = {name: line["accuracy"] for name, line in records.done.items()}
+        chosen = trials.choose(accuracy, settings.gain)
+        report = _report(settings, trials, accuracy, chosen, len(asked) - n_held_out)
+        if chosen:
+            check = _Judge(model, processor, asked[-n_held_out:], settings)
+            report["chosen"] = search.accuracy(chosen)
+            report["held_out"] = {
+                "questions": n_held_out,
+                "plain": check.accuracy(()),
+                "chosen": check.accuracy(chosen),
+            }
+    if chosen:
+        common.write_config(settings.output, _remarks(report), chosen)
+    if terminal.json:
+        terminal.emit(report)
+    else:
+        _show(settings, report, terminal)
+    return DONE
+
+
+class _Trials:
+    """What is tried: each head alone, once for ACT, with two factors for ZeroTuning."""
+
+    def __init__(self, settings: Calibrate, anatomy: Anatomy) -> None:
+        from decoding.act import ACT
+        from decoding.zerotuning import ZeroTuning
+
+        is_act = settings.method == "ACT"
+        every = range(2, anatomy.n_layers - 1) if is_act else range(anatomy.n_layers)
+        layers = settings.layer or tuple(every)
+        if not layers or not all(0 <= layer < anatomy.n_layers for layer in layers):
+            raise InputError(
+                f"Layers {list(layers)} were asked for.",
+                advice=f"The model has layers 0 to {anatomy.n_layers - 1}; give --layer.",
+            )
+        heads = [(layer, head) for layer in layers for head in range(anatomy.n_heads)]
+        if is_act:
+            act = ACT(beta=settings.beta, theta=settings.theta)
+            self.groups: list[Method] = [act]
+        else:
+            up = ZeroTuning(gamma=settings.gamma)
+            self.groups = [up, ZeroTuning(gamma=round(1 / settings.gamma, 4))]
+        alone = [{head: _on(group, [head]) for head in heads} for group in self.groups]
+        self.names = [{head: m.label for head, m in methods.items()} for methods in alone]
+        self.all: dict[str, tuple[Method, ...]] = {"plain": ()}
+        self.all |= {m.label: (m,) for methods in alone for m in methods.values()}
+
+    def choose(self, accuracy: Accuracy, gain: float) -> list[Method]:
+        """The groups with the heads that were chosen for them; empty groups are left out."""
+        if len(self.groups) == 1:
+            chosen = [choose_act(accuracy, self.names[0], gain)]
+        else:
+            up, down = self.names
+            chosen = list(choose_zerotuning(accuracy, up, down, gain))
+        pairs = zip(self.groups, chosen, strict=True)
+        return [_on(group, heads) for group, heads in pairs if heads]
+
+
+def _on(method: Method, heads: Sequence[tuple[int, int]]) -> Method:
+    """The method on these (layer, head) pairs."""
+    import dataclasses
+
+    by_layer: dict[int, list[int]] = {}
+    for layer, head in heads:
+        by_layer.setdefault(layer, []).append(head)
+    chosen: HeadSet = tuple((layer, tuple(found)) for layer, found in sorted(by_layer.items()))
+    return dataclasses.replace(method, heads_by_layer=chosen)  # type: ignore[call-arg]
+
+
+class _Judge:
+    """Asks the same questions again and again; pictures are read and prepared once."""
+
+    def __init__(
+        self, model: Any, processor: Any, asked: Sequence[Labelled], settings: Calibrate
+    ) -> None:
+        from mmlm.runner import GenerateSettings, generation_config
+
+        self.model, self.processor, self.asked = model, processor, asked
+        self.size = settings.batch_size
+        given = GenerateSettings(max_new_tokens=settings.max_new_tokens)
+        self.config = generation_config(model, given)
+        requests = [one.request for one in asked]
+        batches = common.model_inputs(model, processor, requests, self.size)
+        self.inputs = [{k: v.cpu() for k, v in batch.items()} for batch in batches]
+
+    def accuracy(self, methods: Sequence[Method]) -> float:
+        """Share of questions that are answered right while the methods are attached."""
+        import mmlm
+
+        right = 0
+        for number, batch in enumerate(self.inputs):
+            given = {k: v.to(self.model.device) for k, v in batch.items()}
+            with mmlm.attach(self.model, *methods, processor=self.processor):
+                tokens = self.model.generate(**given, generation_config=self.config)
+            answers = tokens[:, given["input_ids"].shape[1] :].cpu()
+            texts = [self.processor.decode(row, skip_special_tokens=True) for row in answers]
+            labels = [one.label for one in self.asked[number * self.size :][: len(texts)]]
+            right += sum(map(is_right, texts, labels))
+        return right / len(self.asked)
+
+
+def _questions(options: QuestionOptions) -> list[Labelled]:
+    if options.questions is not None:
+        return _from_file(options.questions, options)
+    from PIL import Image
+
+    from data_tools.world import SPLITS, render, scene
+    from data_tools.world.polling import poll
+    from mmlm.runner import Request
+
+    if options.split not in SPLITS:
+        raise InputError(
+            f"There is no split {options.split!r}.", advice=f"Choose one of {', '.join(SPLITS)}."
+        )
+    config = SPLITS[options.split]
+    scenes = [scene(config, options.seed, i, options.split) for i in range(options.count)]
+    asked = poll(options.kind, [(truth, str(truth.index)) for truth in scenes])
+    pictures = {str(truth.index): Image.fromarray(render(truth).image) for truth in scenes}
+    return [
+        Labelled(Request(str(q["question_id"]), (pictures[q["image"]],), q["text"]), q["label"])
+        for q in asked
+    ]
+
+
+def _from_file(path: Path, options: QuestionOptions) -> list[Labelled]:
+    from mmlm.runner import Request
+
+    folder = options.images or path.parent
+    found = []
+    for number, line in enumerate(read_lines(path)[: options.count], start=1):
+        prompt = "prompt" if "prompt" in line else "text"
+        image, question, label = (
+            _text(line, name, f"{path}, question {number}") for name in ("image", prompt, "label")
+        )
+        found.append(Labelled(Request(str(number), (folder / image,), question), label))
+    return found
+
+
+def _text(line: Mapping[str, Any], name: str, place: str) -> str:
+    value = line.get(name)
+    if not isinstance(value, str) or not value.strip():
+        raise InputError(
+            f"{place}: `{name}` must be text, got {value!r}.",
+            advice="Every line needs `image`, `prompt` (or `text`) and `label`.",
+        )
+    return value
+
+
+def _shown(
+    trials: Mapping[str, Sequence[Method]], done: Mapping[str, Any], terminal: Terminal
+) -> Iterable[tuple[str, Sequence[Method]]]:
+    """The trials that are not done, with a progress bar."""
+    from rich.console import Console
+    from rich.progress import track
+
+    missing = [(name, methods) for name, methods in trials.items() if name not in done]
+    if done and missing:
+        terminal.note(f"{len(done)} of {len(trials)} trials were done; going on.")
+    return track(
+        missing,
+        description="trials",
+        disable=not terminal.progress,
+        console=Console(stderr=True),
+    )
+
+
+def _run_record(settings: Calibrate, asked: Sequence[Labelled]) -> dict[str, Any]:
+    """Everything that determines the accuracies; ``information`` is what does not."""
+    model, data = asdict(settings.model), asdict(settings.data)
+    path = settings.data.questions
+    given = (
+        {"hash": file_hash(path)}
+        if path is not None
+        else {name: data[name] for name in ("split", "kind", "seed")}
+    )
+    return {
+        "command": "calibrate heads",
+        "method": settings.method,
+        "model": {name: model[name] for name in ("id", "dtype", "attention", "chat_template")},
+        "questions": given | {"count": len(asked), "held_out": settings.data.held_out},
+        "max_new_tokens": settings.max_new_tokens,
+        INFORMATION: {"device": settings.model.device, "batch_size": settings.batch_size},
+    }
+
+
+def _report(
+    settings: Calibrate,
+    trials: _Trials,
+    accuracy: Accuracy,
+    chosen: Sequence[Method],
+    n_questions: int,
+) -> dict[str, Any]:
+    plain = accuracy["plain"]
+    tried = {name: accuracy[name] for name in trials.all}
+    return {
+        "method": settings.method,
+        "model": settings.model.id,
+        "questions": n_questions,
+        "plain": plain,
+        "trials": {name: value for name, value in tried.items() if name != "plain"},
+        "better": sum(value > plain for value in tried.values()),
+        "worse": sum(value < plain for value in tried.values()),
+        "methods": [method.text for method in chosen],
+        "output": str(settings.output) if chosen else None,
+    }
+
+
+def _remarks(report: dict[str, Any]) -> list[str]:
+    held_out = report["held_out"]
+    return [
+        "mmlm generate --config THIS_FILE --input questions.jsonl --output answers.jsonl",
+        f"mmlm calibrate heads {report['method']} on model {report['model']}: of "
+        f"{len(report['trials'])} trials {report['better']} were better than plain, "
+        f"{report['worse']} worse.",
+        f"Accuracy on its {report['questions']} questions: plain {report['plain']:.1%}, chosen "
+        f"heads together {report['chosen']:.1%}.",
+        f"Accuracy on {held_out['questions']} others: plain {held_out['plain']:.1%}, chosen "
+        f"{held_out['chosen']:.1%}.",
+    ]
+
+
+def _show(settings: Calibrate, report: dict[str, Any], terminal: Terminal) -> None:
+    from rich.table import Table
+
+    table = Table("trial", "accuracy", "plain", title=f"{report['questions']} questions")
+    ranked = sorted(report["trials"].items(), key=lambda item: -item[1])
+    for name, value in [*ranked[:5], *ranked[5:][-5:]]:
+        table.add_row(name, f"{value:.1%}", f"{report['plain']:.1%}")
+    terminal.table(table)
+    if not report["methods"]:
+        terminal.say(
+            f"No head of {len(report['trials'])} trials is chosen: {report['better']} were better "
+            f"than plain, {report['worse']} worse. Nothing was written."
+        )
+        return
+    held_out = report["held_out"]
+    terminal.say(
+        f"Together {report['chosen']:.1%}; on {held_out['questions']} other questions "
+        f"{held_out['chosen']:.1%}, plain {held_out['plain']:.1%}. Written to {settings.output}."
+    )
+
+
+COMMAND = Command(
+    summary="attention heads for ACT or ZeroTuning, each tried on labelled questions",
+    settings=Calibrate,
+    run=run,
+    positional=("method",),
+    example=(
+        "mmlm calibrate heads ACT --output act.yaml\n"
+        "mmlm calibrate heads ZeroTuning --model ./my-model --questions labelled.jsonl"
+    ),
+)
