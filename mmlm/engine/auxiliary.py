@@ -1,14 +1,15 @@
 """Runs the auxiliary prompts of one main prompt, step by step with it.
 
-Their prefill runs once, in one batch per prompt length. Decoding either goes on in the branches'
-own caches, or, inside ``generate`` with an ordinary dynamic cache, *fused*: the branches' rows are
-laid below the main rows in the main cache, and every step is one forward pass over all of them.
-Either way the rows follow beam search through :func:`couple`.
+Their prefill runs once, in one batch per prompt length; what a prompt has in common with another
+one at its beginning runs once for both (:mod:`mmlm.engine.prefix`). Decoding either goes on in the
+branches' own cache, or, inside ``generate`` with an ordinary dynamic cache, *fused*: the branches'
+rows are laid below the main rows in the main cache, and every step is one forward pass over all of
+them. Either way the rows follow beam search through :func:`couple`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,6 +20,14 @@ from transformers.cache_utils import DynamicCache, DynamicLayer
 
 from mmlm.engine.branches import Branch, BranchPrompt
 from mmlm.engine.layout import TokenLayout
+from mmlm.engine.prefix import (
+    Beginning,
+    Filled,
+    common_beginning,
+    copied,
+    take,
+    take_columns,
+)
 from mmlm.errors import LayoutError
 
 __all__ = ["Auxiliary", "couple"]
@@ -29,11 +38,10 @@ class _Group:
     """Branches that run as one batch with one cache, [k * B, ...]."""
 
     branches: tuple[Branch, ...]
-    embeds: Tensor | None
     mask: Tensor
     positions: Tensor
-    types: Tensor | None = None
-    cache: Any = None
+    origin: Tensor
+    cache: Any
     extra: int = field(default=0)  # columns added since the prompt
 
     def next_positions(self, main: Tensor | None, n: int) -> Tensor | None:
@@ -45,6 +53,15 @@ class _Group:
         last = self.positions.amax(-1, keepdim=True)
         last = last.amax(0) if last.ndim == 3 else last
         return last + 1 + self.extra + torch.arange(n, device=last.device)
+
+    def close_gaps(self, n: int) -> None:
+        """Moves masked columns to the front and keeps the last ``n``; before the first step."""
+        index = self.mask.long().argsort(dim=1, stable=True)[:, -n:]
+        self.positions, self.origin = take(self.positions, index), self.origin.gather(1, index)
+        self.mask = self.mask.gather(1, index)
+        for layer in self.cache.layers:
+            layer.keys = take_columns(layer.keys, index)
+            layer.values = take_columns(layer.values, index)
 
     def full_mask(self, n: int) -> Tensor | None:
         """2-D mask over prompt, past and ``n`` new columns; None if nothing is masked."""
@@ -90,63 +107,134 @@ class Auxiliary:
         """All branches, in the order of their rows."""
         return tuple(branch for group in self._groups for branch in group.branches)
 
-    def prefill(self, main_positions: Tensor | None) -> dict[Branch, Tensor]:
+    def prefill(
+        self,
+        main_positions: Tensor | None,
+        *,
+        main: Filled | None = None,
+        share: bool = True,
+    ) -> dict[Branch, Tensor]:
         """Runs the auxiliary prompts, those of one length as one batch.
 
-        Afterwards all branches are one batch, so that a step is one forward pass.
+        A prompt that begins as another one does continues that one's cache. Afterwards all
+        branches are one batch, so that a step is one forward pass.
 
         Args:
             main_positions: The main prompt's position ids, or None if the model made them itself.
+            main: The main prompt's cache, if no method changed what is in it.
+            share: Whether beginnings may be shared at all.
 
         Returns:
             Last-position logits, fp32 [B, V] per branch.
         """
-        logits: dict[Branch, Tensor] = {}
-        lengths: dict[int, list[Branch]] = {}
-        for branch, prompt in self._prompts.items():
-            lengths.setdefault(prompt.embeds.shape[1], []).append(branch)
-        for members in lengths.values():
-            group = self._group(tuple(members), main_positions)
-            types = {} if group.types is None else {"token_type_ids": group.types}
-            roles = [r for r in map(self._roles.pop, members) if r is not None]
-            output = self._call(
-                **types,
-                layout=TokenLayout.below(roles) if roles else None,
-                inputs_embeds=group.embeds,
-                attention_mask=group.full_mask(0),
-                position_ids=group.positions,
-                past_key_values=group.cache,
-                use_cache=True,
-                logits_to_keep=1,
-            )
-            group.embeds = None  # the largest tensor here, and never needed again
-            logits.update(self.split(group.branches, output.logits[:, -1]))
-            self._groups.append(group)
+        # Where attention looks ahead, a beginning depends on what follows it.
+        share = share and all(p.types is None for p in self._prompts.values())
+        share = share and all(roles is None for roles in self._roles.values())
+        later = [b for b in self._prompts if share and self._has_base(b, main)]
+        logits = self._run_whole([b for b in self._prompts if b not in later], main_positions)
+        shared: dict[Branch, Beginning] = {}
+        for branch in later:
+            if (beginning := self._beginning(branch, main_positions, main)) is not None:
+                shared[branch] = beginning
+        logits |= self._run_whole([b for b in later if b not in shared], main_positions)
+        logits |= self._run_rest(shared, main_positions)
         if len(self._groups) > 1 and all(_is_plain(group.cache) for group in self._groups):
             self._groups = [_joined(self._groups)]
         return logits
 
-    def _group(self, branches: tuple[Branch, ...], main_positions: Tensor | None) -> _Group:
-        prompts = [self._prompts.pop(branch) for branch in branches]
-        positions = []
-        for prompt in prompts:
-            own = prompt.positions if prompt.positions is not None else main_positions
-            if own is None:  # as the model counts them itself
-                own = torch.arange(prompt.mask.shape[1], device=prompt.mask.device)
-                own = own.expand(prompt.mask.shape)
-            positions.append(own[-3:] if own.ndim == 3 else own)  # four: text positions in front
-        width = max(prompt.embeds.shape[-1] for prompt in prompts)
-        types = [prompt.types for prompt in prompts if prompt.types is not None]
-        return _Group(
-            branches=branches,
-            embeds=torch.cat(
-                [functional.pad(p.embeds, (0, width - p.embeds.shape[-1])) for p in prompts]
-            ),
-            types=torch.cat(types) if types else None,
-            mask=torch.cat([prompt.mask for prompt in prompts]),
-            positions=_below(positions),
-            cache=DynamicCache(config=self._config),
+    def _run_whole(self, branches: list[Branch], main: Tensor | None) -> dict[Branch, Tensor]:
+        """Prefills whole prompts, one batch per length."""
+        logits: dict[Branch, Tensor] = {}
+        for members in _by_length(self._prompts, branches):
+            prompts = [self._prompts.pop(branch) for branch in members]
+            roles = [r for r in map(self._roles.pop, members) if r is not None]
+            types = [prompt.types for prompt in prompts if prompt.types is not None]
+            group = _Group(
+                branches=members,
+                mask=torch.cat([prompt.mask for prompt in prompts]),
+                positions=_below([_positions(prompt, main) for prompt in prompts]),
+                origin=torch.cat([_origin(prompt) for prompt in prompts]),
+                cache=DynamicCache(config=self._config),
+            )
+            more = {"token_type_ids": torch.cat(types)} if types else {}
+            layout = TokenLayout.below(roles) if roles else None
+            embeds = [prompt.embeds for prompt in prompts]
+            z = self._run(group, embeds, group.positions, **more, layout=layout)
+            logits.update(z)
+        return logits
+
+    def _run_rest(
+        self, shared: dict[Branch, Beginning], main: Tensor | None
+    ) -> dict[Branch, Tensor]:
+        """Prefills what follows shared beginnings, one batch per length."""
+        logits: dict[Branch, Tensor] = {}
+        for members in _by_length(self._prompts, list(shared)):
+            prompts = [self._prompts.pop(branch) for branch in members]
+            n, rest = prompts[0].mask.shape[1], max(shared[b].rest for b in members)
+            length = max(shared[b].length for b in members)
+            masks, places, origins = [], [], []
+            for branch, prompt in zip(members, prompts, strict=True):
+                index, wanted = shared[branch].whole(n, length, rest)
+                masks.append(prompt.mask.gather(1, index) & wanted)
+                places.append(take(_positions(prompt, main), index))
+                origins.append(_origin(prompt).gather(1, index))
+            group = _Group(
+                branches=members,
+                mask=torch.cat(masks),
+                positions=_below(places),
+                origin=torch.cat(origins),
+                cache=copied([shared[b] for b in members], length, self._config),
+            )
+            embeds = [prompt.embeds[:, n - rest :] for prompt in prompts]
+            logits.update(self._run(group, embeds, group.positions[..., length:], layout=None))
+            if group.mask.shape[1] > n:  # gaps between beginning and rest, in uneven batches
+                group.close_gaps(n)
+        return logits
+
+    def _run(
+        self, group: _Group, embeds: list[Tensor], positions: Tensor, **more: Any
+    ) -> dict[Branch, Tensor]:
+        width = max(x.shape[-1] for x in embeds)
+        output = self._call(
+            **more,
+            inputs_embeds=torch.cat([functional.pad(x, (0, width - x.shape[-1])) for x in embeds]),
+            attention_mask=group.full_mask(0),
+            position_ids=positions,
+            past_key_values=group.cache,
+            use_cache=True,
+            logits_to_keep=1,
         )
+        self._groups.append(group)
+        return self.split(group.branches, output.logits[:, -1])
+
+    def _has_base(self, branch: Branch, main: Filled | None) -> bool:
+        """Whether there is a prompt that this one may begin with, run before it."""
+        base = branch.base
+        if base == "main":
+            return main is not None
+        return base in self._prompts and base.base is None
+
+    def _beginning(
+        self, branch: Branch, main_positions: Tensor | None, main: Filled | None
+    ) -> Beginning | None:
+        prompt = self._prompts[branch]
+        source = main if branch.base == "main" else self._filled(branch.base)
+        if source is None:
+            return None
+        positions = _positions(prompt, main_positions)
+        return common_beginning(prompt.mask, positions, _origin(prompt), source)
+
+    def _filled(self, branch: Branch | None) -> Filled | None:
+        """A branch's rows in the cache that its prefill has filled."""
+        for group in self._groups:
+            if branch in group.branches and _is_plain(group.cache):
+                block = group.branches.index(branch)
+                rows = slice(block * self._rows, (block + 1) * self._rows)
+                layers = [(x.keys[rows], x.values[rows]) for x in group.cache.layers]
+                return Filled(
+                    layers, group.mask[rows], group.positions[..., rows, :], group.origin[rows]
+                )
+        return None
 
     def step(self, input_ids: Tensor, main_positions: Tensor | None) -> dict[Branch, Tensor]:
         """Feeds the new tokens [B, n] to every branch in its own cache."""
@@ -280,6 +368,34 @@ def _is_plain(cache: Any) -> bool:
     return cache is not None and all(type(layer) is DynamicLayer for layer in cache.layers)
 
 
+def _by_length(
+    prompts: Mapping[Branch, BranchPrompt], branches: list[Branch]
+) -> list[tuple[Branch, ...]]:
+    """Branches whose prompts have one length, in the order of their first ones."""
+    lengths: dict[int, list[Branch]] = {}
+    for branch in branches:
+        lengths.setdefault(prompts[branch].mask.shape[1], []).append(branch)
+    return [tuple(members) for members in lengths.values()]
+
+
+def _positions(prompt: BranchPrompt, main: Tensor | None) -> Tensor:
+    """Position ids of a prompt, [B, n] or [3, B, n]."""
+    own = prompt.positions if prompt.positions is not None else main
+    if own is None:  # as the model counts them itself
+        own = torch.arange(prompt.mask.shape[1], device=prompt.mask.device)
+        own = own.expand(prompt.mask.shape)
+    return own[-3:] if own.ndim == 3 else own  # four axes: text positions stand in front
+
+
+def _origin(prompt: BranchPrompt) -> Tensor:
+    """Each column's position in the main prompt, -1 on padding."""
+    if prompt.origin is not None:
+        return prompt.origin
+    columns = torch.arange(prompt.mask.shape[1], device=prompt.mask.device)
+    begun = prompt.mask.long().cummax(-1).values.bool()
+    return torch.where(begun, columns, -1)
+
+
 def _joined(groups: list[_Group]) -> _Group:
     """Several groups as one, padded on the left to one length."""
     length = max(group.mask.shape[1] for group in groups)
@@ -288,9 +404,9 @@ def _joined(groups: list[_Group]) -> _Group:
     axes = [functional.pad(g.positions, (length - g.positions.shape[-1], 0)) for g in groups]
     return _Group(
         branches=tuple(branch for group in groups for branch in group.branches),
-        embeds=None,
         mask=_left([group.mask for group in groups], length),
         positions=_below(axes),
+        origin=_left([group.origin for group in groups], length),
         cache=first,
     )
 

@@ -170,6 +170,11 @@ class BranchPrompt:
 class Branch(abc.ABC):
     """What an auxiliary prompt is. Subclasses are frozen dataclasses."""
 
+    @property
+    def base(self) -> Branch | Literal["main"] | None:
+        """The prompt whose beginning this one repeats, token by token, image and all."""
+        return None
+
     @abc.abstractmethod
     def build(self, source: Source) -> BranchPrompt:
         """Makes the auxiliary prompt from the main one."""
@@ -349,6 +354,11 @@ class NoText(Branch):
     image: ImageBranch | None = None
     needs_template: ClassVar[bool] = True
 
+    @property
+    def base(self) -> Branch | Literal["main"]:
+        """The prompt with the words in it."""
+        return "main" if self.image is None else self.image
+
     def build(self, source: Source) -> BranchPrompt:
         """Leaves the user's words of all turns out and closes the remaining positions up."""
         columns = _true_image(source) if self.image is None else self.image.columns(source)
@@ -373,6 +383,11 @@ class Instruction(Branch):
     prefix: str
     place: Literal["auto", "system", "question"] = "auto"
     needs_template: ClassVar[bool] = True
+
+    @property
+    def base(self) -> Literal["main"]:
+        """The main prompt, up to the instruction."""
+        return "main"
 
     def build(self, source: Source) -> BranchPrompt:
         """Puts the instruction's tokens into every row."""

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from transformers.cache_utils import DynamicLayer
 
 from mmlm.engine.anatomy import Anatomy
 from mmlm.engine.auxiliary import Auxiliary, couple
@@ -23,6 +24,7 @@ from mmlm.engine.branches import Branch, BranchPrompt, Captured, Same, Source
 from mmlm.engine.combine import edit_logits, total
 from mmlm.engine.compaction import Compaction, choose_features
 from mmlm.engine.layout import TokenLayout
+from mmlm.engine.prefix import Filled
 from mmlm.engine.method import Method
 from mmlm.engine.sizes import tell_images_apart
 from mmlm.engine.vision import Sight, encode_first
@@ -572,7 +574,11 @@ class Session:
         auxiliary = self._auxiliary
         if auxiliary is None:
             auxiliary = self._new_auxiliary()
-            z = auxiliary.prefill(self._spelled_out(self._positions))
+            z = auxiliary.prefill(
+                self._spelled_out(self._positions),
+                main=self._main_beginning(),
+                share=self.compaction is None,
+            )
             if self._cache is not None:
                 self._auxiliary = auxiliary
                 if self.generating and self._positions is not None and self.pruning is None:
@@ -610,6 +616,27 @@ class Session:
             self._release()
             self._release = None
         if self._auxiliary is not None and self._auxiliary.fused:
+    def _main_beginning(self) -> Filled | None:
+        """The main prompt's cache for prompts that begin alike, if no method changed what it holds.
+
+        Such a method would reach the auxiliary prompt through the cache.
+        """
+        cache, places = self._cache, self._spelled_out(self._positions)
+        layers = getattr(cache, "layers", ())
+        if not layers or not all(type(layer) is DynamicLayer for layer in layers):
+            return None
+        changing = any(m.sites - m.only_looks - {"logits"} for m in self.methods)
+        if changing or self.compaction is not None or places is None:
+            return None
+        real = self.layout.real
+        columns = torch.arange(self.layout.length, device=real.device)
+        return Filled(
+            layers=[(layer.keys, layer.values) for layer in layers],
+            mask=real,
+            positions=places[-3:] if places.ndim == 3 else places,
+            origin=torch.where(real, columns, -1),
+        )
+
             # Give the cache back with the rows that its owner knows.
             rows = torch.arange(self.rows, device=self.layout.seg.device)
             self._cache.batch_select_indices(rows)

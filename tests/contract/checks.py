@@ -319,9 +319,11 @@ def counted_cost(method, family):
 
         def note(module, args, kwargs):
             rows, new = kwargs["inputs_embeds"].shape[:2]
-            past = kwargs.get("past_key_values")
-            # Several new positions behind a cache are as many rows of a decoding step.
-            seen.append(rows * new if past is not None and past.get_seq_length() else rows)
+            past, session = kwargs.get("past_key_values"), getattr(model, "_mmlm_session", None)
+            # Several new positions behind a cache are as many rows of a decoding step, unless
+            # they are the rest of an auxiliary prompt whose beginning was known.
+            step = past is not None and past.get_seq_length() and not (session and session.quiet)
+            seen.append(rows * new if step else rows)
 
         handle = model.get_decoder().register_forward_pre_hook(note, with_kwargs=True)
         generate(model, inputs, do_sample=False)
