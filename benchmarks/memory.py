@@ -146,11 +146,11 @@ def grown(peaks: dict[int, int]) -> float:
     return ((b2 - b1) / (n2 - n1)) / ((b1 - b0) / (n1 - n0))
 
 
-def attention_methods(texts: Sequence[str] | None = None) -> list[mmlm.Method]:
-    """The methods that ask for attention rows or for the tower's."""
+def attention_methods(layers: int) -> list[mmlm.Method]:
+    """The methods that ask for attention rows, for a model of so many layers."""
     from benchmarks.speed import settings
 
-    methods = [mmlm.parse_method(text) for text in texts or settings()]
+    methods = [mmlm.parse_method(text) for text in settings(layers)]
     return [m for m in methods if m.rows != "none"]
 
 
@@ -162,7 +162,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--output", type=Path, help="write the figures to this JSON file")
     options = parser.parse_args(argv)
-    methods = attention_methods(options.method)
+    methods = [mmlm.parse_method(text) for text in options.method or ()]
+    methods = methods or attention_methods(SHAPE.layers)
     peaks = growth([None, *methods], dtype=options.dtype, device=options.device)
     for name, by_length in peaks.items():
         cells = "  ".join(f"{n}: {b / 2**20:.1f} MiB" for n, b in by_length.items())

@@ -34,26 +34,30 @@ from benchmarks.speed_model import PRESETS, Shape, Task, build_model, build_proc
 if TYPE_CHECKING:
     from mmlm import Method
 
-__all__ = ["SETTINGS", "Passes", "count_passes", "main", "measure", "variants"]
+__all__ = ["Passes", "count_passes", "main", "measure", "settings", "variants"]
 
 #: Generates n tokens and calls the given function after each of them.
 Run: TypeAlias = Callable[[int, Callable[[], None]], Any]
 
-_EVERY_LAYER = "heads_by_layer=({})".format(", ".join(f"({i}, (0, 1, 2, 3))" for i in range(8)))
-#: Settings of methods that need to be told something about the model, and further ones. Sinks of a
-#: random model are what stands out a little: the work is that of real ones.
-SETTINGS: dict[str, tuple[str, ...]] = {
-    "ACT": (f"ACT(theta=0.003, {_EVERY_LAYER})",),
-    "PAI": ("PAI(gamma=1.0)", "PAI()"),
-    "VAR": ("VAR(tau=2.5, sink_dims=(3, 5))",),
-    "ZeroTuning": (f"ZeroTuning({_EVERY_LAYER})",),
-}
 KEYS = ("prefill", "token", "total")
 
 
-def settings() -> list[str]:
-    """Text forms of all methods, at a setting that acts on the random model."""
-    return [text for name in mmlm.method_names() for text in SETTINGS.get(name, (f"{name}()",))]
+def settings(layers: int = 8) -> list[str]:
+    """Text forms of all methods, at settings that act on a random model.
+
+    Sinks of a random model are what stands out a little: the work is that of real ones.
+
+    Args:
+        layers: Decoder layers of the model; ACT and ZeroTuning act on four heads of each.
+    """
+    heads = f"heads_by_layer=({', '.join(f'({i}, (0, 1, 2, 3))' for i in range(layers))},)"
+    told = {
+        "ACT": (f"ACT(theta=0.003, {heads})",),
+        "PAI": ("PAI(gamma=1.0)", "PAI()"),
+        "VAR": ("VAR(tau=2.5, sink_dims=(3, 5))",),
+        "ZeroTuning": (f"ZeroTuning({heads})",),
+    }
+    return [text for name in mmlm.method_names() for text in told.get(name, (f"{name}()",))]
 
 
 def variants(task: Task, method: Method) -> dict[str, Run]:
@@ -283,7 +287,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     record = _opened(options, shape)
     model = build_model(shape, options.dtype, options.device)
     processor = build_processor(shape)
-    for text in options.method or settings():
+    for text in options.method or settings(shape.layers):
         method = mmlm.parse_method(text)
         done = record["results"].setdefault(method.label, {})
         for batch in options.batch:

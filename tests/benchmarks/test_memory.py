@@ -14,18 +14,11 @@ SHAPE = Shape(layers=3, width=64, heads=8, intermediate=64, tower=(2, 32, 1))
 @pytest.fixture(scope="module")
 def peaks():
     """Peak bytes at 1,024, 2,025 and 4,096 image tokens, of plain and of every attention method."""
-    methods = attention_methods()
+    methods = attention_methods(SHAPE.layers)
     assert {"ACT", "ImbalancedAttention", "PAI", "VAR", "ZeroTuning"} <= {
         type(method).__name__ for method in methods
     }
-    fitting = [mmlm.parse_method(_fewer_layers(method.text)) for method in methods]
-    return growth([None, *fitting], shape=SHAPE)
-
-
-def _fewer_layers(text):
-    for layer in range(SHAPE.layers, 8):
-        text = text.replace(f", ({layer}, (0, 1, 2, 3))", "")
-    return text
+    return growth([None, *methods], shape=SHAPE)
 
 
 @pytest.mark.slow
