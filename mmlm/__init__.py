@@ -40,6 +40,7 @@ _EXPORTS = {
     "Method": "mmlm.engine.method",
     "TokenLayout": "mmlm.engine.layout",
     "attach": "mmlm.engine.attach",
+    "build_in": "mmlm.engine.build_in",
     "load": "mmlm.model.checkpoint",
     "method_names": "mmlm.text_form",
     "parse_method": "mmlm.text_form",
@@ -62,6 +63,7 @@ if TYPE_CHECKING:
     from decoding.zerotuning import ZeroTuning
     from mmlm.engine.anatomy import Anatomy
     from mmlm.engine.attach import attach
+    from mmlm.engine.build_in import build_in
     from mmlm.engine.layout import TokenLayout
     from mmlm.engine.method import Method
     from mmlm.model.checkpoint import load
@@ -86,6 +88,7 @@ __all__ = [
     "TokenLayout",
     "ZeroTuning",
     "attach",
+    "build_in",
     "load",
     "method_names",
     "parse_method",

@@ -9,7 +9,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 from torch.utils.hooks import RemovableHandle
@@ -21,16 +21,20 @@ from mmlm.engine.guard import guarded_generate
 from mmlm.engine.hooks import heads_hook, layer_in_hook, layer_out_hook, mlp_hook
 from mmlm.engine.layout import TokenLayout
 from mmlm.engine.masks import install_masks
-from mmlm.engine.method import Method
+from mmlm.engine.method import IN_BRANCHES, Method
 from mmlm.engine.pruning import install_deep_features, install_pruning
 from mmlm.engine.session import Session
 from mmlm.engine.template import known_processor
 from mmlm.engine.vision import install_vision
 from mmlm.errors import IncompatibleMethods, UnsupportedModel
 
-__all__ = ["attach"]
+if TYPE_CHECKING:
+    from mmlm.engine.build_in import Built
 
-_MARK = "_mmlm_session"
+__all__ = ["BUILT", "MARK", "attach", "install", "refuse"]
+
+#: Where a model keeps the session that is running, and what is built into it.
+MARK, BUILT = "_mmlm_session", "_mmlm_built"
 #: Sites whose mechanism is installed by this module.
 _WORKING = frozenset(
     {
@@ -87,28 +91,41 @@ def attach(
         yield model
         return
     inner = unwrap(model)
-    if hasattr(inner, _MARK):
-        held = ", ".join(m.label for m in getattr(inner, _MARK).methods)
+    if hasattr(inner, MARK) and not _only_built(inner):
+        held = ", ".join(m.label for m in getattr(inner, MARK).methods)
         raise IncompatibleMethods(
             f"{held} is already attached to this model, so "
             f"{', '.join(m.label for m in methods)} cannot be.",
             advice="Attach all methods in one call: attach(model, A(), B()).",
         )
     anatomy = Anatomy(inner)
-    _refuse(anatomy, methods)
+    built: Built | None = getattr(inner, BUILT, None)
+    lasting = () if built is None else built.methods
+    methods = (*lasting, *methods)
+    refuse(anatomy, methods, built=lasting)
     _warn_of_order(methods)
     if processor is None:
         processor = known_processor(inner)
     session = Session(anatomy, methods, layout, processor)
+    session.lasting = lasting
     with ExitStack() as stack:
-        setattr(inner, _MARK, session)
-        stack.callback(delattr, inner, _MARK)
-        _install(session, stack)
+        if built is not None:
+            built.pause()
+            stack.callback(built.resume)
+        install(session, stack)
         yield model
 
 
-def _install(session: Session, stack: ExitStack) -> None:
+def _only_built(model: Any) -> bool:
+    """Whether what runs on a model is what is built into it, and nothing else."""
+    built: Built | None = getattr(model, BUILT, None)
+    return built is not None and built.running
+
+
+def install(session: Session, stack: ExitStack) -> None:
     """Puts in the guard and the hooks; ``stack`` takes everything out again."""
+    setattr(session.model, MARK, session)
+    stack.callback(delattr, session.model, MARK)
     stack.callback(session.finish)
     guarded_generate(session, stack)
     anatomy, composite = session.anatomy, session.anatomy.composite
@@ -143,7 +160,9 @@ def _install(session: Session, stack: ExitStack) -> None:
         keep(anatomy.model.register_forward_hook(session.on_logits))
 
 
-def _refuse(anatomy: Anatomy, methods: tuple[Method, ...]) -> None:
+def refuse(
+    anatomy: Anatomy, methods: tuple[Method, ...], *, built: tuple[Method, ...] = ()
+) -> None:
     """Every refusal that needs no inputs, in one place."""
     for method in methods:
         missing = method.sites - _WORKING
@@ -159,7 +178,26 @@ def _refuse(anatomy: Anatomy, methods: tuple[Method, ...]) -> None:
                 f"{method.label} cannot run on this model: {'; '.join(reasons)}.",
                 advice="`mmlm doctor MODEL` lists what this model supports.",
             )
+        if method not in built and method.modules(anatomy) is not None:
+            raise IncompatibleMethods(
+                f"{method.label} has weights of its own, which must be part of the model.",
+                advice="build_in(model, ...) makes them one.",
+            )
     _refuse_pruning(anatomy, methods)
+    _refuse_auxiliary(methods, built)
+
+
+def _refuse_auxiliary(methods: tuple[Method, ...], built: tuple[Method, ...]) -> None:
+    """Auxiliary prompts of a model whose built-in methods know the main prompt only."""
+    deep = [m for m in built if m.sites - m.only_looks - IN_BRANCHES]
+    for method in methods:
+        if deep and (method.branches or method.riders):
+            sites = ", ".join(sorted(deep[0].sites - IN_BRANCHES))
+            raise IncompatibleMethods(
+                f"{method.label} runs auxiliary prompts, to which {deep[0].label} is not applied: "
+                f"it is built in and acts at {sites}.",
+                advice="Use one of them.",
+            )
 
 
 def _refuse_pruning(anatomy: Anatomy, methods: tuple[Method, ...]) -> None:

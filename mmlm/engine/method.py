@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from mmlm.engine.layout import TokenLayout
     from mmlm.engine.search import Search
 
-__all__ = ["SITES", "Cost", "Method", "Paper", "Prompt", "Rows"]
+__all__ = ["IN_BRANCHES", "MODULES", "SITES", "Cost", "Method", "Paper", "Prompt", "Rows"]
 
 #: Which query rows a method asks for.
 Rows: TypeAlias = Literal["none", "last", "tail", "all"]
@@ -65,6 +65,12 @@ SITES = (
     "logits",
     "search",
 )
+
+#: Sites that stay on in auxiliary prompts.
+IN_BRANCHES = frozenset({"mask", "visual_tokens"})
+
+#: Where a model keeps the weights of the methods that are built into it.
+MODULES = "mmlm_methods"
 
 
 @dataclass(frozen=True)
@@ -123,6 +129,9 @@ class Prompt(Protocol):
         ``layout.gather(kept)`` are their roles. Once positions have left, the sites of a layer
         (``layer_in``, ``heads``, ``mlp``, ``layer_out``) get the columns that are left.
         """
+
+    def module(self, method: Method) -> nn.Module:
+        """The weights of a method that is built into the model."""
 
     def merge_patches(self, values: Float[Tensor, "T P"]) -> Float[Tensor, "T p"]:
         """Values of patches averaged over the patches that become one image feature."""

@@ -24,11 +24,11 @@ from mmlm.engine.branches import Branch, BranchPrompt, Captured, Same, Source
 from mmlm.engine.combine import edit_logits, total
 from mmlm.engine.compaction import Compaction, choose_features
 from mmlm.engine.layout import TokenLayout
+from mmlm.engine.method import IN_BRANCHES, MODULES, Method
 from mmlm.engine.prefix import Filled
-from mmlm.engine.method import Method
 from mmlm.engine.sizes import tell_images_apart
 from mmlm.engine.vision import Sight, encode_first
-from mmlm.errors import LayoutError
+from mmlm.errors import IncompatibleMethods, LayoutError
 
 if TYPE_CHECKING:
     from mmlm.engine.attention import AttentionRows
@@ -66,6 +66,7 @@ class Session:
     ) -> None:
         self.model = anatomy.model
         self.methods = methods
+        self.lasting: tuple[Method, ...] = ()  # those that are built into the model
         self.anatomy = anatomy
         self._given_layout = layout
         self._processor = processor
@@ -175,6 +176,18 @@ class Session:
         placed[visual] = packed
         placed = placed.repeat_interleave(copies, dim=0)
         return placed if self.compaction is None else self.compaction.survivors.take(placed)
+
+    def module(self, method: Method) -> nn.Module:
+        """The weights of a method that is built into the model."""
+        modules = getattr(self.model, MODULES, {})
+        name = type(method).__name__
+        if name not in modules:
+            raise LayoutError(
+                f"No weights of {name} are part of this model.",
+                advice="build_in(model, ...) makes them one.",
+            )
+        module: nn.Module = modules[name]
+        return module
 
     @property
     def kept(self) -> Tensor:
@@ -320,7 +333,18 @@ class Session:
         return index
 
     def _call(self, *, layout: TokenLayout | None = None, **inputs: Any) -> Any:
-        """Runs the model with all temporary methods off, leaving its own memory as it was."""
+        """Runs the model with all temporary methods off, leaving its own memory as it was.
+
+        Raises:
+            IncompatibleMethods: If a built-in method would have to act in this pass.
+        """
+        for method in self.lasting:
+            if method.sites - method.only_looks - IN_BRANCHES:
+                raise IncompatibleMethods(
+                    f"A method runs an auxiliary prompt, to which {method.label} is not applied: "
+                    "it is built in and knows the main prompt only.",
+                    advice="Use one of them.",
+                )
         self.branch_layout = self.layout if self.repeating else layout
         composite, names = self.anatomy.composite, self.anatomy.family.remembered
         kept = {name: getattr(composite, name, None) for name in names}
@@ -592,6 +616,27 @@ class Session:
             raise LayoutError("A decoding step needs input_ids.", advice="Pass token ids.")
         return auxiliary.step(self._new_ids, self._spelled_out(self._positions))
 
+    def _main_beginning(self) -> Filled | None:
+        """The main prompt's cache for prompts that begin alike, if no method changed what it holds.
+
+        Such a method would reach the auxiliary prompt through the cache.
+        """
+        cache, places = self._cache, self._spelled_out(self._positions)
+        layers = getattr(cache, "layers", ())
+        if not layers or not all(type(layer) is DynamicLayer for layer in layers):
+            return None
+        changing = any(m.sites - m.only_looks - {"logits"} for m in self.methods)
+        if changing or self.compaction is not None or places is None:
+            return None
+        real = self.layout.real
+        columns = torch.arange(self.layout.length, device=real.device)
+        return Filled(
+            layers=[(layer.keys, layer.values) for layer in layers],
+            mask=real,
+            positions=places[-3:] if places.ndim == 3 else places,
+            origin=torch.where(real, columns, -1),
+        )
+
     def _spelled_out(self, positions: Tensor | None) -> Tensor | None:
         """Position ids with one row per main row; the library may leave one for all."""
         if positions is None or positions.shape[-2] == self.rows:
@@ -616,27 +661,6 @@ class Session:
             self._release()
             self._release = None
         if self._auxiliary is not None and self._auxiliary.fused:
-    def _main_beginning(self) -> Filled | None:
-        """The main prompt's cache for prompts that begin alike, if no method changed what it holds.
-
-        Such a method would reach the auxiliary prompt through the cache.
-        """
-        cache, places = self._cache, self._spelled_out(self._positions)
-        layers = getattr(cache, "layers", ())
-        if not layers or not all(type(layer) is DynamicLayer for layer in layers):
-            return None
-        changing = any(m.sites - m.only_looks - {"logits"} for m in self.methods)
-        if changing or self.compaction is not None or places is None:
-            return None
-        real = self.layout.real
-        columns = torch.arange(self.layout.length, device=real.device)
-        return Filled(
-            layers=[(layer.keys, layer.values) for layer in layers],
-            mask=real,
-            positions=places[-3:] if places.ndim == 3 else places,
-            origin=torch.where(real, columns, -1),
-        )
-
             # Give the cache back with the rows that its owner knows.
             rows = torch.arange(self.rows, device=self.layout.seg.device)
             self._cache.batch_select_indices(rows)

@@ -1,8 +1,12 @@
-"""Loading and saving models together with their processors.
+"""Loading and saving models together with their processors, and the methods built into them.
 
 `load` is how every part of the project gets a model: the embedded one, a folder, or an id of the
 Hugging Face hub. It refuses a checkpoint that does not fill the model exactly, because the library
 itself would go on with random weights and say so only in a log line.
+
+Methods that are built into a model (:func:`mmlm.build_in`) are stored beside its checkpoint, their
+text forms in ``methods.yaml`` and their weights in ``methods.safetensors``. Everything else in the
+folder is what plain transformers writes and reads.
 """
 
 from __future__ import annotations
@@ -10,7 +14,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mmlm.errors import InputError, MissingTensors, UnsupportedModel
+from mmlm.errors import InputError, UnsupportedModel
+from mmlm.model.stored_methods import MODULES, parted, raise_for, restore_methods, store_methods
 
 if TYPE_CHECKING:
     import torch
@@ -45,7 +50,8 @@ def load(
         device: where the model is put, "cpu", "cuda", "cuda:1" ...
 
     Returns:
-        The model in evaluation mode and its processor, which pads on the left.
+        The model in evaluation mode, with the methods built in that are stored beside it, and its
+        processor, which pads on the left.
 
     Raises:
         InputError: no such folder or id, not a complete checkpoint, or an unknown option.
@@ -64,6 +70,7 @@ def load(
     config = _config(source)
     model = _model(source, config, dtype, attention).to(device).eval()
     processor = _processor(source)
+    restore_methods(model, processor, source)
     tokenizer = processor.tokenizer
     tokenizer.padding_side = "left"
     if tokenizer.pad_token_id is None:
@@ -108,7 +115,7 @@ def save(
     """Writes a model and its processor as a folder that plain transformers reads.
 
     Args:
-        model: in memory; it is left as it is.
+        model: in memory, with the methods built into it; it is left as it is.
         processor: with tokenizer and chat template.
         folder: made if missing; files of the same names are replaced.
         dtype: precision of the stored weights, None as in memory.
@@ -124,16 +131,20 @@ def save(
         max_new_tokens=max_new_tokens,
         do_sample=False,
     )
+    weights, own = parted(model.state_dict())
     stored = model
     if dtype is not None:
         stored = type(model)(model.config).to(dtype)
-        stored.load_state_dict(model.state_dict())
+        stored.load_state_dict(weights)
+        weights = stored.state_dict()
+        own = {name: tensor.to(dtype) for name, tensor in own.items()}
     former, stored.generation_config = stored.generation_config, settings
     try:
-        stored.save_pretrained(folder)
+        stored.save_pretrained(folder, **({"state_dict": weights} if own else {}))
         processor.save_pretrained(folder)
     finally:
         stored.generation_config = former
+    store_methods(model, Path(folder), own)
 
 
 def _source(name: str | Path) -> str:
@@ -226,12 +237,10 @@ def _check(source: str, info: dict[str, Any]) -> None:
         "unexpected": sorted(info["unexpected_keys"]),
         "of another shape": sorted(mismatched),
     }
-    found = [f"{len(names)} {kind}: {', '.join(names)}" for kind, names in kinds.items() if names]
-    if found:
-        raise MissingTensors(
-            f"the checkpoint {source!r} does not fit its model; tensors {'; '.join(found)}",
-            advice="The files do not belong together or are incomplete; save or download again.",
-        )
+    advice = "The files do not belong together or are incomplete; save or download again."
+    if any(name.startswith(f"{MODULES}.") for name in kinds["unexpected"]):
+        advice = "save_pretrained wrote it; mmlm.model.checkpoint.save stores methods apart."
+    raise_for(kinds, f"the checkpoint {source!r} does not fit its model", advice)
 
 
 def _processor(source: str) -> ProcessorMixin:

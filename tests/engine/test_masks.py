@@ -448,6 +448,6 @@ def test_a_mask_of_integers_is_refused():
         lambda m, a, k: (a, {**k, "attention_mask": ready}), with_kwargs=True
     )
     with attach(model, SeeQuestion()):
-        with pytest.raises(LayoutError, match="holds torch.int64"):
+        with pytest.raises(LayoutError, match=r"holds torch\.int64"):
             checks.next_logits(model, inputs)
     handle.remove()
