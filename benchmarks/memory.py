@@ -13,10 +13,12 @@ from __future__ import annotations
 import argparse
 import functools
 import json
+import math
 import sys
 import weakref
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -137,13 +139,12 @@ def _generate(task: Task, method: mmlm.Method | None) -> None:
 
 
 def grown(peaks: dict[int, int]) -> float:
-    """How the growth goes on between three lengths, each twice the one before.
+    """The largest local exponent of the growth: 1 is linear in the length, 2 quadratic.
 
-    Bytes per token from the middle to the longest prompt, divided by bytes per token from the
-    shortest to the middle one: 1 is linear, about 2 quadratic.
+    Between neighbouring lengths n and m it is ``log(b_m / b_n) / log(m / n)`` with bytes b.
     """
-    (n0, b0), (n1, b1), (n2, b2) = sorted(peaks.items())
-    return ((b2 - b1) / (n2 - n1)) / ((b1 - b0) / (n1 - n0))
+    found = sorted(peaks.items())
+    return max(math.log(b1 / b0) / math.log(n1 / n0) for (n0, b0), (n1, b1) in pairwise(found))
 
 
 def attention_methods(layers: int) -> list[mmlm.Method]:
@@ -167,7 +168,7 @@ def main(argv: list[str] | None = None) -> int:
     peaks = growth([None, *methods], dtype=options.dtype, device=options.device)
     for name, by_length in peaks.items():
         cells = "  ".join(f"{n}: {b / 2**20:.1f} MiB" for n, b in by_length.items())
-        print(f"{name:<40} {cells}  ratio of slopes {grown(by_length):.2f}")
+        print(f"{name:<40} {cells}  exponent {grown(by_length):.2f}")
     if options.output:
         from benchmarks.speed import machine
 

@@ -129,7 +129,8 @@ def _values(plain: Effect) -> list[str]:
 
 def _row(plain: Effect, effect: Effect) -> list[str]:
     """Changes against plain decoding."""
-    cells = [f"`{effect.setting.text}`" if effect.setting.group != PLAIN else effect.setting.text]
+    label = effect.setting.label
+    cells = [label if effect.setting.group == PLAIN else f"`{label}`"]
     for name in CAPTIONS:
         change = difference(plain.captions, effect.captions, name)
         cells.append(_change(change, 1 if name == "mean_length" else 100))

@@ -31,7 +31,7 @@ from measure_embedded import QUESTION, SPLIT, Pictures, asked, captions
 import mmlm
 from benchmarks import chair
 from benchmarks.base import CountTable
-from mmlm.cli.configs import effect_settings
+from mmlm.cli.configs import effect_label, effect_settings
 from mmlm.runner import fingerprint
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -69,9 +69,14 @@ class Setting:
         return 5 if self.text == BEAMS else 1
 
     @property
+    def label(self) -> str:
+        """The text form for tables."""
+        return effect_label(self.text)
+
+    @property
     def path(self) -> Path:
         """Where the result is stored."""
-        return RESULTS / f"{re.sub(r'[^A-Za-z0-9.]+', '-', self.text).strip('-')}.json"
+        return RESULTS / f"{re.sub(r'[^A-Za-z0-9.]+', '-', self.label).strip('-')}.json"
 
 
 def settings() -> list[Setting]:

@@ -149,7 +149,7 @@ def memory() -> str:
     for run in load("memory-*.json"):
         for name, peaks in run["peaks"].items():
             by_length = {int(n): b for n, b in peaks.items()}
-            head = ("method", *(f"{n} tokens, MiB" for n in by_length), "slope to slope")
+            head = ("method", *(f"{n} tokens, MiB" for n in by_length), "exponent")
             cells = [f"{b / 2**20:.0f}" for b in by_length.values()]
             rows.append((short(name), *cells, f"{grown(by_length):.2f}"))
     return table(head, rows)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import mmlm
 from mmlm.cli.frame import closest
 from mmlm.errors import InputError
 
-__all__ = ["effect_settings", "find_config", "shipped_configs", "with_config_paths"]
+__all__ = ["effect_label", "effect_settings", "find_config", "shipped_configs", "with_config_paths"]
 
 # `configs` is installed beside `mmlm`, in a checkout as well as from a wheel.
 FOLDER = Path(mmlm.__file__).resolve().parent.parent / "configs"
@@ -58,6 +59,11 @@ def effect_settings(model: str) -> dict[str, tuple[str, ...]]:
 
     content = yaml.safe_load(find_config(f"effects/{model}").read_text(encoding="utf-8"))
     return {name: tuple(texts) for name, texts in content.items()}
+
+
+def effect_label(text: str) -> str:
+    """A setting's text form for tables: without the list of heads that ends it, if one does."""
+    return re.sub(r",\s*heads_by_layer=.*\)$", ")", text)
 
 
 def with_config_paths(argv: Sequence[str]) -> list[str]:

@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mmlm.cli.configs import effect_settings
+from mmlm.cli.configs import effect_label, effect_settings
 from mmlm.cli.frame import DONE, SOME_FAILED, Command, Terminal
 from mmlm.cli.options import (
     EMBEDDED,
@@ -132,8 +132,8 @@ def _ways(texts: Sequence[str], model: str) -> tuple[dict[str, tuple[Method, ...
     every: list[str] = []
     for text in texts:
         if text.strip().lower() == ALL:
-            every = _every(model)
-            ways |= {name: parse_methods([name]) for name in every}
+            every = [effect_label(name) for name in _every(model)]
+            ways |= {effect_label(name): parse_methods([name]) for name in _every(model)}
         elif method := parse_methods([text]):
             ways[text.strip()] = method
     return ways, frozenset(every) - {text.strip() for text in texts}

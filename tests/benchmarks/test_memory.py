@@ -24,9 +24,9 @@ def peaks():
 @pytest.mark.slow
 def test_the_peak_of_every_attention_method_grows_linearly(peaks):
     plain = peaks.pop("plain")
-    assert grown(plain) == pytest.approx(1, abs=0.1)
+    assert grown(plain) == pytest.approx(1, abs=0.05)
     for name, by_length in peaks.items():
-        assert grown(by_length) < 1.25, name
+        assert grown(by_length) < 1.05, name
         extra = [by_length[n] - plain[n] for n in sorted(plain)]
         assert extra[-1] < 64 << 20, name  # one N x N matrix of 8 heads would be 512 MiB
 
@@ -42,7 +42,7 @@ def test_whole_matrices_are_noticed():
         with PeakBytes() as follower:
             naive_var(method, task, 1, lambda: None)
         peaks[shape.image_tokens] = follower.peak
-    assert grown(peaks) > 1.4  # the bound above is 1.25
+    assert grown(peaks) > 1.3  # the bound above is 1.05
 
 
 def test_bytes_are_followed_until_they_are_freed():
@@ -62,7 +62,7 @@ def test_bytes_are_followed_until_they_are_freed():
     assert follower.peak == 8000
 
 
-def test_growth_is_compared_by_slopes():
-    assert grown({100: 10, 200: 20, 400: 40}) == pytest.approx(1)
+def test_growth_is_an_exponent():
+    assert grown({100: 10, 200: 20, 400: 30}) == pytest.approx(1)
     assert grown({100: 1, 200: 4, 400: 16}) == pytest.approx(2)
     assert SIDES == (32, 45, 64)

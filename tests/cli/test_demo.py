@@ -105,11 +105,12 @@ def test_all_stands_for_every_method_that_the_model_can_have(tiny_folder, tmp_pa
 
 
 def test_all_on_the_embedded_model_means_the_recommended_settings():
-    from mmlm.cli.configs import effect_settings
+    from mmlm.cli.configs import effect_label, effect_settings
     from mmlm.cli.demo import _ways
 
     ways, optional = _ways(["all", "VHR(alpha=2.0)"], "embedded")
-    assert list(ways) == ["plain", *(texts[0] for texts in effect_settings("embedded").values())]
+    recommended = [effect_label(texts[0]) for texts in effect_settings("embedded").values()]
+    assert list(ways) == ["plain", *recommended]
     assert "VHR(alpha=2.0)" not in optional
     assert len(optional) == len(ways) - 2
 
