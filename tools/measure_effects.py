@@ -143,6 +143,15 @@ def _store(path: Path, record: dict[str, Any]) -> None:
     temporary.replace(path)
 
 
+def _is_there(path: Path, who: dict[str, Any]) -> bool:
+    """Whether a setting was measured, on these pictures or more."""
+    if not path.exists():
+        return False
+    stored = json.loads(path.read_text(encoding="utf-8"))["identity"]
+    enough: bool = stored["pictures"] >= who["pictures"]
+    return enough and stored == {**who, "pictures": stored["pictures"]}
+
+
 def _commit() -> str:
     command = ["git", "describe", "--always", "--dirty", "--exclude=*"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
@@ -179,10 +188,8 @@ def main() -> int:
     RESULTS.mkdir(parents=True, exist_ok=True)
     for setting in _chosen(arguments):
         who = identity(model, setting, pictures)
-        if setting.path.exists() and not arguments.again:
-            stored = json.loads(setting.path.read_text(encoding="utf-8"))
-            if stored["identity"] == who:
-                continue
+        if not arguments.again and _is_there(setting.path, who):
+            continue
         record = measure(model, processor, setting, pictures)
         versions = {name: version(name) for name in ("torch", "transformers")}
         information = {"commit": _commit(), "threads": arguments.threads, **versions}
