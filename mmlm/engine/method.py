@@ -314,7 +314,7 @@ class Method(abc.ABC):
         Args:
             state: What ``begin_vision`` returned.
             features: The projector's output for all tiles of all pictures of the batch; a model
-                that packs all pictures into one row gives T = 1.
+                that packs all pictures into one row gives T = 1, in the order of the sequence.
 
         Returns:
             Columns of ``features``, -1 for none, or None to keep all. The positions of the others

@@ -46,7 +46,7 @@ class Sight:
         tiles: Tiles of each picture, where the model packs features at all.
         per_tile: Features of one tile before packing, where the model packs features at all.
         pack_features: The model's packing function with everything but the features.
-        before: The projector's output [T, p, D]; T = 1 where all pictures come in one row.
+        before: Features [T, p, D] before packing; T = 1 where all pictures come in one row.
     """
 
     states: list[Any]
@@ -176,6 +176,10 @@ def _watched_encoding(
             sight.features = (
                 pooled.shape[0] * pooled.shape[1] if flat else sum(len(part) for part in pooled)
             )
+            if sight.before is None and not flat:
+                # All pictures in one row. A tower with windows shuffles its patches and puts the
+                # features in order only after the projector, so these are the ones in order.
+                sight.before = torch.cat(list(pooled))[None]
             session.sight = sight
             return output
 
@@ -188,8 +192,8 @@ def _projector_hook(session: Session) -> Callable[..., Any]:
     """Hook of the projector: keeps its output for the methods that choose features."""
 
     def hook(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
-        if session.seeing is not None:
-            session.seeing.before = output if output.ndim == 3 else output[None]
+        if session.seeing is not None and output.ndim == 3:
+            session.seeing.before = output
 
     return hook
 

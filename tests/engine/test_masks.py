@@ -123,7 +123,8 @@ def test_logits_equal_those_of_a_mask_written_out_by_loops(family):
     with attach(model, SeeQuestion()):
         z = checks.next_logits(model, inputs)
     assert torch.equal(z, expected)
-    assert not torch.allclose(z, checks.next_logits(model, inputs), atol=1e-4)
+    if family != "paligemma":  # whose prompts see everything anyway
+        assert not torch.allclose(z, checks.next_logits(model, inputs), atol=1e-4)
 
 
 @pytest.mark.parametrize("family", tiny.FAMILIES)

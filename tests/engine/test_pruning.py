@@ -382,6 +382,11 @@ def dropped(model, inputs, n):
     anatomy = Anatomy(model)
     numbers = []
 
+    where = visual(model, inputs)
+    if "image_grid_thw" in inputs:  # all pictures are one row of features
+        order = where.flatten().long().cumsum(0).view(where.shape)
+        return where & (order % n == 0)
+
     def number(module, args, out):
         index = torch.arange(out.shape[-2]).expand(out.shape[:-1])
         numbers.append(index)
@@ -403,7 +408,6 @@ def dropped(model, inputs, n):
     scale = 1.0
     if model.config.model_type == "paligemma":
         scale = model.config.text_config.hidden_size**0.5
-    where = visual(model, inputs)
     values = (kept["embeds"][..., 0] * scale).round().long()
     flat = kept["embeds"].std(-1) < 1e-4  # a line end is a vector of its own
     return where & flat & (values % n == 0)
