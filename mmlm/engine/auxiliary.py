@@ -18,16 +18,10 @@ from torch import Tensor
 from torch.nn import functional
 from transformers.cache_utils import DynamicCache, DynamicLayer
 
+from mmlm.engine.blocks import below, is_plain, left_padded, stack, take, take_columns
 from mmlm.engine.branches import Branch, BranchPrompt
 from mmlm.engine.layout import TokenLayout
-from mmlm.engine.prefix import (
-    Beginning,
-    Filled,
-    common_beginning,
-    copied,
-    take,
-    take_columns,
-)
+from mmlm.engine.prefix import Beginning, Filled, common_beginning, copied
 from mmlm.errors import LayoutError
 
 __all__ = ["Auxiliary", "couple"]
@@ -138,7 +132,7 @@ class Auxiliary:
                 shared[branch] = beginning
         logits |= self._run_whole([b for b in later if b not in shared], main_positions)
         logits |= self._run_rest(shared, main_positions)
-        if len(self._groups) > 1 and all(_is_plain(group.cache) for group in self._groups):
+        if len(self._groups) > 1 and all(is_plain(group.cache) for group in self._groups):
             self._groups = [_joined(self._groups)]
         return logits
 
@@ -152,7 +146,7 @@ class Auxiliary:
             group = _Group(
                 branches=members,
                 mask=torch.cat([prompt.mask for prompt in prompts]),
-                positions=_below([_positions(prompt, main) for prompt in prompts]),
+                positions=below([_positions(prompt, main) for prompt in prompts]),
                 origin=torch.cat([_origin(prompt) for prompt in prompts]),
                 cache=DynamicCache(config=self._config),
             )
@@ -181,7 +175,7 @@ class Auxiliary:
             group = _Group(
                 branches=members,
                 mask=torch.cat(masks),
-                positions=_below(places),
+                positions=below(places),
                 origin=torch.cat(origins),
                 cache=copied([shared[b] for b in members], length, self._config),
             )
@@ -227,7 +221,7 @@ class Auxiliary:
     def _filled(self, branch: Branch | None) -> Filled | None:
         """A branch's rows in the cache that its prefill has filled."""
         for group in self._groups:
-            if branch in group.branches and _is_plain(group.cache):
+            if branch in group.branches and is_plain(group.cache):
                 block = group.branches.index(branch)
                 rows = slice(block * self._rows, (block + 1) * self._rows)
                 layers = [(x.keys[rows], x.values[rows]) for x in group.cache.layers]
@@ -291,13 +285,13 @@ class Auxiliary:
             main prompt), the branches keep a cache of their own.
         """
         caches: list[Any] = [group.cache for group in self._groups]
-        if not all(_is_plain(c) for c in (cache, *caches)):
+        if not all(is_plain(c) for c in (cache, *caches)):
             return False
         length = main_mask.shape[1]
         if any(group.mask.shape[1] > length for group in self._groups):
             return False  # the main rows' columns must stay where they are
-        whole = _left([main_mask, *(group.mask for group in self._groups)], length)
-        _stack(cache, caches, length)
+        whole = left_padded([main_mask, *(group.mask for group in self._groups)], length)
+        stack(cache, caches, length)
         for group in self._groups:
             group.cache = None
         self._fused_mask = None if bool(whole.all()) else whole.long()
@@ -323,7 +317,7 @@ class Auxiliary:
             if own is not None:
                 positions.append(own)
             group.extra += n
-        changed["position_ids"] = _below(positions)
+        changed["position_ids"] = below(positions)
         if self._fused_mask is not None:
             self._fused_mask = functional.pad(self._fused_mask, (0, n), value=1)
         changed["attention_mask"] = self._fused_mask
@@ -364,10 +358,6 @@ def couple(cache: Any, auxiliary: Auxiliary) -> Callable[[], None]:
     return release
 
 
-def _is_plain(cache: Any) -> bool:
-    return cache is not None and all(type(layer) is DynamicLayer for layer in cache.layers)
-
-
 def _by_length(
     prompts: Mapping[Branch, BranchPrompt], branches: list[Branch]
 ) -> list[tuple[Branch, ...]]:
@@ -400,34 +390,12 @@ def _joined(groups: list[_Group]) -> _Group:
     """Several groups as one, padded on the left to one length."""
     length = max(group.mask.shape[1] for group in groups)
     first, *others = (group.cache for group in groups)
-    _stack(first, others, length)
+    stack(first, others, length)
     axes = [functional.pad(g.positions, (length - g.positions.shape[-1], 0)) for g in groups]
     return _Group(
         branches=tuple(branch for group in groups for branch in group.branches),
-        mask=_left([group.mask for group in groups], length),
-        positions=_below(axes),
-        origin=_left([group.origin for group in groups], length),
+        mask=left_padded([group.mask for group in groups], length),
+        positions=below(axes),
+        origin=left_padded([group.origin for group in groups], length),
         cache=first,
     )
-
-
-def _stack(cache: Any, others: list[Any], length: int) -> None:
-    """Lays the rows of other caches below those of ``cache``, padded on the left to one length."""
-    for i, layer in enumerate(cache.layers):
-        parts = [layer, *(c.layers[i] for c in others)]
-        layer.keys = _left([part.keys for part in parts], length, dim=-2)
-        layer.values = _left([part.values for part in parts], length, dim=-2)
-
-
-def _left(parts: list[Tensor], length: int, dim: int = -1) -> Tensor:
-    """Rows of several tensors, each padded on the left of ``dim`` to one length."""
-    after = (0, 0) * (-1 - dim)
-    return torch.cat([functional.pad(x, (*after, length - x.shape[dim], 0)) for x in parts])
-
-
-def _below(positions: list[Tensor]) -> Tensor:
-    """Position ids [B, L] or [axes, B, L] of several blocks of rows, one below the other."""
-    axes = max((p.shape[0] for p in positions if p.ndim == 3), default=0)
-    if axes:
-        positions = [p if p.ndim == 3 else p.expand(axes, -1, -1) for p in positions]
-    return torch.cat(positions, dim=-2)

@@ -14,7 +14,9 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import DynamicCache
 
-__all__ = ["Beginning", "Filled", "common_beginning", "copied", "take", "take_columns"]
+from mmlm.engine.blocks import take, take_columns
+
+__all__ = ["Beginning", "Filled", "common_beginning", "copied"]
 
 #: Fewer columns in common than this are not worth a pass of another shape.
 _WORTH = 8
@@ -125,18 +127,6 @@ def copied(beginnings: Sequence[Beginning], length: int, config: Any) -> Dynamic
         keys, values = zip(*pairs, strict=True)
         cache.update(torch.cat(keys), torch.cat(values), layer)
     return cache
-
-
-def take(positions: Tensor, index: Tensor) -> Tensor:
-    """Position ids [B, n] or [axes, B, n] of some columns [B, k] of each row."""
-    if positions.ndim == 2:
-        return positions.gather(1, index)
-    return positions.gather(2, index.expand(positions.shape[0], -1, -1))
-
-
-def take_columns(x: Tensor, index: Tensor) -> Tensor:
-    """Keys or values [B, H, n, d] of some columns [B, k] of each row."""
-    return x.gather(2, index[:, None, :, None].expand(-1, x.shape[1], -1, x.shape[3]))
 
 
 def _first(mask: Tensor, origin: Tensor) -> Tensor:

@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from transformers.cache_utils import DynamicLayer
 
 from mmlm.engine.anatomy import Anatomy
 from mmlm.engine.auxiliary import Auxiliary, couple
+from mmlm.engine.blocks import is_plain
 from mmlm.engine.branches import Branch, BranchPrompt, Captured, Same, Source
 from mmlm.engine.combine import edit_logits, total
 from mmlm.engine.compaction import Compaction, choose_features
@@ -622,8 +622,7 @@ class Session:
         Such a method would reach the auxiliary prompt through the cache.
         """
         cache, places = self._cache, self._spelled_out(self._positions)
-        layers = getattr(cache, "layers", ())
-        if not layers or not all(type(layer) is DynamicLayer for layer in layers):
+        if not is_plain(cache):
             return None
         changing = any(m.sites - m.only_looks - {"logits"} for m in self.methods)
         if changing or self.compaction is not None or places is None:
@@ -631,7 +630,7 @@ class Session:
         real = self.layout.real
         columns = torch.arange(self.layout.length, device=real.device)
         return Filled(
-            layers=[(layer.keys, layer.values) for layer in layers],
+            layers=[(layer.keys, layer.values) for layer in cache.layers],
             mask=real,
             positions=places[-3:] if places.ndim == 3 else places,
             origin=torch.where(real, columns, -1),
