@@ -6,9 +6,10 @@ one.
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import checks
@@ -19,7 +20,10 @@ import mmlm.engine.auxiliary as auxiliary
 import mmlm.engine.branches as branches
 import mmlm.engine.hooks as hooks
 import mmlm.engine.layout as layout
+import mmlm.engine.pixels as pixels
+import mmlm.engine.prefix as prefix
 import mmlm.engine.session as session
+import mmlm.engine.template as template
 from decoding.vcd import VCD
 from decoding.vhr import VHR
 
@@ -28,7 +32,10 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "engine"))
 
 import test_attention
 import test_families
+import test_icd
+import test_inter
 import test_layout_families
+import test_m3id
 import test_vcd
 import test_vhr
 
@@ -149,6 +156,36 @@ def _noise_everywhere(anatomy, pixels, grid, seed):
 
 def _blanks_stay(ids, layout, blank, tokenizer):
     return ids, torch.zeros_like(ids, dtype=torch.bool)
+
+
+def _no_words(self, ids, readable):
+    return torch.zeros_like(readable)
+
+
+def _one_noise(picture, seed):
+    return seed
+
+
+def _main_whatever_changed_it(self):
+    methods, self.methods = self.methods, ()
+    try:
+        return _main_beginning(self)
+    finally:
+        self.methods = methods
+
+
+def _one_column_late(beginnings, length, config):
+    moved = [replace(one, theirs=one.theirs + 1) for one in beginnings]
+    return _copied(moved, length, config)
+
+
+def _no_instruction(self, text, ids, readable):
+    return [(start, stop, new[:-1]) for start, stop, new in _system(self, text, ids, readable)]
+
+
+_main_beginning = session.Session._main_beginning
+_copied = prefix.copied
+_system = template.Template.system
 
 
 def _tiles_are_images(ids, visual, starts):
@@ -349,5 +386,49 @@ MUTANTS = (
         "_tiles",
         _tiles_are_images,
         lambda: test_layout_families.test_each_picture_is_one_image("idefics3"),
+    ),
+    Mutant(
+        "the user's words stay in the prompt without them",
+        template.Template,
+        "words",
+        _no_words,
+        lambda: test_inter.test_masked_prompts_keep_the_chat_template_by_token_ids("llava"),
+    ),
+    Mutant(
+        "the instruction loses its last word",
+        template.Template,
+        "system",
+        _no_instruction,
+        lambda: test_icd.test_the_disturbed_prompt_by_token_ids("llava", "system"),
+    ),
+    Mutant(
+        "all pictures get the same noise",
+        pixels,
+        "_fingerprint",
+        _one_noise,
+        lambda: test_inter.test_acceptance_9_noise_repeats_with_its_seed_and_differs_between_rows(
+            "llava"
+        ),
+    ),
+    Mutant(
+        "a branch continues the main cache although a method changed it",
+        session.Session,
+        "_main_beginning",
+        _main_whatever_changed_it,
+        lambda: test_inter.test_acceptance_10_branches_do_not_feel_other_methods(VHR()),
+    ),
+    Mutant(
+        "a shared beginning is taken one column late",
+        auxiliary,
+        "copied",
+        _one_column_late,
+        lambda: test_inter.test_equals_four_uncached_passes("llava"),
+    ),
+    Mutant(
+        "every token counts as the first",
+        sys.modules["decoding.m3id"],
+        "weight",
+        lambda step, decay: math.expm1(decay),
+        lambda: test_m3id.test_acceptance_3_cached_equals_uncached("llava", test_m3id.FAST),
     ),
 )
