@@ -107,9 +107,10 @@ class INTER(Method):
     Acts at:
         ``logits``, every step, prefill and decode.
     Cost:
-        Three more rows per row and step, all in the same forward pass inside ``generate``; one
-        more tower pass per prompt for the masks that change pixels, none for "columns" and
-        "drop". Memory: three more sets of cache rows.
+        Three more rows per row and step, all in the same forward pass inside ``generate``. Prompts
+        without the question continue the others' caches: a prefill runs one more prompt with an
+        image and two short ends. One more tower pass per prompt for the masks that change pixels,
+        none for "columns" and "drop". Memory: three more sets of cache rows.
     Parameters:
         k: Variance from which a step is a key step, in squared logits, >= 0. Default 1.0 (code).
             0: every step; ``float("inf")``: none, which leaves the plausibility cut. It depends on
