@@ -341,7 +341,7 @@ class _Loop:
         grown = {b: self._grown(b, ahead) for b in live if self.tracks[b].has_image}
         back = self._returns(grown)
         going = [b for b in live if b not in back]
-        choices = {b: self._choose(b, self._scores(b, z, ahead, grown.get(b))) for b in going}
+        choices = self._choose({b: self._scores(b, z, ahead, grown.get(b)) for b in going})
         z, late = self._follow(choices, ahead, grown)
         for b, position in back.items():
             choices[b] = self._go_back(b, position)
@@ -380,16 +380,17 @@ class _Loop:
             penalty = over_trust(grown)[0]
         return candidate_scores(z[own], ahead.tokens[own], self.method.penalty * penalty)
 
-    def _choose(self, prompt: int, log_probs: Float[Tensor, "K V"]) -> Choice:
-        """One beam-search step of a prompt; what it chose can be rejected later."""
-        track = self.tracks[prompt]
-        choice = self.run.advance(track.beams, log_probs)
-        if track.steps:
-            track.steps[-1].chosen = choice.parents * log_probs.shape[-1] + choice.tokens
-        track.beams = choice.beams
-        if self.method.history_follows_beams:
-            track.history = track.history[choice.parents]
-        return choice
+    def _choose(self, scores: dict[int, Tensor]) -> dict[int, Choice]:
+        """One beam-search step of some prompts; what they choose can be rejected later."""
+        choices = self.run.advance({b: self.tracks[b].beams for b in scores}, scores)
+        for b, choice in choices.items():
+            track = self.tracks[b]
+            if track.steps:
+                track.steps[-1].chosen = choice.parents * scores[b].shape[-1] + choice.tokens
+            track.beams = choice.beams
+            if self.method.history_follows_beams:
+                track.history = track.history[choice.parents]
+        return choices
 
     def _follow(
         self, choices: dict[int, Choice], ahead: _Ahead, grown: dict[int, Tensor]
@@ -463,7 +464,7 @@ class _Loop:
         z = self.run.rewrite(prompt, step.beams.answer)
         left = z.flatten().index_fill(0, torch.cat(step.rejected), -math.inf).view_as(z)
         track.beams, track.history = step.beams, step.history
-        choice = self._choose(prompt, left.log_softmax(-1))
+        choice = self._choose({prompt: left.log_softmax(-1)})[prompt]
         track.log_phi = step.log_phi[choice.parents]
         track.over = bool(choice.beams.over)
         return choice

@@ -12,6 +12,7 @@ then have columns in the cache that are no part of their text, which the mask ke
 
 from __future__ import annotations
 
+import copy
 import inspect
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
@@ -114,7 +115,12 @@ def through_search(
     given = {**bound, **bound.pop("kwargs", {})}
     _refuse(session, number, given)
     streamer = given.pop("streamer", None)
-    given["num_beams"] = method.beams
+    config = copy.deepcopy(given.get("generation_config"))
+    if config is None:
+        given["num_beams"] = method.beams
+    else:  # transformers warns about arguments beside a whole configuration
+        config.num_beams = method.beams
+        given["generation_config"] = config
 
     def loop(
         model: Any,
@@ -180,8 +186,8 @@ def _refuse(session: Session, number: int, given: Mapping[str, Any]) -> None:
     rows = given.get("input_ids", given.get("inputs"))
     if given.get("prefix_allowed_tokens_fn") is not None and rows is not None and len(rows) > 1:
         raise IncompatibleMethods(
-            f"{method.label} shows every prompt to the processors by itself, so "
-            "prefix_allowed_tokens_fn cannot tell the prompts of a batch.",
+            f"{method.label} lets every prompt of a batch go on by itself, which "
+            "prefix_allowed_tokens_fn cannot follow.",
             advice="Generate one prompt at a time.",
         )
 
@@ -344,7 +350,7 @@ class Search:
             dim=-1,
         )
         additive = torch.zeros_like(mask, dtype=reference.dtype).masked_fill(~mask, closed)
-        self._session.parallel = True
+        self._session.wanted.parallel = True
         try:
             output = self._model(
                 input_ids=tokens,
@@ -355,7 +361,7 @@ class Search:
                 return_dict=True,
             )
         finally:
-            self._session.parallel = False
+            self._session.wanted.parallel = False
         logits: Tensor = output.logits
         return logits.float()
 
@@ -395,10 +401,38 @@ class Search:
         """Columns of the cache without candidates."""
         return self._length
 
-    def advance(self, beams: Beams, log_probs: Float[Tensor, "K V"]) -> Choice:
-        """One beam-search step of one prompt, after the call's own processors."""
-        scores = self._processors(beams.ids, log_probs)
-        return beams.advance(self._model, self._config, self._criteria, scores)
+    def advance(
+        self, beams: Mapping[int, Beams], log_probs: Mapping[int, Float[Tensor, "K V"]]
+    ) -> dict[int, Choice]:
+        """One beam-search step of some prompts, after the call's own processors.
+
+        Args:
+            beams: The beams of each prompt.
+            log_probs: Scores of their next tokens.
+        """
+        scores: dict[int, Tensor] = {}
+        lengths: dict[int, list[int]] = {}
+        for prompt, own in beams.items():
+            lengths.setdefault(own.length, []).append(prompt)
+        for prompts in lengths.values():
+            scores.update(self._processed(prompts, beams, log_probs))
+        return {
+            prompt: own.advance(self._model, self._config, self._criteria, scores[prompt])
+            for prompt, own in beams.items()
+        }
+
+    def _processed(
+        self, prompts: list[int], beams: Mapping[int, Beams], log_probs: Mapping[int, Tensor]
+    ) -> dict[int, Tensor]:
+        """Scores of prompts of one length after the processors.
+
+        Processors know the call's rows by number, so they get all of them; those of prompts that
+        have ended or stand elsewhere are copies, and what becomes of them is not read.
+        """
+        standing = [b if b in prompts else prompts[0] for b in range(self.prompts)]
+        ids = torch.cat([beams[b].ids for b in standing])
+        scores = self._processors(ids, torch.cat([log_probs[b] for b in standing]))
+        return {prompt: scores[self._own(prompt)] for prompt in prompts}
 
     def result(self, ended: list[Beams]) -> Any:
         """What ``generate`` returns: the best sequences of every prompt."""
