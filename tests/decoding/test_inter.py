@@ -472,6 +472,45 @@ def test_words_of_earlier_turns_are_masked_too():
     assert words == ["user:", "assistant:", "a", "cat", ".", "user:", "assistant:"]
 
 
+def video_inputs(processor, words):
+    """One prompt with a video of four frames."""
+    frames = np.random.default_rng(0).integers(0, 256, (4, 56, 56, 3), dtype=np.uint8)
+    text = f"user: <|vision_start|><|video_pad|><|vision_end|>{words} assistant:"
+    options = {"do_sample_frames": False, "cap_pixels_per_frame": False}
+    batch = processor(text=[text], videos=[frames], videos_kwargs=options, return_tensors="pt")
+    return dict(batch)
+
+
+@pytest.mark.parametrize("mask", ["columns", "drop"])
+@torch.no_grad()
+def test_videos_keep_their_features_and_three_axis_positions(mask):
+    """Without the question: what the model says about a video prompt that has no words."""
+    model, processor = tiny.shared("qwen2_5_vl")
+    expected = checks.next_logits(model, video_inputs(processor, ""))
+    found = {}
+
+    class Look(INTER):
+        def logits(self, state, z):
+            found.update(z)
+
+    method = Look(image_mask=mask)
+    with attach(model, method, processor=processor):
+        checks.generate(model, video_inputs(processor, "what is shown here ?"), do_sample=False)
+        first = dict(found)
+        checks.next_logits(model, video_inputs(processor, "what is shown here ?"))
+    assert set(first) == {"main", *method.branches}
+    torch.testing.assert_close(found[method.without_text], expected, atol=1e-4, rtol=1e-4)
+
+
+def test_masks_of_pixels_refuse_videos():
+    model, processor = tiny.shared("qwen2_5_vl")
+    with (
+        attach(model, INTER(), processor=processor),
+        pytest.raises(LayoutError, match="works on pictures"),
+    ):
+        model(**video_inputs(processor, "what is shown here ?"))
+
+
 # ---- the error table ----
 
 
