@@ -240,7 +240,7 @@ class RowEditor:
         self.layer = layer
         # Whoever only looks sees what the model will use.
         self.users = sorted(users, key=lambda i: "weights" in session.methods[i].only_looks)
-        self.surveyors = [i for i in users if session.surveys(i)]
+        self.surveyors = [i for i in users if session.wanted.surveys(i)]
 
     def edit(self, call: Call, kernel: Kernel) -> tuple[Tensor, Tensor | None]:
         """The attention's output [rows, L, H, d] with edited rows in place.
@@ -291,7 +291,7 @@ class RowEditor:
         self, rows: AttentionRows, output: Tensor, weights: Tensor | None, acting: list[int]
     ) -> tuple[Tensor, Tensor | None]:
         session = self.session
-        first = {i: session.first_row(session.row_kind(i), rows.new) for i in acting}
+        first = {i: session.wanted.first_row(i, rows.new) for i in acting}
         chunks = list(self._chunks(rows, min(first.values())))
         gain = self._gain(acting)
         self._survey(rows, chunks, gain, first)
@@ -331,7 +331,7 @@ class RowEditor:
             for i in surveyors:
                 own = max(first[i], start)
                 if own < end:
-                    index = session.positions(rows.past + own, rows.past + end)
+                    index = session.wanted.positions(rows.past + own, rows.past + end)
                     session.methods[i].survey(
                         session.states[i], self.layer, index, a[:, :, own - start :]
                     )
@@ -397,12 +397,12 @@ class RowEditor:
         own = max(first, start)
         if own >= end:
             return None
-        index = session.positions(rows.past + own, rows.past + end)
+        index = session.wanted.positions(rows.past + own, rows.past + end)
         part = x[:, :, own - start :] if own > start else x
         new = getattr(method, site)(session.states[i], self.layer, index, part)
         if new is None:
             return None
-        begins = session.tail_begins(session.row_kind(i), rows.new)
+        begins = session.wanted.tail_begins(i, rows.new)
         if begins is not None:  # rows of a batch whose images end at different positions
             outside = (index < begins[:, None])[:, None, :, None]
             new = torch.where(outside, part, new) if first_value is None else new * ~outside

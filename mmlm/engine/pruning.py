@@ -21,6 +21,7 @@ from jaxtyping import Int
 from torch import Tensor, nn
 
 from mmlm.engine.columns import Survivors, marked, step_mask, typed_mask
+from mmlm.engine.deepstack import unstacked
 from mmlm.engine.kinds import kind_of_layer, window
 from mmlm.engine.masks import opened
 from mmlm.errors import LayoutError
@@ -287,8 +288,6 @@ class _DeepFeatures:
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
         """Pre-hook of the decoder: takes the features out of its arguments."""
-        from mmlm.engine.session import unstacked
-
         self._levels = []
         if self.session.quiet or self.session.past:
             return None

@@ -9,25 +9,28 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from mmlm.engine.anatomy import Anatomy
 from mmlm.engine.auxiliary import Auxiliary, couple
 from mmlm.engine.blocks import is_plain
-from mmlm.engine.branches import Branch, BranchPrompt, Captured, Same, Source
+from mmlm.engine.branches import Branch, BranchPrompt, Captured, Source
+from mmlm.engine.capture import capture
 from mmlm.engine.combine import edit_logits, total
 from mmlm.engine.compaction import Compaction, choose_features
+from mmlm.engine.deepstack import stacked, unstacked
 from mmlm.engine.layout import TokenLayout
 from mmlm.engine.method import IN_BRANCHES, MODULES, Method
 from mmlm.engine.prefix import Filled
+from mmlm.engine.riders import with_riders
 from mmlm.engine.sizes import tell_images_apart
 from mmlm.engine.vision import Sight, encode_first
+from mmlm.engine.wanted import Wanted
 from mmlm.errors import IncompatibleMethods, LayoutError
 
 if TYPE_CHECKING:
@@ -35,23 +38,7 @@ if TYPE_CHECKING:
     from mmlm.engine.masks import Openings
     from mmlm.engine.pruning import Pruning
 
-__all__ = ["Session", "unstacked"]
-
-
-#: Arguments of a main pass that an auxiliary one does not take over.
-_OF_THE_MAIN_PASS = frozenset(
-    {
-        "output_attentions",
-        "output_hidden_states",
-        "past_key_values",
-        "return_dict",
-        "use_cache",
-    }
-)
-
-
-class _Reached(Exception):  # noqa: N818
-    """Ends an auxiliary pass once everything wanted has been captured."""
+__all__ = ["Session"]
 
 
 class Session:
@@ -71,9 +58,8 @@ class Session:
         self._given_layout = layout
         self._processor = processor
         self._layout: TokenLayout | None = None
-        self._source: Source | None = None
+        self.source: Source | None = None
         self.states: list[Any] = [None] * len(methods)
-        self.parallel = False  # each new position is a last one: see mmlm.engine.search
         self.quiet = False  # an auxiliary pass is running: temporary methods are off
         self._deep: list[Tensor] = []  # what it adds to the outputs of the first layers
         self._captured: dict[tuple[Any, ...], Captured] = {}
@@ -85,10 +71,7 @@ class Session:
         self.past = 0  # positions before the running main pass
         self.keeps_weights = anatomy.text.config._attn_implementation == "eager"
         self.attending: AttentionRows | None = None  # the attention call that is being edited
-        self._tail: Tensor | None = None  # int64 [B]: where the text after the last image begins
-        self._tail_first = 0
-        self._tail_ragged = False
-        self._index: dict[tuple[int, int], Tensor] = {}  # positions, kept for one pass
+        self.wanted = Wanted(methods)  # which rows of attention they get
         self._auxiliary: Auxiliary | None = None
         self._release: Callable[[], None] | None = None
         self.branches = tuple(dict.fromkeys(b for m in methods for b in m.branches))
@@ -105,7 +88,7 @@ class Session:
         self.copies = 1  # how often each of the caller's rows stands in the batch (beams)
         self._signature = inspect.signature(self.anatomy.composite.forward)
         self.parameters = self._signature.parameters  # of the inner model's forward
-        self._inputs: dict[str, Any] | None = None  # of a prompt's first pass, while it begins
+        self.beginning: dict[str, Any] | None = None  # of a prompt's first pass, while it begins
         self.seeing: Sight | None = None  # pictures are in the vision tower
         self.sight: Sight | None = None  # the last pictures that were, until their prompt begins
         # Set by the guard around generate().
@@ -150,7 +133,7 @@ class Session:
         """One auxiliary prefill; the same request of several methods runs once."""
         key = (branch, heads, layers)
         if key not in self._captured:
-            self._captured[key] = self._capture(branch, heads, layers)
+            self._captured[key] = capture(self, branch, heads, layers)
         return self._captured[key]
 
     def seen(self, method: Method) -> Any:
@@ -164,7 +147,7 @@ class Session:
     def place(self, marks: Tensor) -> Tensor:
         """Marks [T, p, C] of image features at their positions: [B, N, C], 0 elsewhere."""
         packed = self._sight().pack(marks)
-        copies, full = self.copies, self._full_layout
+        copies, full = self.copies, self.full_layout
         visual = full.visual[::copies]
         if int(visual.sum()) != packed.shape[0]:
             raise LayoutError(
@@ -198,7 +181,7 @@ class Session:
         return self.pruning.kept()
 
     @property
-    def _full_layout(self) -> TokenLayout:
+    def full_layout(self) -> TokenLayout:
         """Roles of all positions that were given, also of those that do not enter the decoder."""
         return self.layout if self.compaction is None else self.compaction.full
 
@@ -219,80 +202,19 @@ class Session:
             )
         return self.sight
 
-    def _call_of(self, branch: Branch) -> dict[str, Any]:
-        """The inner model's arguments for one auxiliary prefill without a cache."""
-        if self._source is None or self._inputs is None:
-            raise LayoutError("No prompt is beginning.", advice="Call run() in begin().")
-        if branch == Same():
-            kept = {k: v for k, v in self._inputs.items() if k not in _OF_THE_MAIN_PASS}
-            mask = self._full_layout.real
-            return {**kept, "attention_mask": None if bool(mask.all()) else mask.long()}
-        with self.quietly():
-            prompt = branch.build(self._source)
-        main = self._main_positions(self._inputs) if prompt.positions is None else None
-        prompt = self._for_decoder(prompt, main)
-        positions = prompt.positions
-        types = {} if prompt.types is None else {"token_type_ids": prompt.types}
-        return {
-            **types,
-            "inputs_embeds": prompt.embeds,
-            "attention_mask": None if bool(prompt.mask.all()) else prompt.mask.long(),
-            "position_ids": main if positions is None else positions,
-            "layout": self._roles_of(prompt),
-        }
-
-    def _for_decoder(self, prompt: BranchPrompt, main: Tensor | None) -> BranchPrompt:
+    def for_decoder(self, prompt: BranchPrompt, main: Tensor | None) -> BranchPrompt:
         """An auxiliary prompt without the image features that do not enter the decoder."""
         return prompt if self.compaction is None else self.compaction.branch(prompt, main)
 
-    def _roles_of(self, prompt: BranchPrompt) -> TokenLayout | None:
+    def roles_of(self, prompt: BranchPrompt) -> TokenLayout | None:
         """Roles of an auxiliary prompt's positions, if a method opens its attention."""
         if self.openings is None:
             return None
         if prompt.origin is None:
             return self.layout
-        layout = self._full_layout.gather(prompt.origin)
+        layout = self.full_layout.gather(prompt.origin)
         added = (prompt.origin < 0) & prompt.mask
         return layout.with_text(added)
-
-    def _capture(self, branch: Branch, heads: tuple[int, ...], layers: tuple[int, ...]) -> Captured:
-        call = self._call_of(branch)
-        outputs: dict[int, Tensor] = {}
-        states: dict[int, Tensor] = {}
-        end = max(*heads, *layers, -1)
-
-        def catch_heads(layer: int) -> Callable[[nn.Module, tuple[Any, ...]], None]:
-            def hook(module: nn.Module, args: tuple[Any, ...]) -> None:
-                outputs[layer] = self.anatomy.split_heads(args[0][:, -1]).float()
-                if layer == end and layer not in layers:
-                    raise _Reached
-
-            return hook
-
-        def catch_layer(layer: int) -> Callable[[nn.Module, tuple[Any, ...], Any], None]:
-            def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-                x = output[0] if isinstance(output, tuple) else output
-                states[layer] = x[:, -1].float()
-                if layer == end:
-                    raise _Reached
-
-            return hook
-
-        with ExitStack() as stack:
-            for layer in heads:
-                part = self.anatomy.o_proj(layer)
-                stack.callback(part.register_forward_pre_hook(catch_heads(layer)).remove)
-            for layer in layers:
-                block = self.anatomy.layers[layer]
-                stack.callback(block.register_forward_hook(catch_layer(layer)).remove)
-            self.repeating = branch == Same()
-            try:
-                self._call(**{**call, "use_cache": False, "logits_to_keep": 1})
-            except _Reached:
-                pass
-            finally:
-                self.repeating = False
-        return Captured(heads=outputs, layers=states)
 
     def attend(self, a: Tensor) -> Tensor:
         """Weights [B, H, R, K] times the values of the running attention call: [B, R, H, d]."""
@@ -300,39 +222,7 @@ class Session:
             raise RuntimeError("attend() works inside scores, survey and weights only.")
         return self.attending.attend(a)
 
-    # ---- rows of attention ---------------------------------------------------------------------
-
-    def surveys(self, i: int) -> bool:
-        """Whether a method wants a look at all rows before it edits any."""
-        return type(self.methods[i]).survey is not Method.survey
-
-    def row_kind(self, i: int) -> str:
-        """Which rows a method gets; scaled keys are scaled for every query."""
-        method = self.methods[i]
-        return "all" if "keys" in method.sites else method.rows
-
-    def first_row(self, kind: str, new: int) -> int:
-        """The first of ``new`` rows that a method asking for ``kind`` may get."""
-        if kind == "all" or self.parallel:
-            return 0
-        if kind == "tail" and new > 1:
-            return min(max(self._tail_first - self.past, 0), new)
-        return new - 1
-
-    def tail_begins(self, kind: str, new: int) -> Tensor | None:
-        """int64 [B]: where each row's tail begins, if that differs within the running pass."""
-        return self._tail if kind == "tail" and new > 1 and self._tail_ragged else None
-
-    def positions(self, start: int, end: int) -> Tensor:
-        """Sequence positions ``start`` to ``end`` for every main row, int64 [B, R]."""
-        index = self._index.get((start, end))
-        if index is None:
-            device = self.layout.seg.device
-            index = torch.arange(start, end, device=device).expand(self.rows, -1)
-            self._index[start, end] = index
-        return index
-
-    def _call(self, *, layout: TokenLayout | None = None, **inputs: Any) -> Any:
+    def call(self, *, layout: TokenLayout | None = None, **inputs: Any) -> Any:
         """Runs the model with all temporary methods off, leaving its own memory as it was.
 
         Raises:
@@ -391,11 +281,11 @@ class Session:
         if self.past and self.pruning is not None:
             self.past += self.pruning.missing(0)
         self._prefilling = self.past == 0
-        self._index.clear()
+        self.wanted.begin_pass(self.past)
         if self._prefilling:
             encoded = self._start(inputs)
             if self.riders:
-                return (), self._with_riders(encoded)
+                return (), with_riders(self, encoded)
             return None if encoded is inputs else ((), encoded)
         if self._layout is None or past is not self._cache:
             raise LayoutError(
@@ -424,7 +314,7 @@ class Session:
         vision = self.vision if self.generating else self.vision_inputs(inputs)
         self._layout = tell_images_apart(self.anatomy, self._layout, vision, copies)
         types = inputs.get("token_type_ids") if self.anatomy.family.types else None
-        self._source = Source(
+        self.source = Source(
             self.anatomy,
             self._layout,
             ids,
@@ -434,7 +324,7 @@ class Session:
             processor=self._processor,
             types=types,
         )
-        self._inputs = encoded = encode_first(self, inputs)
+        self.beginning = encoded = encode_first(self, inputs)
         if not (encoded.get("mm_encoder_outputs") or {}).get("image"):
             self.sight = None  # a prompt without pictures after one with
         self.compaction = choose_features(self, self._layout)
@@ -442,16 +332,12 @@ class Session:
             self._layout = self.compaction.layout
         plain = ~self._layout.has_image()
         self.untouched = plain if bool(plain.any()) else None
-        if any(m.rows == "tail" for m in self.methods):
-            end = self._layout.last_image_end()
-            self._tail = torch.where(plain, self._layout.length, end + 1)
-            self._tail_first = int(self._tail.min())
-            self._tail_ragged = bool((self._tail != self._tail_first).any())
+        self.wanted.begin(self._layout)
         if self.pruning is not None:
             self.pruning.begin()
         for i, method in enumerate(self.methods):
             self.states[i] = method.begin(self)
-        self._inputs = self.sight = None
+        self.beginning = self.sight = None
         return encoded
 
     def _read_layout(
@@ -485,39 +371,8 @@ class Session:
             framing=self.anatomy.family.framing,
         )
 
-    def _with_riders(self, inputs: dict[str, Any]) -> dict[str, Any]:
-        """Lays the riders' rows below the main ones, padded on the left to the same length."""
-        source = self._source
-        if source is None or source.input_ids is None:
-            raise LayoutError("Riding branches need input_ids.", advice="Pass token ids.")
-        layout, changed = self._full_layout, dict(inputs)
-        positions = self._main_positions(inputs)
-        prompts = [branch.build(source) for branch in self.riders]
-        # Rows below the main ones hold text only; their embeddings equal those of their ids.
-        ids, masks, places = [source.input_ids], [layout.real], [positions]
-        for prompt in prompts:
-            if prompt.ids is None:
-                raise LayoutError("A riding branch must be text.", advice="Use NoImage().")
-            short = layout.length - prompt.embeds.shape[1]
-            own = functional.pad(prompt.mask, (short, 0))
-            ids.append(torch.where(own, functional.pad(prompt.ids, (short, 0)), prompt.ids[:, -1:]))
-            masks.append(own)
-            place = functional.pad(prompt.positions, (short, 0))  # type: ignore[arg-type]
-            three = positions.ndim == 3
-            places.append(place.expand(positions.shape[0], -1, -1) if three else place)
-        changed["input_ids"] = torch.cat(ids)
-        changed["attention_mask"] = torch.cat(masks).long()
-        changed["position_ids"] = torch.cat(places, dim=-2)
-        changed.pop("mm_token_type_ids", None)
-        if source.types is not None:
-            changed["token_type_ids"] = functional.pad(
-                source.types, (0, 0, 0, len(self.riders) * layout.rows)
-            )
-        self.riding = len(self.riders) * layout.rows
-        self.riding_real = torch.cat(masks[1:])
-        return changed
-
-    def _main_positions(self, inputs: dict[str, Any]) -> Tensor:
+    def main_positions(self, inputs: dict[str, Any]) -> Tensor:
+        """Position ids of the main prompt, as the model will count them if nobody gave them."""
         given = inputs.get("position_ids")
         if given is not None:
             rows = self.rows
@@ -527,11 +382,11 @@ class Session:
             names = ("mm_token_type_ids", "image_grid_thw", "video_grid_thw")
             grids = {name: inputs.get(name) for name in names}
             place, _ = composite.get_rope_index(
-                inputs["input_ids"], attention_mask=self._full_layout.real.long(), **grids
+                inputs["input_ids"], attention_mask=self.full_layout.real.long(), **grids
             )
             return place
         first = self.anatomy.family.first_position
-        return (self._full_layout.real.long().cumsum(-1) - 1).clamp(min=0) + first
+        return (self.full_layout.real.long().cumsum(-1) - 1).clamp(min=0) + first
 
     def on_decoder(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -542,13 +397,13 @@ class Session:
         for them.
         """
         if self.quiet:
-            return (args, {**kwargs, **_stacked(self._deep)}) if self._deep else None
+            return (args, {**kwargs, **stacked(self._deep)}) if self._deep else None
         self._positions = kwargs.get("position_ids")
         merged = kwargs.get("inputs_embeds")
-        if self._prefilling and merged is not None and self._source is not None and self.branches:
+        if self._prefilling and merged is not None and self.source is not None and self.branches:
             deep = unstacked(kwargs, merged)
             features = torch.cat([merged, *deep], dim=-1) if deep else merged
-            self._source = replace(self._source, features=features[: self.rows])
+            self.source = replace(self.source, features=features[: self.rows])
         return None
 
     def on_hidden(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
@@ -643,17 +498,17 @@ class Session:
         return positions.expand(*positions.shape[:-2], self.rows, -1)
 
     def _new_auxiliary(self) -> Auxiliary:
-        if self._source is None:
+        if self.source is None:
             raise LayoutError("No prompt is running.", advice="Call generate() first.")
         with self.quietly():
-            prompts = [branch.build(self._source) for branch in self.branches]
+            prompts = [branch.build(self.source) for branch in self.branches]
         main = self._spelled_out(self._positions)
-        prompts = [self._for_decoder(prompt, main) for prompt in prompts]
+        prompts = [self.for_decoder(prompt, main) for prompt in prompts]
         # Large, and never needed again.
-        self._source = replace(self._source, features=None, memo={})
+        self.source = replace(self.source, features=None, memo={})
         config = self.anatomy.config.get_text_config()
-        roles = [self._roles_of(prompt) for prompt in prompts]
-        return Auxiliary(self.branches, prompts, self._call, self.rows, config, roles)
+        roles = [self.roles_of(prompt) for prompt in prompts]
+        return Auxiliary(self.branches, prompts, self.call, self.rows, config, roles)
 
     def _drop_auxiliary(self) -> None:
         if self._release is not None:
@@ -669,27 +524,9 @@ class Session:
         """Forgets the current prompt."""
         self._drop_auxiliary()
         self._captured.clear()
-        self._layout = self._source = self._cache = self._positions = self._new_ids = None
-        self.seeing = self.sight = self._inputs = self.compaction = None
+        self._layout = self.source = self._cache = self._positions = self._new_ids = None
+        self.seeing = self.sight = self.beginning = self.compaction = None
         self.states = [None] * len(self.methods)
-
-
-def _stacked(deep: list[Tensor]) -> dict[str, Any]:
-    """The decoder's arguments for what is added to its first layers' outputs, [B, n, D] each."""
-    everywhere = deep[0].new_ones(deep[0].shape[:2], dtype=torch.bool)
-    return {
-        "visual_pos_masks": everywhere,
-        "deepstack_visual_embeds": [level.flatten(0, 1) for level in deep],
-    }
-
-
-def unstacked(kwargs: dict[str, Any], like: Tensor) -> list[Tensor]:
-    """The same from the decoder's arguments: dense, zero outside the images; empty without any."""
-    deep, where = kwargs.get("deepstack_visual_embeds"), kwargs.get("visual_pos_masks")
-    if not deep or where is None:
-        return []
-    zero = torch.zeros_like(like)
-    return [zero.masked_scatter(where[..., None], level.to(like.dtype)) for level in deep]
 
 
 def _trim(output: Any, rows: int) -> None:

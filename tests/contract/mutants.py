@@ -24,6 +24,7 @@ import mmlm.engine.pixels as pixels
 import mmlm.engine.prefix as prefix
 import mmlm.engine.session as session
 import mmlm.engine.template as template
+import mmlm.engine.wanted as wanted
 from decoding.vcd import VCD
 from decoding.vhr import VHR
 
@@ -101,7 +102,7 @@ def _wrong_rows(session, i, layer, y):
 
 
 _visible = attention.AttentionRows._visible
-_first_row = session.Session.first_row
+_first_row = wanted.Wanted.first_row
 _scores = attention.AttentionRows.scores
 _attend = attention.AttentionRows.attend
 
@@ -115,8 +116,8 @@ def _padding_seen(self, start, end):
     return None if mask is None else mask[:1].expand_as(mask)
 
 
-def _next_row(self, kind, new):
-    return min(_first_row(self, kind, new) + 1, new - 1)
+def _next_row(self, i, new):
+    return min(_first_row(self, i, new) + 1, new - 1)
 
 
 def _other_group(self, a):
@@ -135,7 +136,7 @@ def _kernel_lost(output, new, changed, start, end):
 _write = attention._write
 
 
-def _ragged_tails_ignored(self, kind, new):
+def _ragged_tails_ignored(self, i, new):
     return None
 
 
@@ -143,7 +144,7 @@ def _no_deep_features(deep):
     return {}
 
 
-_stacked = session._stacked
+_stacked = session.stacked
 
 
 def _deep_features_swapped(deep):
@@ -271,7 +272,7 @@ MUTANTS = (
     Mutant(
         "methods act in the branches too",
         session.Session,
-        "_call",
+        "call",
         _loud_branches,
         lambda: test_vhr.test_acceptance_09_one_extra_forward_without_the_image("llava"),
     ),
@@ -309,7 +310,7 @@ MUTANTS = (
     ),
     Mutant(
         "rows begin one too late",
-        session.Session,
+        wanted.Wanted,
         "first_row",
         _next_row,
         lambda: test_attention.test_rows_equal_the_whole_matrix(
@@ -345,7 +346,7 @@ MUTANTS = (
     ),
     Mutant(
         "the tail begins at the same place in every row",
-        session.Session,
+        wanted.Wanted,
         "tail_begins",
         _ragged_tails_ignored,
         lambda: test_attention.test_rows_equal_the_whole_matrix(
@@ -355,14 +356,14 @@ MUTANTS = (
     Mutant(
         "an auxiliary prompt loses its deep-stacked features",
         session,
-        "_stacked",
+        "stacked",
         _no_deep_features,
         lambda: _another_image("qwen3_vl"),
     ),
     Mutant(
         "deep-stacked features enter the wrong layers",
         session,
-        "_stacked",
+        "stacked",
         _deep_features_swapped,
         lambda: _another_image("qwen3_vl"),
     ),

@@ -166,7 +166,7 @@ def test_the_disturbed_prompt_by_token_ids(family, place):
 
     class Spy(ICD):
         def begin(self, prompt):
-            built.append(self.disturbed.build(prompt._source))
+            built.append(self.disturbed.build(prompt.source))
 
     with attach(model, Spy(place=place), processor=processor):
         checks.next_logits(model, inputs)

@@ -394,7 +394,7 @@ def texts_of(model, processor, inputs, branch):
 
     class Spy(M3ID):
         def begin(self, prompt):
-            source["it"] = prompt._source
+            source["it"] = prompt.source
             return super().begin(prompt)
 
     with attach(model, Spy(), processor=processor):

@@ -173,7 +173,7 @@ def test_the_prompt_without_image_keeps_the_chat_template_by_token_ids(family):
 
     class Spy(M3ID):
         def begin(self, prompt):
-            built.append(NoImage().build(prompt._source))
+            built.append(NoImage().build(prompt.source))
             return super().begin(prompt)
 
     with attach(model, Spy(), processor=processor):

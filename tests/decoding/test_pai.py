@@ -193,7 +193,7 @@ def test_the_text_branch_keeps_the_chat_template_by_token_ids(family):
 
     class Spy(PAI):
         def begin(self, prompt):
-            built.append(self.branches[0].build(prompt._source))
+            built.append(self.branches[0].build(prompt.source))
             return super().begin(prompt)
 
     with attach(model, Spy(), processor=processor):

@@ -173,7 +173,7 @@ def test_words_of_every_familys_processor(family):
 
     class Look(mmlm.M3ID):
         def begin(self, prompt):
-            seen.append(prompt._source.words())
+            seen.append(prompt.source.words())
             return super().begin(prompt)
 
     with mmlm.attach(model, Look(), processor=processor), torch.no_grad():
