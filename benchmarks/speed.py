@@ -144,7 +144,7 @@ class Passes:
 
     Attributes:
         prompt: (decoder passes, their positions) before the first token.
-        token: (decoder passes, their rows) per later token.
+        token: (decoder passes, their positions) per later token.
         pictures: pictures through the vision tower.
     """
 
@@ -158,12 +158,12 @@ def count_passes(run: Run, task: Task, tokens: int = 4) -> Passes:
     from mmlm.engine.anatomy import Anatomy
 
     anatomy = Anatomy(task.model)
-    calls: list[list[tuple[int, int]]] = [[]]  # (rows, positions) of each pass, token by token
+    calls: list[list[int]] = [[]]  # positions of each pass, token by token
     pictures = 0
 
     def decoder(module: Any, args: Any, kwargs: dict[str, Any]) -> None:
         rows, length = kwargs["inputs_embeds"].shape[:2]
-        calls[-1].append((rows, rows * length))
+        calls[-1].append(rows * length)
 
     def tower(module: Any, args: Any, kwargs: dict[str, Any]) -> None:
         nonlocal pictures
@@ -176,8 +176,8 @@ def count_passes(run: Run, task: Task, tokens: int = 4) -> Passes:
     later = [call for step in calls[1:] for call in step]
     steps = tokens - 1
     return Passes(
-        (len(calls[0]), sum(positions for _, positions in calls[0])),
-        (len(later) / steps, sum(rows for rows, _ in later) / steps),
+        (len(calls[0]), sum(calls[0])),
+        (len(later) / steps, sum(later) / steps),
         pictures,
     )
 
@@ -195,7 +195,7 @@ def group(task: Task, method: Method, tokens: int, rounds: int) -> dict[str, dic
             "prompt_passes": passes.prompt[0],
             "prompt_positions": passes.prompt[1],
             "token_passes": passes.token[0],
-            "token_rows": passes.token[1],
+            "token_positions": passes.token[1],
             "pictures": passes.pictures,
             "peak_bytes": peak,
         }

@@ -126,11 +126,11 @@ def times() -> str:
 def passes() -> str:
     """What goes through the model, counted at batch 1; it does not depend on the machine."""
     head = (
-        "method", "positions in the prefill", "naive", "rows per token", "naive",
+        "method", "positions in the prefill", "naive", "positions per token", "naive",
         "decoder passes per token", "naive", "pictures through the tower", "naive",
         "peak memory, to plain", "naive",
     )  # fmt: skip
-    keys = ("prompt_positions", "token_rows", "token_passes", "pictures")
+    keys = ("prompt_positions", "token_positions", "token_passes", "pictures")
     rows = []
     for dtype, batch, groups in _runs():
         if (dtype, batch) != ("float32", "1"):
