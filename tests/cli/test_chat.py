@@ -178,7 +178,7 @@ def test_help_and_method_in_force(talk):
     _, out, err = talk(["/help", "/method", "/method VHR(alpha=3.0) + VCD", "/method"])
     for command in ("/image", "/add", "/method", "/compare", "/reset", "/quit"):
         assert command in out
-    assert "method: none   (there are: VCD, VHR)" in err
+    assert f"method: none   (there are: {', '.join(mmlm.method_names())})" in err
     assert "method: VHR(alpha=3.0) + VCD\n" in err
 
 
