@@ -148,6 +148,7 @@ class ACT(Method):
         year=2024,
         venue="ICML 2024",
     )
+    rewinds: ClassVar[bool] = True
 
     heads_by_layer: HeadSet | None = None
     beta: float = 0.4

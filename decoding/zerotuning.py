@@ -106,6 +106,7 @@ class ZeroTuning(Method):
         year=2026,
         venue="ICLR 2026",
     )
+    rewinds: ClassVar[bool] = True
 
     gamma: float = 1.5
     heads_by_layer: HeadSet | None = None

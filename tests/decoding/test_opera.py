@@ -328,7 +328,7 @@ def test_acceptance_5_rows_are_counted(family):
     checks.counted_cost(OPERA().neutral(), family)
 
 
-@pytest.mark.parametrize("name", ["VHR", "ImbalancedAttention"])
+@pytest.mark.parametrize("name", ["VHR", "ImbalancedAttention", "ACT", "ZeroTuning"])
 @torch.no_grad()
 def test_acceptance_6_beside_a_method_that_acts_in_the_layers(name):
     """Beam search in OPERA's loop under the other method equals plain beams under it."""
