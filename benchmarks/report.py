@@ -238,10 +238,12 @@ def conclusions(runs: Sequence[MethodRun], rows: Sequence[Row]) -> list[Conclusi
 
 
 def terminal(runs: Sequence[MethodRun], rows: Sequence[Row], title: str) -> Table:
-    """All numbers as one table for the terminal."""
+    """All numbers as one table for the terminal; of many runs the main ones, a line each."""
     from rich.table import Table
 
-    colours = {"better": "green", "worse": "red", "changed": "yellow"}
+    if len(runs) > _SIDE_BY_SIDE:
+        return _line_by_line(runs, rows, title)
+    colours = _COLOURS
     arrows = {"lower": " ↓", "higher": " ↑", "none": ""}
     table = Table(title=title, title_justify="left", caption=_CAPTION, caption_justify="left")
     table.add_column("")
@@ -269,6 +271,41 @@ def terminal(runs: Sequence[MethodRun], rows: Sequence[Row], title: str) -> Tabl
     return table
 
 
+def _line_by_line(runs: Sequence[MethodRun], rows: Sequence[Row], title: str) -> Table:
+    """The main numbers with their changes, one line per run."""
+    from rich.table import Table
+
+    shown = {
+        "chair_s": "CHAIR_s ↓",
+        "chair_i": "CHAIR_i ↓",
+        "recall": "Recall ↑",
+        "mean_length": "Words",
+        "duplicate_sentence_share": "Repeated ↓",
+        "mean_f1": "POPE F1 ↑",
+    }
+    told = {row.name: row for row in rows}
+    caption = f"{_CAPTION.replace('second lines', 'second numbers')} Intervals are in the report."
+    table = Table(title=title, title_justify="left", caption=caption, caption_justify="left")
+    table.add_column("")
+    for heading in (*shown.values(), "Time"):
+        table.add_column(heading, justify="right")
+    for number, run in enumerate(runs):
+        cells = []
+        for name in shown:
+            row, cell = told[name], told[name].cells[number]
+            text = f"[bold]{value_text(name, cell.measure.value)}[/bold]"
+            if cell.change is not None:
+                colour = _COLOURS.get(cell.verdict, "dim")
+                text += f" [{colour}]{change_text(row, cell, interval=False)}[/]"
+            cells.append(text)
+        time = relative_time(run, runs[0])
+        table.add_row(run.label, *cells, "-" if time is None else f"{time:.2f}")
+    return table
+
+
+_SIDE_BY_SIDE = 5
+"""More runs than this do not fit beside one another."""
+_COLOURS = {"better": "green", "worse": "red", "changed": "yellow"}
 _CAPTION = (
     "Percent with 95 % bootstrap intervals over pictures; second lines: paired change against "
     "plain.\nGreen and red: the interval of the change excludes zero."

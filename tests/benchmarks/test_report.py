@@ -5,6 +5,7 @@ from html.parser import HTMLParser
 
 import pytest
 from PIL import Image
+from rich.console import Console
 
 from benchmarks import chair, page, pope, report
 from benchmarks.run import Speed
@@ -119,6 +120,21 @@ def test_relative_time(runs):
     untimed = run_of("plain", [GOOD] * 40)
     object.__setattr__(untimed, "speed", Speed())
     assert report.relative_time(runs[1], untimed) is None
+
+
+def test_many_runs_get_a_line_each_that_fits_the_terminal(runs):
+    many = [*runs, *(run_of(f"Other{i}", [BAD] * 20 + [GOOD] * 20) for i in range(4))]
+    rows = report.compare(many)
+    console = Console(file=io.StringIO(), width=110)
+    console.print(report.terminal(many, rows, "title"))
+    shown = console.file.getvalue()
+    assert "…" not in shown
+    for label in ("plain", "Helps", "Other3"):
+        (line,) = [line for line in shown.splitlines() if line.startswith(f"│ {label} ")]
+        assert line.count("│") == 9
+    helps = next(line for line in shown.splitlines() if "Helps" in line)
+    assert "20.0 -30.0" in helps  # CHAIR_s
+    assert "1.50" in helps
 
 
 def test_terminal_table_shows_every_number(runs, rows):
