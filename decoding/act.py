@@ -2,8 +2,8 @@
 
 Paper: "Unveiling and Harnessing Hidden Attention Sinks: Enhancing Large Language Models without
 Training through Attention Calibration", Yu et al., ICML 2024, arXiv 2406.15765.
-Sources read: the authors' code (GATECH-EIC/ACT) and the abstract; the paper's own body was not
-read. Nothing is copied from the code.
+Sources read: the authors' code (GATECH-EIC/ACT, without a licence file) and the abstract; the
+paper's own body was not read. Nothing is copied from the code.
 """
 
 from __future__ import annotations

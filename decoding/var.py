@@ -2,7 +2,7 @@
 
 Paper: "See What You Are Told: Visual Attention Sink in Large Multimodal Models",
 Kang et al., ICLR 2025, arXiv 2503.03321.
-Sources read: the authors' code (seilk/VisAttnSink, licence not stated) and public notes on the
+Sources read: the authors' code (seilk/VisAttnSink, licence not checked) and public notes on the
 paper; the paper's own body was not available. Nothing is copied from the code.
 """
 

@@ -2,8 +2,8 @@
 
 Paper: "ZeroTuning: Unlocking the Initial Token's Power to Enhance Large Language Models without
 Training", Han et al., ICLR 2026, arXiv 2505.11739.
-Sources read: the authors' code (FeijiangHan/ZeroTuning), and abstracts and notes on versions 1 to
-3 of the paper. Nothing is copied from the code.
+Sources read: the authors' code (FeijiangHan/ZeroTuning, without a licence file), and abstracts and
+notes on versions 1 to 3 of the paper. Nothing is copied from the code.
 """
 
 from __future__ import annotations
