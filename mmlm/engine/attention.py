@@ -353,7 +353,7 @@ class RowEditor:
             changed = (gain != 1).any(-1)[:, :, None]
         if delta is not None:
             s = s + delta
-            moved = (delta != 0).any(-1)
+            moved = _anywhere(delta)
             changed = moved if changed is None else changed | moved
         return rows.softmax(s, start, end), changed
 
@@ -369,7 +369,7 @@ class RowEditor:
 
         after = chain((edit(i) for i in first if "weights" in session.methods[i].sites), before)
         if after is not before:
-            moved = (after != before).any(-1)
+            moved = _anywhere(after - before)
             changed = moved if changed is None else changed | moved
         if changed is None:
             return after, None
@@ -412,6 +412,11 @@ class RowEditor:
                 given = torch.full_like(given, first_value)
             new = torch.cat([given, new.expand(*part.shape[:3], -1)], dim=2)
         return new
+
+
+def _anywhere(x: Tensor) -> Tensor:
+    """Where a row is not all zero: bool [...]. Several times faster than ``(x != 0).any(-1)``."""
+    return x.abs().amax(-1) != 0
 
 
 def _write(output: Tensor, new: Tensor, changed: Tensor, start: int, end: int) -> Tensor:
