@@ -58,7 +58,7 @@ class Looker(Method):
         whole = torch.stack(answer, dim=1)
         seen["answer"] = whole
         seen["width"] = run.width
-        seen["rewritten"] = run.rewrite(0, whole[: run.beams, :2])
+        seen["rewritten"] = run.rewrite(0, whole[: run.beams, :2].flip(0))
         seen["after"] = run.look(tokens)[: run.beams]
         return seen
 
@@ -94,7 +94,7 @@ def test_a_rewritten_prompt_goes_on_from_its_new_answer():
     inputs = checks.batch(processor)
     with attach(model, Looker()):
         seen = model.generate(**inputs, max_new_tokens=4)
-    short = seen["answer"][:2, :2]
+    short = seen["answer"][:2, :2].flip(0)
     expected = last_logits(model, inputs, short, 2)
     torch.testing.assert_close(seen["rewritten"], expected, atol=2e-4, rtol=1e-4)
     tokens = seen["looks"][-1][0][:2]
