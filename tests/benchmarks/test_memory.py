@@ -28,7 +28,8 @@ def test_the_peak_of_every_attention_method_grows_linearly(peaks):
     for name, by_length in peaks.items():
         assert grown(by_length) < 1.05, name
         extra = [by_length[n] - plain[n] for n in sorted(plain)]
-        assert extra[-1] < 64 << 20, name  # one N x N matrix of 8 heads would be 512 MiB
+        # A few chunks of 16 MiB; one N x N matrix of 8 heads would be 512 MiB.
+        assert extra[-1] < 128 << 20, name
 
 
 @pytest.mark.slow
