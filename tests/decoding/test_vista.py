@@ -269,7 +269,7 @@ def test_the_model_is_plain_while_the_vectors_are_taken():
 
 @torch.no_grad()
 def test_without_steering_nothing_is_run_and_no_mlp_is_touched():
-    model, _ = tiny.shared("llava")
+    model, _ = tiny.build("llava")  # a shared one may hold hooks that the library installs for good
     with attach(model, VISTA(strength=0.0)):
         assert not Anatomy(model).mlp(0)._forward_hooks
         assert not model.get_decoder().layers[0]._forward_hooks
