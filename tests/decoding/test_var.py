@@ -16,6 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import LogitsProcessorList
 from whole_matrix import Recompute, edited, whole_pass
 
+from decoding import var
 from decoding.act import ACT
 from decoding.var import (
     VAR,
@@ -274,6 +275,22 @@ def test_acceptance_4_without_a_visual_sink_bit_identical_even_with_text_sinks()
     assert torch.equal(edit, whole_pass(model, inputs))
 
 
+def test_acceptance_4_row_by_row():
+    """Beside a row with a visual sink, one with a sink in its text only stays as it is."""
+    visual = torch.tensor([[False, False, True, True, False]]).expand(2, -1)
+    x = torch.ones(2, 5, 64)
+    x[:, 0, 2] = x[0, 2, 2] = 100.0
+    everything = torch.ones(2, 5, dtype=torch.bool)
+    state = var._State(visual, everything, visual.sum(-1, keepdim=True), None, (2,))
+    method = VAR(tau=5.0, sink_dims=(2,), min_visual_mass=0.0)
+    method.layer_in(state, 2, x)
+    assert method.acts_now(state, 2)
+    a = torch.rand(2, 3, 1, 6).softmax(-1)
+    out = method.weights(state, 2, torch.tensor([[5], [5]]), a)
+    assert torch.equal(out[1], a[1])
+    assert not torch.equal(out[0], a[0])
+
+
 @pytest.mark.parametrize("seed", range(5))
 def test_acceptance_5_the_images_mass_never_decreases(seed):
     a, visual, sinks = random_rows(seed)
@@ -465,16 +482,11 @@ def test_differs_a_row_without_other_visual_tokens_is_left_alone():
 def test_differs_a_sink_is_strictly_above_tau():
     x = torch.zeros(1, 1, 64)
     x[..., 2] = 1.0
-    value = float(phi(x, (2,)))
-    model, processor = tiny.shared("llava")
-    method = VAR(tau=value, sink_dims=(2,))
-    with attach(model, EVERY), torch.no_grad():
-        model(**checks.batch(processor))
-        state = model._mmlm_session.states[0]
-    state.layers.clear()
-    state = type(state)(state.visual[:1, :1], state.real[:1, -1:], state.n_visual, None, (2,))
-    method.layer_in(state, 2, x)
-    assert not state.layers[2].sinks.any()
+    value, yes = float(phi(x, (2,))), torch.ones(1, 1, dtype=torch.bool)
+    for tau, expected in ((value, False), (value * 0.999, True)):
+        state = var._State(yes, yes, torch.ones(1, 1, dtype=torch.long), None, (2,))
+        VAR(tau=tau, sink_dims=(2,)).layer_in(state, 2, x)
+        assert state.layers[2].sinks.item() is expected
 
 
 # ---- errors ----
