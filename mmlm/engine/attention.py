@@ -225,6 +225,10 @@ class AttentionRows:
         return (seen & real[:, None])[:, None]
 
 
+#: fp32 [B, H, R, K], and where gains and deltas changed something, if there were any.
+_Weights: TypeAlias = tuple[Tensor, Tensor | None]
+
+
 class RowEditor:
     """Edits the attention rows of one layer. Hangs on the layer's attention module.
 
@@ -279,8 +283,8 @@ class RowEditor:
         """A decoding step of which the kernel computes the auxiliary rows only."""
         first = dict.fromkeys(acting, 0)
         gain = self._gain(acting)
-        self._survey(rows, [(0, 1)], gain, first)
-        a, _ = self._edited(rows, 0, 1, gain, first)
+        known = self._survey(rows, [(0, 1)], gain, first)
+        a, _ = self._edited(rows, 0, 1, gain, first, known)
         new = rows.attend(a)
         b = self.session.rows
         if call.query.shape[0] == b:
@@ -294,9 +298,9 @@ class RowEditor:
         first = {i: session.wanted.first_row(i, rows.new) for i in acting}
         chunks = list(self._chunks(rows, min(first.values())))
         gain = self._gain(acting)
-        self._survey(rows, chunks, gain, first)
+        known = self._survey(rows, chunks, gain, first)
         for start, end in chunks:
-            a, changed = self._edited(rows, start, end, gain, first)
+            a, changed = self._edited(rows, start, end, gain, first, known)
             if changed is not None:
                 output = _write(output, rows.attend(a), changed.transpose(1, 2), start, end)
                 if weights is not None:
@@ -321,13 +325,19 @@ class RowEditor:
         chunks: list[tuple[int, int]],
         gain: Tensor | None,
         first: dict[int, int],
-    ) -> None:
+    ) -> _Weights | None:
+        """Shows all wanted rows to whoever surveys them.
+
+        Returns:
+            The weights, if one chunk held them all, so that they need not be computed again.
+        """
         surveyors = [i for i in self.surveyors if i in first]
         if not surveyors:
-            return
+            return None
         session = self.session
         for start, end in chunks:
-            a, _ = self._weights(rows, start, end, gain, first)
+            known = self._weights(rows, start, end, gain, first)
+            a = known[0]
             for i in surveyors:
                 own = max(first[i], start)
                 if own < end:
@@ -335,10 +345,11 @@ class RowEditor:
                     session.methods[i].survey(
                         session.states[i], self.layer, index, a[:, :, own - start :]
                     )
+        return known if len(chunks) == 1 else None
 
     def _weights(
         self, rows: AttentionRows, start: int, end: int, gain: Tensor | None, first: dict[int, int]
-    ) -> tuple[Tensor, Tensor | None]:
+    ) -> _Weights:
         """Softmaxed rows after gains and deltas, and where those changed something."""
         session = self.session
         s = rows.scores(start, end)
@@ -358,11 +369,17 @@ class RowEditor:
         return rows.softmax(s, start, end), changed
 
     def _edited(
-        self, rows: AttentionRows, start: int, end: int, gain: Tensor | None, first: dict[int, int]
-    ) -> tuple[Tensor, Tensor | None]:
+        self,
+        rows: AttentionRows,
+        start: int,
+        end: int,
+        gain: Tensor | None,
+        first: dict[int, int],
+        known: _Weights | None,
+    ) -> _Weights:
         """New weights of a chunk and bool [B, H, R] of the rows that changed; None if none can."""
         session = self.session
-        before, changed = self._weights(rows, start, end, gain, first)
+        before, changed = known or self._weights(rows, start, end, gain, first)
 
         def edit(i: int) -> Callable[[Tensor], Tensor | None]:
             return lambda a: self._ask("weights", i, rows, start, end, a, first[i])

@@ -172,6 +172,7 @@ class Method(abc.ABC):
     """
 
     paper: ClassVar[Paper]
+    _sites: ClassVar[frozenset[str]] = frozenset()
     #: Sites of this class that look and never change anything.
     only_looks: ClassVar[frozenset[str]] = frozenset()
     #: Whether the method is meaningless once image positions are removed; it is then refused
@@ -191,10 +192,15 @@ class Method(abc.ABC):
 
         return attach(model, self, processor=processor)
 
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        # Once per class: the engine asks for it in every layer of every step.
+        cls._sites = frozenset(s for s in SITES if getattr(cls, s) is not getattr(Method, s))
+
     @property
     def sites(self) -> frozenset[str]:
         """Names of the sites that this class overrides."""
-        return frozenset(s for s in SITES if getattr(type(self), s) is not getattr(Method, s))
+        return self._sites
 
     @property
     def text(self) -> str:
