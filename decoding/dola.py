@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -19,6 +19,7 @@ from torch import Tensor
 from mmlm.engine.anatomy import Anatomy
 from mmlm.engine.branches import Branch
 from mmlm.engine.method import Cost, Method, Paper, Prompt
+from mmlm.engine.selections import read_numbers
 
 __all__ = ["DoLa", "bucket_layers", "contrast", "divergence", "premature"]
 
@@ -187,7 +188,9 @@ class DoLa(Method):
         for name in ("exit_norm", "swapped_divergence", "one_layer_per_batch"):
             self._check_choice(name, (True, False))
         if self.candidates is not None:
-            object.__setattr__(self, "candidates", _layer_tuple(self.candidates))
+            object.__setattr__(
+                self, "candidates", read_numbers("DoLa", "candidates", self.candidates)
+            )
 
     @classmethod
     def for_model(cls, anatomy: Anatomy, bucket: Literal["low", "high"] = "low") -> DoLa:
@@ -295,14 +298,3 @@ class DoLa(Method):
         distance = divergence(main.log_softmax(-1), early, swapped=self.swapped_divergence)
         m = premature(distance, state.active, whole_batch=self.one_layer_per_batch)
         return contrast(main, early[m, torch.arange(len(m), device=m.device)], self.strength)
-
-
-def _layer_tuple(layers: Any) -> tuple[int, ...]:
-    values = tuple(layers) if isinstance(layers, list | tuple | range) else (layers,)
-    if not values or not all(isinstance(v, int) and not isinstance(v, bool) for v in values):
-        raise ValueError(
-            f"DoLa: candidates must be a non-empty list of layer numbers, got {layers!r}."
-        )
-    if len(set(values)) != len(values) or min(values) < 0:
-        raise ValueError(f"DoLa: candidates must be different and >= 0, got {layers!r}.")
-    return tuple(sorted(values))

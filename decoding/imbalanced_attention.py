@@ -9,9 +9,8 @@ copied.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -21,6 +20,7 @@ from torch.nn import functional
 from mmlm.engine.anatomy import Anatomy
 from mmlm.engine.branches import NoImage, Same
 from mmlm.engine.method import Cost, Method, Paper, Prompt, Rows
+from mmlm.engine.selections import check_layers, read_numbers
 from mmlm.engine.tower import (
     attention_received,
     class_attention,
@@ -222,7 +222,9 @@ class ImbalancedAttention(Method):
                 "sums of a softmax, which are all 1, so rounding would choose it. Leave it out."
             )
         if self.layers is not None:
-            object.__setattr__(self, "layers", _layer_tuple(self.layers))
+            object.__setattr__(
+                self, "layers", read_numbers("ImbalancedAttention", "layers", self.layers)
+            )
 
     @classmethod
     def paper_setting(cls) -> ImbalancedAttention:
@@ -261,12 +263,7 @@ class ImbalancedAttention(Method):
         """
         if self.layers is None:
             return tuple(range(min(_FIRST_LAYER, n_layers - 1), n_layers))
-        outside = [layer for layer in self.layers if layer >= n_layers]
-        if outside:
-            raise ValueError(
-                f"ImbalancedAttention: layer {outside[0]} does not exist; the model has layers 0 "
-                f"to {n_layers - 1}."
-            )
+        check_layers("ImbalancedAttention", self.layers, n_layers)
         return self.layers
 
     def acts_in(self, anatomy: Anatomy, layer: int) -> bool:
@@ -353,14 +350,3 @@ class ImbalancedAttention(Method):
         if layer not in state.gain:  # the prefill: measured before the boost
             state.gain[layer] = image_mass_gain(s[:, :, -1], state.visual, state.real)
         return boost(s, strength * state.gain[layer][:, :, None])
-
-
-def _layer_tuple(layers: Any) -> tuple[int, ...]:
-    values = tuple(layers) if isinstance(layers, Iterable) else (layers,)
-    integers = all(isinstance(v, int) and not isinstance(v, bool) for v in values)
-    if not values or not integers or min(values) < 0 or len(set(values)) != len(values):
-        raise ValueError(
-            "ImbalancedAttention: layers must be a non-empty list of different layer numbers "
-            f">= 0, got {layers!r}."
-        )
-    return tuple(sorted(values))

@@ -19,6 +19,7 @@ from torch.nn import functional
 from mmlm.engine.anatomy import Anatomy
 from mmlm.engine.branches import Branch, NoImage
 from mmlm.engine.method import Method, Paper, Prompt, Rows
+from mmlm.engine.selections import check_layers
 
 __all__ = ["PAI", "boost", "guidance"]
 
@@ -159,11 +160,8 @@ class PAI(Method):
     def unsupported(self, anatomy: Anatomy) -> list[str]:
         """Nothing beyond what the sites need; checks the layers."""
         last = self.first_layer if self.last_layer is None else self.last_layer
-        if self.alpha > 0 and last >= anatomy.n_layers:
-            raise ValueError(
-                f"PAI: layer {last} does not exist; the model has layers 0 to "
-                f"{anatomy.n_layers - 1}."
-            )
+        if self.alpha > 0:
+            check_layers("PAI", (last,), anatomy.n_layers)
         return []
 
     def begin(self, prompt: Prompt) -> _State:

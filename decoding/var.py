@@ -21,6 +21,7 @@ from torch.nn import functional
 
 from mmlm.engine.anatomy import Anatomy
 from mmlm.engine.method import Method, Paper, Prompt, Rows
+from mmlm.engine.selections import read_numbers
 
 __all__ = [
     "KNOWN_SINK_DIMS",
@@ -346,7 +347,8 @@ class VAR(Method):
         self._check_choice("include_last_layer", (True, False))
         self._check_choice("per_image_tail", (True, False))
         if self.sink_dims is not None:
-            object.__setattr__(self, "sink_dims", _dims_tuple(self.sink_dims))
+            chosen = read_numbers("VAR", "sink_dims", self.sink_dims)
+            object.__setattr__(self, "sink_dims", chosen)
 
     @classmethod
     def for_task(
@@ -486,12 +488,3 @@ def _no_dims(anatomy: Anatomy) -> str:
         f"no sink dimensions are known for {name!r}; `mmlm calibrate sink-dims` finds them "
         "(decoding.var.find_sink_dims), then give sink_dims=(...)"
     )
-
-
-def _dims_tuple(dims: Any) -> tuple[int, ...]:
-    values = tuple(dims) if isinstance(dims, Iterable) else (dims,)
-    if not values or not all(isinstance(v, int) and not isinstance(v, bool) for v in values):
-        raise ValueError(f"VAR: sink_dims must be a non-empty list of integers, got {dims!r}.")
-    if len(set(values)) != len(values) or min(values) < 0:
-        raise ValueError(f"VAR: sink_dims must be different and >= 0, got {dims!r}.")
-    return tuple(sorted(values))

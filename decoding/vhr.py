@@ -8,9 +8,9 @@ taken from it; where the paper leaves a choice, the docstring says what was chos
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import torch
 from jaxtyping import Bool, Float
@@ -19,6 +19,7 @@ from torch import Tensor
 from mmlm.engine.anatomy import Anatomy
 from mmlm.engine.branches import Branch, NoImage
 from mmlm.engine.method import Cost, Method, Paper, Prompt
+from mmlm.engine.selections import HeadSet, check_heads, check_layers, read_heads, read_numbers
 
 __all__ = [
     "VHR",
@@ -163,7 +164,7 @@ class VHR(Method):
     outliers: bool = True
     unbiased: bool = True
     text_branch: Literal["plain", "lockstep"] = "plain"
-    heads_by_layer: tuple[tuple[int, tuple[int, ...]], ...] | None = None
+    heads_by_layer: HeadSet | None = None
 
     def __post_init__(self) -> None:
         self._check_number("alpha", above=0)
@@ -171,11 +172,14 @@ class VHR(Method):
         for name in ("include_layer_1", "outliers", "unbiased"):
             self._check_choice(name, (True, False))
         if self.layers is not None:
-            object.__setattr__(self, "layers", _layer_tuple(self.layers))
+            chosen = read_numbers("VHR", "layers", self.layers)
+            object.__setattr__(self, "layers", chosen)
         if self.heads_by_layer is not None:
             if self.layers is not None:
                 raise ValueError("VHR: give layers or heads_by_layer, not both.")
-            object.__setattr__(self, "heads_by_layer", _heads_tuple(self.heads_by_layer))
+            object.__setattr__(
+                self, "heads_by_layer", read_heads("VHR", "heads_by_layer", self.heads_by_layer)
+            )
 
     @classmethod
     def for_model(cls, anatomy: Anatomy, *, alpha: float = 2.0) -> VHR:
@@ -217,11 +221,7 @@ class VHR(Method):
             last = range(n_layers - round(0.4375 * n_layers), n_layers)
             first = {1} if self.include_layer_1 and n_layers > 1 else set()
             chosen = tuple(sorted({*last, *first}))
-        outside = [layer for layer in chosen if not 0 <= layer < n_layers]
-        if outside:
-            raise ValueError(
-                f"VHR: layer {outside[0]} does not exist; the model has layers 0 to {n_layers - 1}."
-            )
+        check_layers("VHR", chosen, n_layers)
         return chosen
 
     def acts_in(self, anatomy: Anatomy, layer: int) -> bool:
@@ -231,11 +231,7 @@ class VHR(Method):
     def unsupported(self, anatomy: Anatomy) -> list[str]:
         """Nothing beyond the output projection; checks the layers."""
         self.chosen_layers(anatomy.n_layers)
-        for layer, heads in self.heads_by_layer or ():
-            if any(head >= anatomy.n_heads for head in heads):
-                raise ValueError(
-                    f"VHR: layer {layer} has heads 0 to {anatomy.n_heads - 1}, got {max(heads)}."
-                )
+        check_heads("VHR", self.heads_by_layer or (), anatomy)
         return []
 
     def begin(self, prompt: Prompt) -> _State | None:
@@ -289,25 +285,3 @@ class VHR(Method):
         if self.outliers:
             vhd = drop_negative_outliers(vhd, text_activation(without), unbiased=self.unbiased)
         return select_heads(vhd) & state.has_image[:, None]
-
-
-def _layer_tuple(layers: Any) -> tuple[int, ...]:
-    values = tuple(layers) if isinstance(layers, Iterable) else (layers,)
-    if not values or not all(isinstance(v, int) and not isinstance(v, bool) for v in values):
-        raise ValueError(f"VHR: layers must be a non-empty list of layer numbers, got {layers!r}.")
-    if len(set(values)) != len(values) or min(values) < 0:
-        raise ValueError(f"VHR: layers must be different and >= 0, got {layers!r}.")
-    return tuple(sorted(values))
-
-
-def _heads_tuple(heads: Any) -> tuple[tuple[int, tuple[int, ...]], ...]:
-    try:
-        pairs = heads.items() if isinstance(heads, Mapping) else heads
-        fixed = tuple(sorted((int(k), tuple(sorted(int(h) for h in v))) for k, v in pairs))
-    except (TypeError, ValueError) as error:
-        raise ValueError(
-            f"VHR: heads_by_layer must be ((layer, (head, ...)), ...), got {heads!r}."
-        ) from error
-    if any(layer < 0 or not chosen or min(chosen) < 0 for layer, chosen in fixed):
-        raise ValueError(f"VHR: layers and heads must be >= 0 and not empty, got {heads!r}.")
-    return fixed

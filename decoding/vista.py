@@ -7,9 +7,9 @@ Sources read: the authors' repository LzVv123456/VISTA for its defaults; no code
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import torch
 from jaxtyping import Float
@@ -19,6 +19,7 @@ from torch.nn import functional
 from mmlm.engine.anatomy import Anatomy
 from mmlm.engine.branches import Branch, NoImage, Same
 from mmlm.engine.method import Cost, Method, Paper, Prompt
+from mmlm.engine.selections import check_layers, read_numbers
 
 __all__ = ["VISTA", "augment", "steer", "steering_vector"]
 
@@ -146,7 +147,9 @@ class VISTA(Method):
         self._check_number("strength", at_least=0)
         self._check_number("late_weight", at_least=0, at_most=1)
         if self.late_layers is not None:
-            object.__setattr__(self, "late_layers", _layer_tuple(self.late_layers))
+            object.__setattr__(
+                self, "late_layers", read_numbers("VISTA", "late_layers", self.late_layers)
+            )
 
     @classmethod
     def chair(cls) -> VISTA:
@@ -182,12 +185,7 @@ class VISTA(Method):
             end = max(n_layers - 1, 1)
             count = max(1, round((_DEPTH - 1 - _FIRST_OF_32) * n_layers / _DEPTH))
             return tuple(range(max(end - count, 0), end))
-        outside = [layer for layer in self.late_layers if layer >= n_layers]
-        if outside:
-            raise ValueError(
-                f"VISTA: layer {outside[0]} does not exist; the model has layers 0 to "
-                f"{n_layers - 1}."
-            )
+        check_layers("VISTA", self.late_layers, n_layers)
         return self.late_layers
 
     def acts_in(self, anatomy: Anatomy, layer: int) -> bool:
@@ -240,14 +238,3 @@ class VISTA(Method):
             return None
         mean = (state.late / len(state.late_layers)).to(state.dtype)
         return augment(z["main"], state.head(mean).float(), self.late_weight)
-
-
-def _layer_tuple(layers: Any) -> tuple[int, ...]:
-    values = tuple(layers) if isinstance(layers, Iterable) else (layers,)
-    integers = all(isinstance(v, int) and not isinstance(v, bool) for v in values)
-    if not values or not integers or min(values) < 0 or len(set(values)) != len(values):
-        raise ValueError(
-            "VISTA: late_layers must be a non-empty list of different layer numbers >= 0, got "
-            f"{layers!r}."
-        )
-    return tuple(sorted(values))

@@ -18,8 +18,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from mmlm.engine.anatomy import Anatomy
-from mmlm.engine.heads import HeadSet, check_heads, read_heads
 from mmlm.engine.method import Method, Paper, Prompt, Rows
+from mmlm.engine.selections import HeadSet, check_heads, read_heads
 
 __all__ = ["ZeroTuning", "first_key_bias", "scale_first"]
 

@@ -34,7 +34,7 @@ from mmlm.engine.wanted import Wanted
 from mmlm.errors import IncompatibleMethods, LayoutError
 
 if TYPE_CHECKING:
-    from mmlm.engine.attention import AttentionRows
+    from mmlm.engine.attention_rows import AttentionRows
     from mmlm.engine.masks import Openings
     from mmlm.engine.pruning import Pruning
 

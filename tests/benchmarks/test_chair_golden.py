@@ -5,9 +5,9 @@ import json
 from pathlib import Path
 
 import pytest
+from golden import folder, golden
 
 from benchmarks import chair
-from tests.benchmarks.conftest import folder, golden_folders
 
 pytestmark = pytest.mark.golden
 
@@ -23,12 +23,12 @@ OURS = {
 
 def chair_folders():
     # The two golden sets differ in format: fabricated annotations, or logs with the val2014 table.
-    found = [p for p in golden_folders("chair*") if "log" not in p.id]
-    return found or golden_folders("chair")
+    found = [p for p in golden("chair*") if "log" not in p.id]
+    return found or golden("chair")
 
 
 def log_folders():
-    return [p for p in golden_folders("chair*") if "log" in p.id] or golden_folders("chair_*logs*")
+    return [p for p in golden("chair*") if "log" in p.id] or golden("chair_*logs*")
 
 
 def read_lines(path: Path) -> list[dict]:

@@ -5,9 +5,9 @@ import random
 from collections import Counter
 
 import pytest
+from golden import golden
 
 from benchmarks import pope, pope_questions
-from tests.benchmarks.conftest import golden_folders
 
 pytestmark = pytest.mark.golden
 
@@ -29,7 +29,7 @@ def load(root):
 
 
 @pytest.mark.parametrize("parser", ["official", "opera", "vcd"])
-@pytest.mark.parametrize("root", golden_folders("pope*"))
+@pytest.mark.parametrize("root", golden("pope*"))
 def test_parsers_and_formulas(root, parser):
     expected, questions, answers = load(root)
     result = pope.score(answers, [question.label for question in questions], parser)
@@ -45,7 +45,7 @@ def test_parsers_and_formulas(root, parser):
             assert ours == pytest.approx(value, abs=1e-12), name
 
 
-@pytest.mark.parametrize("root", golden_folders("pope*"))
+@pytest.mark.parametrize("root", golden("pope*"))
 def test_all_no_is_undefined_where_the_script_crashes(root):
     expected, questions, _ = load(root)
     wanted = expected["official_all_no"]
@@ -59,7 +59,7 @@ def test_all_no_is_undefined_where_the_script_crashes(root):
     assert result.as_json(resamples=5)["metrics"]["precision"]["undefined"] is True
 
 
-@pytest.mark.parametrize("root", golden_folders("pope*"))
+@pytest.mark.parametrize("root", golden("pope*"))
 def test_built_files_are_byte_equal(root, tmp_path):
     config = json.loads(next(root.glob("build_config*.json")).read_text())
     lines = next(root.glob("segmentation*.jsonl")).read_text().splitlines()

@@ -265,10 +265,10 @@ def test_presets():
         ({"strength": -1}, "strength must be a finite number >= 0, got -1"),
         ({"relative_top": 1.5}, "relative_top must be a finite number >= 0 and <= 1, got 1.5"),
         ({"bucket": "middle"}, "bucket must be one of 'low', 'high', got 'middle'"),
-        ({"candidates": ()}, "candidates must be a non-empty list of layer numbers, got ()"),
+        ({"candidates": ()}, "candidates must be a non-empty list of integers, got ()"),
         ({"candidates": (1, 1)}, "candidates must be different and >= 0, got (1, 1)"),
         ({"candidates": (-1,)}, "candidates must be different and >= 0, got (-1,)"),
-        ({"candidates": (1.5,)}, "candidates must be a non-empty list of layer numbers"),
+        ({"candidates": (1.5,)}, "candidates must be a non-empty list of integers"),
         ({"exit_norm": "no"}, "exit_norm must be one of True, False, got 'no'"),
     ],
 )

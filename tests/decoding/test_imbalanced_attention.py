@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import math
-import os
 import re
 from collections import Counter
-from pathlib import Path
 
 import checks
+import golden
 import numpy as np
 import pytest
 import tiny
@@ -28,9 +27,6 @@ from mmlm import Anatomy, attach
 from mmlm.engine.session import Session
 from mmlm.errors import LayoutError, UnsupportedModel
 
-GOLDEN = Path(os.environ.get("MMLM_GOLDEN", "../shared/golden")) / "imbalanced_attention"
-FILES = sorted(GOLDEN.glob("imb_*.npz"))
-golden = pytest.mark.golden
 WITH_CLS = ("llava", "llava_next", "internvl")
 
 
@@ -50,12 +46,9 @@ def one(processor, picture=1, prompt=0, size=(64, 64)):
 # ---- golden vectors ----
 
 
-@pytest.fixture(params=FILES or [None], ids=lambda f: f.stem if f else "none")
+@pytest.fixture(params=golden.golden("imbalanced_attention/imb_*.npz"))
 def vectors(request):
-    if request.param is None:
-        pytest.skip(f"no imb_*.npz under {GOLDEN}; name the folder with MMLM_GOLDEN")
-    with np.load(request.param) as data:
-        return {k: torch.from_numpy(np.asarray(data[k])) for k in data.files}
+    return golden.arrays(request.param)
 
 
 def golden_sets(v):
@@ -65,7 +58,7 @@ def golden_sets(v):
     return local_tokens(early, float(v["params"][2])) & ~summary, summary, late
 
 
-@golden
+@pytest.mark.golden
 def test_acceptance_1_golden_sets(vectors):
     local, summary, late = golden_sets(vectors)
     assert local[0].nonzero().flatten().tolist() == sorted(vectors["top_tokens"].tolist())
@@ -73,7 +66,7 @@ def test_acceptance_1_golden_sets(vectors):
     assert float(outlier_share(late)) == float(vectors["bottom_ratio"])
 
 
-@golden
+@pytest.mark.golden
 def test_acceptance_1_golden_weights(vectors):
     alpha, beta, _ = vectors["params"].tolist()
     pre, n, _, _, d = vectors["layout_pre_N_post_H_hd"].tolist()
@@ -563,8 +556,8 @@ def test_the_guidance_of_pai_composes_to_the_authors_runs():
         ({"tower_score": "mean"}, "tower_score must be one of 'cls', 'column_mean'"),
         ({"head_gain": True}, "head_gain must be one of 'none', 'image_mass', 'divergence'"),
         ({"layers": ()}, "layers must be a non-empty list"),
-        ({"layers": (1, 1)}, "layers must be a non-empty list of different layer numbers"),
-        ({"layers": (-1,)}, "layers must be a non-empty list of different layer numbers >= 0"),
+        ({"layers": (1, 1)}, "layers must be different and >= 0, got (1, 1)"),
+        ({"layers": (-1,)}, "layers must be different and >= 0, got (-1,)"),
     ],
 )
 def test_constructor_errors(arguments, message):

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import math
-import os
 import re
 from collections import Counter
-from pathlib import Path
 
 import checks
+import golden
 import numpy as np
 import pytest
 import tiny
@@ -24,10 +23,6 @@ from mmlm.engine.branches import NoText, UniformNoise
 from mmlm.engine.combine import edit_logits
 from mmlm.errors import IncompatibleMethods, LayoutError
 
-ROOT = Path(
-    os.environ.get("MMLM_GOLDEN") or Path(__file__).resolve().parents[3] / "shared" / "golden"
-)
-GOLDEN = sorted((ROOT / "inter").glob("inter_*.npz"))
 ALWAYS = INTER(k=0.0)
 
 
@@ -35,8 +30,7 @@ ALWAYS = INTER(k=0.0)
 
 
 @pytest.mark.golden
-@pytest.mark.skipif(not GOLDEN, reason=f"no inter/inter_*.npz under {ROOT}; set MMLM_GOLDEN")
-@pytest.mark.parametrize("path", GOLDEN or [None], ids=lambda p: getattr(p, "stem", "absent"))
+@pytest.mark.parametrize("path", golden.golden("inter/inter_*.npz"))
 def test_acceptance_1_golden_vectors(path):
     data = np.load(path)
     names = ("logits_nomask", "logits_maskimage", "logits_masktext", "logits_maskall")

@@ -354,8 +354,8 @@ def test_half_precision_models_are_steered_in_their_precision():
         ({"strength": math.nan}, "strength must be a finite number >= 0, got nan"),
         ({"late_weight": 1.5}, "late_weight must be a finite number >= 0 and <= 1, got 1.5"),
         ({"late_layers": ()}, "late_layers must be a non-empty list"),
-        ({"late_layers": (2, 2)}, "late_layers must be a non-empty list of different layer"),
-        ({"late_layers": ("a",)}, "late_layers must be a non-empty list of different layer"),
+        ({"late_layers": (2, 2)}, "late_layers must be different and >= 0, got (2, 2)"),
+        ({"late_layers": ("a",)}, "late_layers must be a non-empty list of integers, got ('a',)"),
     ],
 )
 def test_constructor_errors(arguments, message):

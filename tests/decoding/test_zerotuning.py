@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import math
-import os
 import re
-from pathlib import Path
 
 import checks
-import numpy as np
+import golden
 import pytest
 import tiny
 import torch
@@ -19,8 +17,6 @@ from decoding.zerotuning import ZeroTuning, first_key_bias, scale_first
 from mmlm import attach
 from mmlm.errors import IncompatibleMethods, LayoutError, UnsupportedModel
 
-GOLDEN = Path(os.environ.get("MMLM_GOLDEN", "../shared/golden")) / "act_zerotuning"
-FILES = sorted(GOLDEN.glob("zerotuning_*.npz"))
 HEADS = ((1, (0, 1, 2, 5)), (2, (3, 4, 6, 7)))
 STRONG = ZeroTuning(gamma=20.0, heads_by_layer=HEADS)
 SHARP = ZeroTuning(gamma=0.02, heads_by_layer=HEADS)
@@ -29,12 +25,9 @@ SHARP = ZeroTuning(gamma=0.02, heads_by_layer=HEADS)
 # ---- golden vectors ----
 
 
-@pytest.fixture(params=FILES or [None], ids=lambda f: f.stem if f else "none")
+@pytest.fixture(params=golden.golden("act_zerotuning/zerotuning_*.npz"))
 def vectors(request):
-    if request.param is None:
-        pytest.skip(f"no zerotuning_*.npz under {GOLDEN}; name the folder with MMLM_GOLDEN")
-    with np.load(request.param) as data:
-        return {k: torch.from_numpy(np.asarray(data[k])) for k in data.files}
+    return golden.arrays(request.param)
 
 
 @pytest.mark.golden

@@ -219,7 +219,8 @@ def test_save_pretrained_is_still_read_by_plain_transformers(tmp_path):
 
 
 def test_under_an_adapter_wrapper():
-    peft = pytest.importorskip("peft")
+    import peft  # slow to import, and needed here only
+
     model, processor = tiny.build("llava")
     inputs = checks.batch(processor)
     expected = by_hand(model, inputs)

@@ -20,8 +20,8 @@ from mmlm.records import INFORMATION, RecordFile, file_hash, read_lines
 
 if TYPE_CHECKING:
     from mmlm.engine.anatomy import Anatomy
-    from mmlm.engine.heads import HeadSet
     from mmlm.engine.method import Method
+    from mmlm.engine.selections import HeadSet
     from mmlm.runner import Request
 
 __all__ = ["COMMAND", "Calibrate", "Labelled", "choose_act", "choose_zerotuning", "is_right", "run"]

@@ -1,4 +1,4 @@
-"""Sets of attention heads by layer, as a method's parameter."""
+"""Layers, dimensions and heads that a user chose, as a method's parameter."""
 
 from __future__ import annotations
 
@@ -9,10 +9,42 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 if TYPE_CHECKING:
     from mmlm.engine.anatomy import Anatomy
 
-__all__ = ["HeadSet", "check_heads", "read_heads"]
+__all__ = ["HeadSet", "check_heads", "check_layers", "read_heads", "read_numbers"]
 
 #: ``((layer, (head, ...)), ...)``: sorted, every layer and every head of a layer once.
 HeadSet: TypeAlias = tuple[tuple[int, tuple[int, ...]], ...]
+
+
+def read_numbers(owner: str, name: str, values: Any) -> tuple[int, ...]:
+    """Numbers of layers or dimensions, one or several, sorted and checked.
+
+    Args:
+        owner: Name of the method, for the error.
+        name: Name of the parameter, for the error.
+        values: What the user gave; a single number stands for itself.
+
+    Raises:
+        ValueError: If there are none, or one is no integer >= 0 or stands there twice.
+    """
+    read = tuple(values) if isinstance(values, Iterable) else (values,)
+    if not read or not all(isinstance(v, int) and not isinstance(v, bool) for v in read):
+        raise ValueError(f"{owner}: {name} must be a non-empty list of integers, got {values!r}.")
+    if len(set(read)) != len(read) or min(read) < 0:
+        raise ValueError(f"{owner}: {name} must be different and >= 0, got {values!r}.")
+    return tuple(sorted(read))
+
+
+def check_layers(owner: str, layers: Iterable[int], n_layers: int) -> None:
+    """Makes sure that a model of ``n_layers`` layers has these layers.
+
+    Raises:
+        ValueError: If it does not.
+    """
+    for layer in layers:
+        if not 0 <= layer < n_layers:
+            raise ValueError(
+                f"{owner}: layer {layer} does not exist; the model has layers 0 to {n_layers - 1}."
+            )
 
 
 def read_heads(owner: str, name: str, heads: Any) -> HeadSet:
@@ -50,12 +82,8 @@ def check_heads(owner: str, heads: HeadSet, anatomy: Anatomy) -> None:
     Raises:
         ValueError: If it does not.
     """
+    check_layers(owner, (layer for layer, _ in heads), anatomy.n_layers)
     for layer, chosen in heads:
-        if layer >= anatomy.n_layers:
-            raise ValueError(
-                f"{owner}: layer {layer} does not exist; the model has layers 0 to "
-                f"{anatomy.n_layers - 1}."
-            )
         if chosen[-1] >= anatomy.n_heads:
             raise ValueError(
                 f"{owner}: layer {layer} has heads 0 to {anatomy.n_heads - 1}, got {chosen[-1]}."
