@@ -13,7 +13,7 @@ import json
 import zlib
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 
@@ -23,7 +23,21 @@ from mmlm.errors import InputError
 if TYPE_CHECKING:
     from collections.abc import Hashable, Mapping, Sequence
 
-__all__ = ["CountTable", "Measure", "Ratio", "read_json", "read_records"]
+__all__ = [
+    "CountTable",
+    "Direction",
+    "Mark",
+    "Measure",
+    "Ratio",
+    "Sample",
+    "Scored",
+    "Scores",
+    "read_json",
+    "read_records",
+]
+
+Direction = Literal["lower", "higher", "none"]
+"""Which way a metric is better; "none" for what is neither good nor bad, such as a yes ratio."""
 
 
 @dataclass(frozen=True)
@@ -177,6 +191,132 @@ class CountTable:
     def _statistic(self, name: str) -> stats.Statistic:
         parts = self._parts(name)
         return lambda sums: np.mean([self._value(sums, part) for part in parts], axis=0)
+
+
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """A part of an answer that a reader should see.
+
+    Attributes:
+        start: First character of the part in the answer.
+        end: The character behind its last one.
+        kind: "bad" (invented, wrong) or "good" (in the picture, right).
+        title: What the scorer made of it, shown on hovering.
+    """
+
+    start: int
+    end: int
+    kind: Literal["bad", "good"]
+    title: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One scored answer, for people who want to see what a number consists of.
+
+    Attributes:
+        id: The id of the stored line.
+        image: The picture's file name, or its id where the file is not known; "" for none.
+        question: What was asked.
+        answer: What the model said.
+        correct: Whether it counts as right; None if it counts as neither.
+        note: What the scorer made of it, in a few words: "expected yes", "2 invented".
+        marks: Parts of the answer that were found right or wrong, in order.
+    """
+
+    id: str
+    image: str
+    question: str
+    answer: str
+    correct: bool | None
+    note: str = ""
+    marks: tuple[Mark, ...] = ()
+
+
+class Scored(Protocol):
+    """What the runner, the tables and `mmlm compare` need to know about a scored file."""
+
+    @property
+    def name(self) -> str:
+        """Name under which the numbers may be published, scorer variant included."""
+
+    @property
+    def table(self) -> CountTable:
+        """Counts per image and the metrics on their sums."""
+
+    @property
+    def directions(self) -> Mapping[str, Direction]:
+        """Which way each metric of the table is better; the first one is the headline."""
+
+    @property
+    def good(self) -> tuple[str, ...]:
+        """Count columns of which an image should have many."""
+
+    @property
+    def bad(self) -> tuple[str, ...]:
+        """Count columns of which an image should have few."""
+
+    @property
+    def samples(self) -> Sequence[Sample]:
+        """The scored answers, in the order of the file."""
+
+    def as_json(self, *, resamples: int = ..., seed: int = ...) -> dict[str, Any]:
+        """Everything but the answers, as plain JSON."""
+
+
+@dataclass(frozen=True)
+class Scores:
+    """A scored file of any benchmark whose metrics are ratios of counts.
+
+    Attributes:
+        name: Name under which the numbers may be published, scorer variant included.
+        table: Counts per image and the metrics on their sums.
+        directions: Which way each metric is better; the first one is the headline.
+        good: Count columns of which an image should have many: `mmlm compare` says which of two
+            runs won an image by good minus bad.
+        bad: Count columns of which an image should have few.
+        samples: The scored answers, in the order of the file.
+        official: What the official script prints, in its own rounding and under its own names.
+        statuses: How many answers were not plainly scored, by reason: "unparsed", "not judged".
+        details: Further numbers, plain JSON.
+    """
+
+    name: str
+    table: CountTable = field(repr=False)
+    directions: Mapping[str, Direction]
+    good: tuple[str, ...]
+    bad: tuple[str, ...] = ()
+    samples: Sequence[Sample] = field(default=(), repr=False)
+    official: Mapping[str, Any] = field(default_factory=dict)
+    statuses: Mapping[str, int] = field(default_factory=dict)
+    details: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def metrics(self) -> dict[str, float | None]:
+        """Every metric as a fraction; None where undefined."""
+        return {name: measure.value for name, measure in self.table.measures().items()}
+
+    @property
+    def counts(self) -> dict[str, int | float]:
+        """The sums behind the metrics, and the number of images."""
+        return {"images": len(self.table.images), **self.table.sums()}
+
+    def measures(self, *, resamples: int = stats.RESAMPLES, seed: int = 0) -> dict[str, Measure]:
+        """Every metric with its counts and a 95 % bootstrap interval over images."""
+        return self.table.measures(resamples=resamples, seed=seed)
+
+    def as_json(self, *, resamples: int = stats.RESAMPLES, seed: int = 0) -> dict[str, Any]:
+        """Everything but the answers, as plain JSON."""
+        measures = self.measures(resamples=resamples, seed=seed)
+        record: dict[str, Any] = {
+            "metric": self.name,
+            "metrics": {name: measure.as_json() for name, measure in measures.items()},
+            "counts": self.counts,
+        }
+        for part in ("official", "statuses", "details"):
+            if getattr(self, part):
+                record[part] = dict(getattr(self, part))
+        return record
 
 
 def read_json(path: str | Path) -> Any:

@@ -7,11 +7,20 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from benchmarks.base import CountTable, Measure
+    from benchmarks.base import CountTable, Measure, Scores
     from benchmarks.chair import ChairResult
     from benchmarks.pope import PopeSummary
 
-__all__ = ["LABELS", "chair_table", "change_table", "interval_text", "pope_table", "value_text"]
+__all__ = [
+    "LABELS",
+    "chair_table",
+    "change_table",
+    "interval_text",
+    "label_of",
+    "pope_table",
+    "scores_table",
+    "value_text",
+]
 
 LABELS = {
     "chair_s": "CHAIR_s",
@@ -73,6 +82,24 @@ def pope_table(summary: PopeSummary, *, seed: int = 0) -> Table:
     return table
 
 
+def scores_table(scores: Scores, *, seed: int = 0) -> Table:
+    """All metrics of any other benchmark, what the official script prints, and what was counted."""
+    table = _table(f"{scores.name}: {len(scores.samples)} answers, {_pictures(scores.table)}")
+    for name, measure in scores.measures(seed=seed).items():
+        _row(table, label_of(name), name, measure)
+    for title, values in (("official", scores.official), ("count", scores.statuses)):
+        if values:
+            table.add_section()
+        for name, value in values.items():
+            table.add_row(f"{title}: {name}", "undefined" if value is None else f"{value}")
+    return table
+
+
+def label_of(name: str) -> str:
+    """What people read for a metric: its known label, or its name with blanks."""
+    return LABELS.get(name, name.replace("_", " ").capitalize())
+
+
 def change_table(before: CountTable, after: CountTable, *, seed: int = 0) -> Table:
     """Paired differences on the same pictures, with what their intervals allow to say."""
     from rich.table import Table
@@ -87,7 +114,7 @@ def change_table(before: CountTable, after: CountTable, *, seed: int = 0) -> Tab
             verdict = "clear" if change.is_clear else "within noise"
             cells = (f"{_signed(name, change.value)}", f"[{low}, {high}]", verdict)
         old, new = (value_text(name, t.measure(name).value) for t in (before, after))
-        table.add_row(LABELS.get(name, name), old, new, *cells)
+        table.add_row(label_of(name), old, new, *cells)
     return table
 
 

@@ -83,7 +83,12 @@ def parse(title: str, command: Command, argv: Sequence[str]) -> tuple[Any, Termi
 
 def _options(cls: Any, prefix: str = "") -> Iterator[_Option]:
     hints = typing.get_type_hints(cls)
-    docs = {p.arg_name: p.description for p in docstring_parser.parse(cls.__doc__ or "").params}
+    docs = {  # of the class and what it inherits; a class of its own describes a field anew
+        p.arg_name: p.description
+        for part in reversed(cls.__mro__)
+        if dataclasses.is_dataclass(part)
+        for p in docstring_parser.parse(part.__doc__ or "").params
+    }
     for field in dataclasses.fields(cls):
         hint = hints[field.name]
         if dataclasses.is_dataclass(hint):
