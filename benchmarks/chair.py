@@ -36,7 +36,7 @@ from benchmarks.objects import (
 from mmlm.errors import InputError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterable, Mapping
+    from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
     from pathlib import Path
 
 __all__ = [
@@ -51,6 +51,7 @@ __all__ = [
     "node_words",
     "read_captions",
     "score",
+    "score_stored",
     "subset_ids",
     "theme_share",
     "truth_from_coco",
@@ -297,11 +298,32 @@ def read_captions(path: str | Path) -> list[dict[str, Any]]:
     Raises:
         InputError: If the file cannot be read, or a record lacks a field; duplicate ``id`` too.
     """
-    records = read_records(path)
+    return _captions(read_records(path), str(path))
+
+
+def score_stored(
+    lines: Sequence[Mapping[str, Any]],
+    truth: Mapping[int, Collection[str]],
+    variant: Variant = "wordnet",
+) -> ChairResult:
+    """Scores the lines that `mmlm bench chair` stores; those with an ``error`` are left out.
+
+    Args:
+        lines: The stored lines.
+        truth: Objects of each picture, by COCO name.
+        variant: "wordnet" or "pattern".
+
+    Raises:
+        InputError: If a line lacks a field, an id occurs twice, or no caption is left.
+    """
+    return score(_captions(lines, "captions"), truth, variant)
+
+
+def _captions(records: Sequence[Mapping[str, Any]], source: str) -> list[dict[str, Any]]:
     seen: set[str] = set()
     captions = []
     for number, record in enumerate(records, start=1):
-        place = f"{path}, record {number}"
+        place = f"{source}, record {number}"
         if "id" in record:
             if str(record["id"]) in seen:
                 raise InputError(

@@ -35,6 +35,8 @@ __all__ = [
     "caption_task",
     "pope_task",
     "run_record",
+    "speed_of",
+    "store_speed",
     "stored_speed",
 ]
 
@@ -222,6 +224,7 @@ def answer(
         The number of new answers in each batch.
     """
     items = {item.request.id: item for item in task.items}
+    records.in_order(list(items))
     batches = generate_batches(
         model,
         processor,
@@ -235,14 +238,24 @@ def answer(
     for results, seconds in _timed(batches):
         records.append([_line(task, items[result.id], result) for result in results])
         speed += Speed(seconds, len(results), sum(result.n_tokens for result in results))
-        write_json(_speed_path(records), asdict(speed))
+        store_speed(records.path, [speed])
         yield len(results)
 
 
 def stored_speed(records: RecordFile) -> Speed:
     """How long the answers in an output took; all zero if it was not measured."""
-    path = _speed_path(records)
+    return speed_of(records.path)
+
+
+def speed_of(output: Path) -> Speed:
+    """How long the answers in a file took; all zero if it was not measured."""
+    path = _speed_path(output)
     return Speed(**json.loads(path.read_text(encoding="utf-8"))) if path.exists() else Speed()
+
+
+def store_speed(output: Path, parts: Sequence[Speed]) -> None:
+    """Stores how long the parts of a run took together, beside its output."""
+    write_json(_speed_path(output), asdict(sum(parts, Speed())))
 
 
 def _line(task: Task, item: Item, result: Result) -> dict[str, Any]:
@@ -264,5 +277,5 @@ def _timed(batches: Iterator[list[Result]]) -> Iterator[tuple[list[Result], floa
         start = time.perf_counter()
 
 
-def _speed_path(records: RecordFile) -> Path:
-    return records.path.with_name(records.path.name + ".speed.json")
+def _speed_path(output: Path) -> Path:
+    return output.with_name(output.name + ".speed.json")

@@ -2,24 +2,33 @@
 
 One line per finished record. Lines are written in whole batches: one write, flushed and synced to
 the disk, so a killed run leaves complete lines and at most one half line, which the next start
-drops. Beside ``answers.jsonl`` stands ``answers.jsonl.run.json``: everything that determines the
-answers. A file that another run made is never touched.
+drops. Records that come before their turn wait in a journal beside the file, so that the file is
+always a beginning of the data set. Beside ``answers.jsonl`` stands ``answers.jsonl.run.json``:
+everything that determines the answers. A file that another run made is never touched.
 """
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO
 
 from mmlm.errors import InputError
 
-__all__ = ["RecordFile", "file_hash", "read_lines", "run_record_path", "write_json"]
+__all__ = [
+    "RecordFile",
+    "file_hash",
+    "locked",
+    "read_lines",
+    "run_record_path",
+    "write_json",
+]
 
 INFORMATION = "information"
 """The part of a run record that does not decide whether two runs are the same (versions, ...)."""
@@ -89,6 +98,19 @@ def write_json(path: Path, value: Any) -> None:
     temporary.replace(path)
 
 
+@contextlib.contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Makes other processes wait that want to prepare the same file or folder.
+
+    Args:
+        path: What is prepared; the lock is a hidden file beside it.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.with_name(f".{path.name}.lock").open("ab") as stream:
+        fcntl.flock(stream, fcntl.LOCK_EX)
+        yield
+
+
 class RecordFile:
     """An output file of one run: knows what is done, appends what is new.
 
@@ -107,7 +129,7 @@ class RecordFile:
         key: The field that identifies a record.
 
     Attributes:
-        done: Finished records by their identifier, in file order.
+        done: Finished records by their identifier, in file order; those in the journal follow.
 
     Raises:
         InputError: If the file belongs to another run, has no run record, or is damaged other than
@@ -119,6 +141,9 @@ class RecordFile:
         self.done: dict[Any, dict[str, Any]] = {}
         self._key = key
         self._run = _plain_json(run)
+        self._order: list[Any] = []
+        self._written = 0
+        self._early: dict[Any, dict[str, Any]] = {}
         self._stream: BinaryIO | None = None
         if not path.parent.is_dir():
             raise InputError(
@@ -126,6 +151,27 @@ class RecordFile:
                 advice="Create it, or choose another --output.",
             )
         self._read(complete=False)
+
+    def in_order(self, identifiers: Sequence[Any]) -> None:
+        """Fixes the order of the lines, so that records may be appended in any other.
+
+        A record whose predecessors are missing waits in a journal, as safe from a kill as the file.
+
+        Args:
+            identifiers: All records that the file will hold.
+
+        Raises:
+            InputError: If the file does not begin like this order.
+        """
+        self._order = list(identifiers)
+        lines = [identifier for identifier in self.done if identifier not in self._early]
+        if lines != self._order[: len(lines)] or not self.done.keys() <= set(self._order):
+            raise InputError(
+                f"The lines of {str(self.path)!r} are not in the order of the data set.",
+                advice="Choose another --output.",
+            )
+        if self._stream is not None:
+            self._write([])
 
     def add_facts(self, facts: Mapping[str, Any]) -> None:
         """Adds to the run what is known only after loading, e.g. a hash of the weights.
@@ -142,14 +188,16 @@ class RecordFile:
         Args:
             complete: Whether all facts of the run are known by now.
         """
-        path = self.path
+        path, journal = self.path, self._journal
         self.done.clear()
+        self._early.clear()
         if path.exists() and not path.is_file():
             raise InputError(
                 f"The output {str(path)!r} is no regular file.", advice="Choose another --output."
             )
         data = path.read_bytes() if path.exists() else b""
-        if not data:
+        waiting = journal.read_bytes() if journal.exists() else b""
+        if not data and not waiting:
             return
         self._check_run(complete)
         for number, line in enumerate(_whole_lines(data).splitlines(), start=1):
@@ -162,6 +210,16 @@ class RecordFile:
                     advice="Restore the file, or choose another --output.",
                 )
             self.done[identifier] = record
+        self._written = len(self.done)
+        for number, line in enumerate(_whole_lines(waiting).splitlines(), start=1):
+            record = _parse_line(journal, number, line)
+            # What a killed run had moved to the file already is still in the journal.
+            if record[self._key] not in self.done:
+                self.done[record[self._key]] = self._early[record[self._key]] = record
+
+    @property
+    def _journal(self) -> Path:
+        return self.path.with_name(self.path.name + ".early")
 
     def _check_run(self, complete: bool) -> None:
         path = run_record_path(self.path)
@@ -205,6 +263,9 @@ class RecordFile:
         if not self.done:
             write_json(run_record_path(self.path), self._run)
         self._stream = stream
+        if self._journal.exists():
+            os.truncate(self._journal, len(_whole_lines(self._journal.read_bytes())))
+            self._write([])
         return self
 
     def __exit__(
@@ -217,6 +278,8 @@ class RecordFile:
         if self._stream is not None:
             self._stream.close()
             self._stream = None
+        if self._order:
+            self.done = {one: self.done[one] for one in self._order if one in self.done}
 
     def append(self, records: Sequence[Mapping[str, Any]]) -> None:
         """Writes records at once and waits until they are on the disk.
@@ -230,12 +293,38 @@ class RecordFile:
             if record[self._key] in self.done:
                 raise ValueError(f"{self._key} {record[self._key]!r} was already written")
             self.done[record[self._key]] = dict(record)
-        lines = "".join(
-            json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n" for record in records
-        )
-        self._stream.write(lines.encode("utf-8"))
-        self._stream.flush()
-        os.fsync(self._stream.fileno())
+        self._write(records)
+
+    def _write(self, records: Sequence[Mapping[str, Any]]) -> None:
+        """Puts records on the disk: in the file as far as it is their turn, else in the journal."""
+        if not self._order:
+            _append(self._stream, records)
+            return
+        waiting = self._early | {record[self._key]: dict(record) for record in records}
+        ready = []
+        for identifier in self._order[self._written :]:
+            if identifier not in waiting:
+                break
+            ready.append(waiting.pop(identifier))
+        if new := [one for key, one in waiting.items() if key not in self._early]:
+            with self._journal.open("ab") as journal:
+                _append(journal, new)
+        if ready:
+            _append(self._stream, ready)
+        self._written += len(ready)
+        self._early = waiting
+        if not waiting:
+            self._journal.unlink(missing_ok=True)
+
+
+def _append(stream: BinaryIO, records: Sequence[Mapping[str, Any]]) -> None:
+    """Writes records at once and waits until they are on the disk."""
+    lines = "".join(
+        json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n" for record in records
+    )
+    stream.write(lines.encode("utf-8"))
+    stream.flush()
+    os.fsync(stream.fileno())
 
 
 def _whole_lines(data: bytes) -> bytes:

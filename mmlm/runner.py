@@ -1,8 +1,9 @@
 """Answers many requests about pictures: batched, in order, reproducible, one error per bad record.
 
-Batches are always cut from the *whole* list of requests, and every batch seeds its own random
-numbers from the identifiers in it. A run that was interrupted and resumed therefore gives the same
-answers, bit for bit, as one that was not, greedy or sampled.
+Batches are always cut from the *whole* list of requests (`mmlm.batching`: questions of like length
+together), and every batch seeds its own random numbers from the identifiers in it. A run that was
+interrupted and resumed therefore gives the same answers, bit for bit, as one that was not, greedy
+or sampled.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import mmlm
+from mmlm.batching import batches
 from mmlm.errors import ImageReadError, InputError, LayoutError, MmlmError
 from mmlm.inputs import ImageSource, load_image, message, prepare, render
 
@@ -186,14 +188,21 @@ def generate_all(
     Yields:
         One result per request; a request that fails yields a result with ``error``.
     """
+    everything = list(requests)
     batches = generate_batches(
-        model, processor, requests, methods, settings or GenerateSettings(), progress=progress
+        model, processor, everything, methods, settings or GenerateSettings(), progress=progress
     )
+    turn = iter(everything)
+    early: dict[str, Result] = {}
+    expected = next(turn, None)
     for batch in batches:
-        for result in batch:
+        early |= {result.id: result for result in batch}
+        while expected is not None and expected.id in early:
+            result = early.pop(expected.id)
             if on_result is not None:
                 on_result(result)
             yield result
+            expected = next(turn, None)
 
 
 def generate_batches(
@@ -207,6 +216,8 @@ def generate_batches(
     progress: bool = False,
 ) -> Iterator[list[Result]]:
     """Answers requests in batches, for callers that store each batch before the next one starts.
+
+    Batches come in the order of `mmlm.batching.batches`, not in that of the requests.
 
     Args:
         model: A Hugging Face LVLM.
@@ -233,8 +244,7 @@ def generate_batches(
         )
     config = generation_config(model, settings)
     with _bar(len(everything), progress) as advance:
-        for start in range(0, len(everything), settings.batch_size):
-            batch = everything[start : start + settings.batch_size]
+        for batch in batches(processor, everything, settings.batch_size):
             missing = [request.id for request in batch if request.id not in done]
             if missing:
                 results = _Batch(model, processor, methods, config, settings.seed).answer(batch)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import re
-import zlib
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -16,6 +14,7 @@ from mmlm.cli.options import ModelOptions, check_model_name, method_field, open_
 from mmlm.errors import InputError
 from mmlm.records import INFORMATION, RecordFile, file_hash, read_lines
 from mmlm.runner import GenerateSettings, Request, Result, fingerprint, generate_batches
+from mmlm.sharding import this_shard
 
 if TYPE_CHECKING:
     from mmlm.engine.method import Method
@@ -37,7 +36,9 @@ class Generate:
         output: JSON lines, one per question in the same order, with `text`, `n_tokens` and
             `templated` or `error`. If the file is there, the run goes on where it stopped.
         methods: A method, e.g. "VHR(alpha=2.0)"; `none` for the plain model.
-        shard: `i/n`, i from 0 to n-1: only the questions whose crc32(id) mod n is i.
+        shard: `i/n`, i from 0 to n-1: only the questions whose crc32(id) mod n is i. Under
+            `accelerate launch` or `torchrun` every process takes its part by itself and writes
+            OUTPUT.shard-i-of-n.
         strict: Stop at the first question that fails.
         model: The model.
         generate: How answers are generated.
@@ -46,7 +47,7 @@ class Generate:
     input: Path
     output: Path
     methods: tuple[str, ...] = method_field()
-    shard: str = "0/1"
+    shard: str = ""
     strict: bool = False
     model: ModelOptions = field(default_factory=ModelOptions)
     generate: GenerateSettings = field(default_factory=GenerateSettings)
@@ -61,16 +62,19 @@ def run(settings: Generate, terminal: Terminal) -> int:
     Raises:
         MmlmError: For everything that makes the run impossible, before any work.
     """
-    questions = _shard(read_requests(settings.input), settings.shard)
+    shard = this_shard(settings.shard)
+    questions = [q for q in read_requests(settings.input) if shard.owns(str(q["id"]))]
     check_model_name(settings.model.id)
     methods = parse_methods(settings.methods)
-    records = RecordFile(settings.output, _run_record(settings, methods))
+    output = settings.output if settings.shard else shard.path(settings.output)
+    records = RecordFile(output, _run_record(settings, methods))
     n_before = len(records.done)
     if n_before < len(questions):
         model, processor = open_model(settings.model, methods, terminal)
         records.add_facts({"weights": fingerprint(model)})
         if n_before:
             terminal.note(f"{n_before} of {len(questions)} were done; going on.")
+        records.in_order([question["id"] for question in questions])
         with records:
             batches = generate_batches(
                 model,
@@ -164,17 +168,6 @@ def _answer(question: dict[str, Any], result: Result) -> dict[str, Any]:
     }
 
 
-def _shard(questions: list[dict[str, Any]], shard: str) -> list[dict[str, Any]]:
-    match = re.fullmatch(r"(\d+)/(\d+)", shard)
-    if not match or not int(match[1]) < int(match[2]):
-        raise InputError(
-            f"--shard does not take {shard!r}.",
-            advice="Write i/n with i from 0 to n-1: 0/4 ... 3/4",
-        )
-    index, count = int(match[1]), int(match[2])
-    return [q for q in questions if zlib.crc32(str(q["id"]).encode()) % count == index]
-
-
 def _run_record(settings: Generate, methods: Sequence[Method]) -> dict[str, Any]:
     """Everything that determines the answers; ``information`` is what does not."""
     from importlib.metadata import version
@@ -190,7 +183,7 @@ def _run_record(settings: Generate, methods: Sequence[Method]) -> dict[str, Any]
         "methods": [method.text for method in methods],
         "generate": generate,
         "input_hash": file_hash(settings.input),
-        "shard": settings.shard,
+        "shard": str(this_shard(settings.shard)),
         INFORMATION: {
             "input": str(settings.input),
             "device": settings.model.device,

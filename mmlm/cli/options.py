@@ -135,4 +135,7 @@ def _device(name: str) -> str:
         return name
     import torch
 
-    return "cuda" if torch.cuda.is_available() else "cpu"
+    if not torch.cuda.is_available():
+        return "cpu"
+    # Every process that a launcher starts on a machine gets a GPU of its own.
+    return f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
