@@ -8,8 +8,8 @@ data set all the same (`mmlm.records.RecordFile.in_order`).
 from __future__ import annotations
 
 import functools
+import io
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -19,6 +19,8 @@ __all__ = ["WINDOW", "batches"]
 
 WINDOW = 32
 """Questions are sorted within this many batches: a reader of the output never waits for long."""
+_UNKNOWN = 1 << 40
+"""Length of a prompt that cannot be made: it is tried first, so that its error shows at once."""
 
 
 def batches(processor: Any, requests: Sequence[Request], batch_size: int) -> list[list[Request]]:
@@ -57,8 +59,11 @@ class _Lengths:
         self._text_tokens = functools.cache(self._tokenize)
 
     def tokens_of(self, request: Request) -> int:
-        pictures = sum(self._of_size(*_size(source)) for source in request.images)
-        return pictures + self._text_tokens(request.prompt)
+        total = sum(map(self._text_tokens, (request.prompt, *request.follow_ups)))
+        for source in request.images:
+            size = _size(source)
+            total += self._of_size(*size) if size else _UNKNOWN
+        return total
 
     def _tokenize(self, text: str) -> int:
         return len(self._tokenizer(text, add_special_tokens=False)["input_ids"])
@@ -66,24 +71,27 @@ class _Lengths:
     def _picture_tokens(self, width: int, height: int) -> int:
         # A family whose processor cannot tell gives every picture the same number of tokens, or
         # is sorted by the words alone: slower, never wrong.
-        if self._count is None or not width * height:
+        if self._count is None:
             return 0
-        return int(self._count(image_sizes=[(height, width)])["num_image_tokens"][0])
+        try:
+            return int(self._count(image_sizes=[(height, width)])["num_image_tokens"][0])
+        except ValueError:  # a shape that the processor refuses
+            return _UNKNOWN
 
 
-def _size(source: Any) -> tuple[int, int]:
-    """Width and height of a picture from its header; 0 x 0 if it cannot be read."""
+def _size(source: Any) -> tuple[int, int] | None:
+    """Width and height of a picture from its header; None if it cannot be read."""
     if hasattr(source, "size"):
         return source.size
-    return _header(source) if isinstance(source, str | Path) else (0, 0)
+    return _header(source if isinstance(source, bytes) else str(source))
 
 
 @functools.lru_cache(maxsize=65536)
-def _header(path: str | Path) -> tuple[int, int]:
+def _header(source: str | bytes) -> tuple[int, int] | None:
     from PIL import Image, UnidentifiedImageError
 
     try:
-        with Image.open(path) as picture:
+        with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as picture:
             return picture.size
     except (OSError, ValueError, UnidentifiedImageError, Image.DecompressionBombError):
-        return 0, 0
+        return None

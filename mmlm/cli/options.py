@@ -138,4 +138,4 @@ def _device(name: str) -> str:
     if not torch.cuda.is_available():
         return "cpu"
     # Every process that a launcher starts on a machine gets a GPU of its own.
-    return f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
+    return f"cuda:{os.environ['LOCAL_RANK']}" if "LOCAL_RANK" in os.environ else "cuda"
