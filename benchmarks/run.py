@@ -262,11 +262,15 @@ def _line(task: Task, item: Item, result: Result) -> dict[str, Any]:
     line = {"id": result.id, **item.facts, "prompt": result.prompt}
     if result.error is not None:
         return line | {task.answer_field: None, "n_tokens": 0, "error": result.error}
-    return line | {
+    line |= {
         task.answer_field: result.text,
         "n_tokens": result.n_tokens,
         "templated": result.templated,
     }
+    line |= result.measures
+    if result.turns:
+        line["turns"] = [asdict(turn) for turn in result.turns]
+    return line
 
 
 def _timed(batches: Iterator[list[Result]]) -> Iterator[tuple[list[Result], float]]:

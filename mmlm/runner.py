@@ -13,7 +13,7 @@ import hashlib
 import math
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import mmlm
@@ -32,6 +32,7 @@ __all__ = [
     "GenerateSettings",
     "Request",
     "Result",
+    "Turn",
     "fingerprint",
     "generate_all",
     "generate_batches",
@@ -42,30 +43,52 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Request:
-    """One question.
+    """One question, or a conversation whose questions are known beforehand.
 
     Args:
         id: Identifies the request in a run; part of the seed.
         images: The pictures, in the order in which they are shown; may be empty.
         prompt: The question as the user wrote it, without placeholders.
+        follow_ups: Further questions. Each is asked in the same conversation, after the model's
+            own answers to those before it.
     """
 
     id: str
     images: tuple[ImageSource, ...]
     prompt: str
+    follow_ups: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Turn:
+    """One question of a conversation and its answer.
+
+    Args:
+        prompt: The question as the user wrote it.
+        text: The answer without special tokens; in this form it is fed back to the model.
+        n_tokens: New tokens, the end token included.
+    """
+
+    prompt: str
+    text: str
+    n_tokens: int
 
 
 @dataclass(frozen=True)
 class Result:
-    """One answer.
+    """One answer, or those of one conversation.
 
     Args:
         id: The request's.
-        prompt: The question as the user wrote it.
-        text: The answer without special tokens; empty if there is an error.
-        n_tokens: New tokens, the end token included.
-        error: Why there is no answer, or None.
-        templated: What the model was given: the prompt after the chat template.
+        prompt: The question as the user wrote it; of a conversation, the first.
+        text: The answer to it without special tokens; empty if there is an error.
+        n_tokens: New tokens of all answers, the end tokens included.
+        error: Why there is no answer, or None. A conversation fails as a whole.
+        templated: What the model was given: the prompt after the chat template; of a
+            conversation, everything up to its last answer.
+        turns: Every question with its answer if there were follow-ups, the first included.
+        measures: What attached probes measured while the first answer was generated, by the name
+            under which it is stored; see `mmlm.measured`.
     """
 
     id: str
@@ -74,6 +97,8 @@ class Result:
     n_tokens: int
     error: str | None = None
     templated: str = ""
+    turns: tuple[Turn, ...] = ()
+    measures: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -256,17 +281,56 @@ def generate_batches(
 
 @dataclass
 class _Row:
+    """A request on its way: what was answered so far, or why it cannot be."""
+
     request: Request
-    pictures: list[Image.Image]
+    pictures: list[Image.Image] = field(default_factory=list)
+    turns: list[Turn] = field(default_factory=list)
+    templated: str = ""
+    error: str | None = None
+
+    @property
+    def waits(self) -> bool:
+        """Whether there is another question to answer."""
+        return self.error is None and len(self.turns) <= len(self.request.follow_ups)
+
+    @property
+    def prompt(self) -> str:
+        """The next question."""
+        return (self.request.prompt, *self.request.follow_ups)[len(self.turns)]
 
     @property
     def conversation(self) -> list[dict[str, Any]]:
-        return [message("user", self.request.prompt, len(self.pictures))]
+        """The answered turns and the next question; the pictures stand before the first."""
+        messages = []
+        for turn in self.turns:
+            messages += [message("user", turn.prompt), message("assistant", turn.text)]
+        messages.append(message("user", self.prompt))
+        first = messages[0]["content"][0]["text"]
+        return [message("user", first, len(self.pictures)), *messages[1:]]
+
+    @property
+    def seed_key(self) -> str:
+        """What makes the random numbers of this row's next answer its own."""
+        return f"{self.request.id}#{len(self.turns)}" if self.turns else self.request.id
+
+    def result(self) -> Result:
+        """What became of the request."""
+        if self.error is not None:
+            return Result(self.request.id, self.request.prompt, "", 0, error=self.error)
+        return Result(
+            id=self.request.id,
+            prompt=self.request.prompt,
+            text=self.turns[0].text,
+            n_tokens=sum(turn.n_tokens for turn in self.turns),
+            templated=self.templated,
+            turns=tuple(self.turns) if self.request.follow_ups else (),
+        )
 
 
 @dataclass(frozen=True)
 class _Batch:
-    """Answers one batch; a row that cannot be answered gets an error and leaves the batch."""
+    """Answers one batch, turn by turn; a row that cannot be answered leaves it with an error."""
 
     model: Any
     processor: Any
@@ -275,19 +339,18 @@ class _Batch:
     seed: int
 
     def answer(self, batch: Sequence[Request]) -> list[Result]:
-        results: dict[str, Result] = {}
-        rows: list[_Row] = []
-        for request in batch:
+        rows = [_Row(request) for request in batch]
+        for row in rows:
             try:
-                rows.append(_Row(request, [load_image(source) for source in request.images]))
+                row.pictures = [load_image(source) for source in row.request.images]
             except ImageReadError as error:
-                results[request.id] = _failed(request, error)
-        for result in self._answer_or_split(rows) if rows else []:
-            results[result.id] = result
-        return [results[request.id] for request in batch]
+                row.error = str(error)
+        while waiting := [row for row in rows if row.waits]:
+            self._answer_or_split(waiting)
+        return [row.result() for row in rows]
 
-    def _answer_or_split(self, rows: list[_Row]) -> list[Result]:
-        """Answers the rows together; if that fails because of some row, each alone.
+    def _answer_or_split(self, rows: list[_Row]) -> None:
+        """Answers the next question of all rows together; if some row prevents it, of each alone.
 
         A processor (ValueError: e.g. a picture of 1 x 1000 pixels) or the layout refuses a batch
         as a whole, without telling which row it means.
@@ -301,48 +364,45 @@ class _Batch:
                 dtype=self.model.dtype,
             )
         except (ValueError, ZeroDivisionError, MmlmError) as error:
-            return self._split(rows, error)
+            self._split(rows, error)
+            return
         try:
-            return self._generate(rows, inputs)
+            self._generate(rows, inputs)
         except LayoutError as error:
-            return self._split(rows, error)
+            self._split(rows, error)
 
-    def _split(self, rows: list[_Row], error: Exception) -> list[Result]:
+    def _split(self, rows: list[_Row], error: Exception) -> None:
         if len(rows) == 1:
-            return [_failed(rows[0].request, error)]
-        return [result for row in rows for result in self._answer_or_split([row])]
+            rows[0].error = str(error)
+            return
+        for row in rows:
+            self._answer_or_split([row])
 
-    def _generate(self, rows: list[_Row], inputs: dict[str, torch.Tensor]) -> list[Result]:
+    def _generate(self, rows: list[_Row], inputs: dict[str, torch.Tensor]) -> None:
         import torch
 
-        ids = [row.request.id for row in rows]
+        keys = [row.seed_key for row in rows]
         try:
             with (
-                seeded(self.seed, ids, self.model.device),
+                seeded(self.seed, keys, self.model.device),
                 mmlm.attach(self.model, *self.methods, processor=self.processor),
             ):
                 tokens = self.model.generate(**inputs, generation_config=self.config)
+                answers = tokens[:, inputs["input_ids"].shape[1] :].cpu()
+                ends = self.model.generation_config.eos_token_id
+                lengths = [_length(answer, ends) for answer in answers]
+                measured = mmlm.measured(self.model, lengths) if self.methods else []
         except torch.OutOfMemoryError as error:
             raise MmlmError(
                 f"The device ran out of memory with {len(rows)} requests at once.",
                 advice="Lower generate.batch_size or max_new_tokens, or choose a smaller dtype.",
             ) from error
-        answers = tokens[:, inputs["input_ids"].shape[1] :].cpu()
-        ends = self.model.generation_config.eos_token_id
-        return [
-            Result(
-                id=row.request.id,
-                prompt=row.request.prompt,
-                text=self.processor.decode(answer, skip_special_tokens=True).strip(),
-                n_tokens=_length(answer, ends),
-                templated=render(self.processor, row.conversation),
-            )
-            for row, answer in zip(rows, answers, strict=True)
-        ]
-
-
-def _failed(request: Request, error: Exception) -> Result:
-    return Result(id=request.id, prompt=request.prompt, text="", n_tokens=0, error=str(error))
+        for row, record in zip(rows, measured, strict=bool(measured)):
+            row.measures = row.measures or record
+        for row, answer, length in zip(rows, answers, lengths, strict=True):
+            row.templated = render(self.processor, row.conversation)
+            text = self.processor.decode(answer, skip_special_tokens=True).strip()
+            row.turns.append(Turn(row.prompt, text, length))
 
 
 def _length(answer: torch.Tensor, ends: int | list[int] | None) -> int:
@@ -396,16 +456,19 @@ def _bar(total: int, show: bool) -> Iterator[Callable[[int, int], None]]:
         MofNCompleteColumn(),
         TimeElapsedColumn(),
         TimeRemainingColumn(),
+        TextColumn("{task.fields[rate]}"),
         TextColumn("[red]{task.fields[failed]}"),
     )
     n_failed = 0
     with Progress(*columns, console=Console(stderr=True)) as bar:
-        task = bar.add_task("answers", total=total, failed="")
+        task = bar.add_task("answers", total=total, failed="", rate="")
 
         def advance(done: int, failed: int) -> None:
             nonlocal n_failed
             n_failed += failed
             bar.update(task, advance=done, failed=f"{n_failed} failed" if n_failed else "")
+            speed = bar.tasks[0].speed  # unknown until two batches are done
+            bar.update(task, rate="" if speed is None else f"{speed:.3g}/s")
 
         yield advance
 

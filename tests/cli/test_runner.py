@@ -12,6 +12,7 @@ from mmlm.errors import InputError, LayoutError, MmlmError
 from mmlm.runner import (
     GenerateSettings,
     Request,
+    Turn,
     fingerprint,
     generate_all,
     generate_batches,
@@ -203,6 +204,80 @@ def test_no_picture_and_two(tiny):
     assert {none.error, two.error, swapped.error} == {None}
 
 
+FURTHER = ("which color ?", "what is shown here ?")
+
+
+def conversations(count=5):
+    return [
+        Request(f"c{n}", (picture(n % 3),), "what is this ?", FURTHER[: n % 3])
+        for n in range(count)
+    ]
+
+
+def test_a_conversation_feeds_its_answers_back(tiny):
+    [result] = generate_all(*tiny, [conversations(3)[2]], settings=GREEDY)
+    first, second, third = result.turns
+    assert [turn.prompt for turn in result.turns] == ["what is this ?", *FURTHER]
+    assert (result.text, result.prompt) == (first.text, first.prompt)
+    assert result.n_tokens == sum(turn.n_tokens for turn in result.turns)
+    assert result.templated == (
+        f"user: <image>what is this ? assistant: {first.text} user: {FURTHER[0]} "
+        f"assistant: {second.text} user: {FURTHER[1]} assistant:"
+    )
+    # Asked alone, with the history written out, the model says the same.
+    model, processor = tiny
+    inputs = processor(text=[result.templated], images=[picture(2)], return_tensors="pt")
+    tokens = model.generate(**inputs, max_new_tokens=6, do_sample=False)
+    answer = tokens[0, inputs["input_ids"].shape[1] :]
+    assert processor.decode(answer, skip_special_tokens=True).strip() == third.text
+
+
+def test_the_first_turn_is_the_question_alone(tiny):
+    asked = [Request("c", (picture(1),), "what is this ?")]
+    [alone] = generate_all(*tiny, asked, settings=GREEDY)
+    [talk] = generate_all(
+        *tiny, [dataclasses.replace(asked[0], follow_ups=FURTHER)], settings=GREEDY
+    )
+    assert alone.turns == ()
+    assert talk.turns[0] == Turn("what is this ?", alone.text, alone.n_tokens)
+
+
+@pytest.mark.parametrize("batch_size", [2, 4])
+def test_batches_do_not_change_conversations(tiny, batch_size):
+    one, more = (dataclasses.replace(GREEDY, batch_size=size) for size in (1, batch_size))
+    results = list(generate_all(*tiny, conversations(), settings=more))
+    assert results == list(generate_all(*tiny, conversations(), settings=one))
+    assert [len(result.turns) for result in results] == [0, 2, 3, 0, 2]
+
+
+def test_every_turn_draws_its_own_numbers(tiny):
+    same = ("what is this ?",) * 3
+    asked = [Request("c", (picture(),), same[0], same[1:])]
+    settings = dataclasses.replace(SAMPLED, temperature=30.0)
+    [result] = generate_all(*tiny, asked, settings=settings)
+    assert len({turn.text for turn in result.turns}) == 3
+    assert [result] == list(generate_all(*tiny, asked, settings=settings))
+
+
+def test_a_failing_turn_fails_its_conversation_only(tiny, monkeypatch):
+    model, processor = tiny
+    original = model.generate
+
+    def generate(**inputs):
+        words = processor.batch_decode(inputs["input_ids"])
+        if any("which color" in text and text.count("what") == 1 for text in words):
+            raise LayoutError("no more of this")
+        return original(**inputs)
+
+    monkeypatch.setattr(model, "generate", generate)
+    asked = conversations(3)
+    asked[2] = Request("c2", (picture(2),), "hello ?", FURTHER[1:])
+    results = list(generate_all(model, processor, asked, settings=GREEDY))
+    assert [result.error for result in results] == [None, "no more of this", None]
+    assert (results[1].text, results[1].n_tokens, results[1].turns) == ("", 0, ())
+    assert len(results[2].turns) == 2
+
+
 def test_the_same_id_twice(tiny):
     with pytest.raises(InputError, match="'q0' is given more than once"):
         list(generate_all(*tiny, requests(1) * 2))
@@ -219,7 +294,7 @@ def test_the_end_token_counts_and_the_padding_does_not(tiny, monkeypatch):
 
     monkeypatch.setattr(model, "generate", generate)
     results = list(generate_all(model, processor, requests(2), settings=GREEDY))
-    assert results[0].n_tokens == 4
+    assert results[1].n_tokens == 4  # the longer question is the first row
 
 
 def test_no_bar_without_progress(tiny, capfd):
