@@ -34,14 +34,17 @@ _METHODS = {
     "VISTA": "decoding.vista",
     "ZeroTuning": "decoding.zerotuning",
 }
+_PROBES = {"TextDominance": "mmlm.probes.dominance"}
 _EXPORTS = {
     **_METHODS,
+    **_PROBES,
     "Anatomy": "mmlm.engine.anatomy",
     "Method": "mmlm.engine.method",
     "TokenLayout": "mmlm.engine.layout",
     "attach": "mmlm.engine.attach",
     "build_in": "mmlm.engine.build_in",
     "load": "mmlm.model.checkpoint",
+    "measured": "mmlm.engine.attach",
     "method_names": "mmlm.text_form",
     "parse_method": "mmlm.text_form",
 }
@@ -62,11 +65,12 @@ if TYPE_CHECKING:
     from decoding.vista import VISTA
     from decoding.zerotuning import ZeroTuning
     from mmlm.engine.anatomy import Anatomy
-    from mmlm.engine.attach import attach
+    from mmlm.engine.attach import attach, measured
     from mmlm.engine.build_in import build_in
     from mmlm.engine.layout import TokenLayout
     from mmlm.engine.method import Method
     from mmlm.model.checkpoint import load
+    from mmlm.probes.dominance import TextDominance
     from mmlm.text_form import method_names, parse_method
 
 __all__ = [
@@ -85,11 +89,13 @@ __all__ = [
     "DoLa",
     "ImbalancedAttention",
     "Method",
+    "TextDominance",
     "TokenLayout",
     "ZeroTuning",
     "attach",
     "build_in",
     "load",
+    "measured",
     "method_names",
     "parse_method",
 ]

@@ -12,7 +12,7 @@ import contextlib
 import hashlib
 import math
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -286,6 +286,7 @@ class _Row:
     request: Request
     pictures: list[Image.Image] = field(default_factory=list)
     turns: list[Turn] = field(default_factory=list)
+    measures: dict[str, Any] = field(default_factory=dict)
     templated: str = ""
     error: str | None = None
 
@@ -325,6 +326,7 @@ class _Row:
             n_tokens=sum(turn.n_tokens for turn in self.turns),
             templated=self.templated,
             turns=tuple(self.turns) if self.request.follow_ups else (),
+            measures=self.measures,
         )
 
 
@@ -392,14 +394,14 @@ class _Batch:
                 ends = self.model.generation_config.eos_token_id
                 lengths = [_length(answer, ends) for answer in answers]
                 measured = mmlm.measured(self.model, lengths) if self.methods else []
+                measured = measured or [{} for _ in rows]
         except torch.OutOfMemoryError as error:
             raise MmlmError(
                 f"The device ran out of memory with {len(rows)} requests at once.",
                 advice="Lower generate.batch_size or max_new_tokens, or choose a smaller dtype.",
             ) from error
-        for row, record in zip(rows, measured, strict=bool(measured)):
-            row.measures = row.measures or record
-        for row, answer, length in zip(rows, answers, lengths, strict=True):
+        for row, answer, length, found in zip(rows, answers, lengths, measured, strict=True):
+            row.measures = row.measures or found
             row.templated = render(self.processor, row.conversation)
             text = self.processor.decode(answer, skip_special_tokens=True).strip()
             row.turns.append(Turn(row.prompt, text, length))

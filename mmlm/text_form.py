@@ -99,7 +99,7 @@ def _find_class(path: str) -> type[Method]:
     from mmlm.engine.method import Method
 
     if "." not in path:
-        if path not in mmlm._METHODS:
+        if path not in {**mmlm._METHODS, **mmlm._PROBES}:
             raise InputError(
                 f"There is no method {path!r}; there are: {', '.join(method_names())}.",
                 advice=_did_you_mean(path, method_names()) or "See: mmlm methods",

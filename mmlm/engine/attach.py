@@ -7,7 +7,7 @@ configuration or the library; what changes while running is :class:`mmlm.engine.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -31,7 +31,7 @@ from mmlm.errors import IncompatibleMethods, UnsupportedModel
 if TYPE_CHECKING:
     from mmlm.engine.build_in import Built
 
-__all__ = ["BUILT", "MARK", "attach", "install", "refuse"]
+__all__ = ["BUILT", "MARK", "attach", "install", "measured", "refuse"]
 
 #: Where a model keeps the session that is running, and what is built into it.
 MARK, BUILT = "_mmlm_session", "_mmlm_built"
@@ -116,6 +116,33 @@ def attach(
         yield model
 
 
+def measured(model: nn.Module, tokens: Sequence[int] | None = None) -> list[dict[str, Any]]:
+    """What the attached methods measured about the last prompt of this block.
+
+        with attach(model, TextDominance()):
+            ids = model.generate(**inputs, max_new_tokens=64)
+            records = measured(model)
+
+    Args:
+        model: The model, inside the block.
+        tokens: New tokens of each row, the end token included. Rows of a batch run on until the
+            longest has ended: without these numbers all that ran is counted.
+
+    Returns:
+        Per row: name of the measurement -> record. Empty if nothing attached measures anything.
+
+    Raises:
+        ValueError: If nothing is attached, or the numbers are not one per row.
+    """
+    session: Session | None = getattr(unwrap(model), MARK, None)
+    if session is None:
+        raise ValueError("Nothing is attached to this model; call measured() inside the block.")
+    rows = session.measured(tokens)
+    if rows and tokens is not None and len(rows) != len(tokens):
+        raise ValueError(f"Got {len(tokens)} numbers of tokens for {len(rows)} rows.")
+    return rows
+
+
 def _only_built(model: Any) -> bool:
     """Whether what runs on a model is what is built into it, and nothing else."""
     built: Built | None = getattr(model, BUILT, None)
@@ -185,6 +212,18 @@ def refuse(
             )
     _refuse_pruning(anatomy, methods)
     _refuse_auxiliary(methods, built)
+    _refuse_equal_measures(methods)
+
+
+def _refuse_equal_measures(methods: tuple[Method, ...]) -> None:
+    """Two methods whose records would be stored under one name."""
+    for i, method in enumerate(methods):
+        for other in methods[:i]:
+            if method.measures and method.measures == other.measures:
+                raise IncompatibleMethods(
+                    f"{other.label} and {method.label} both measure {method.measures}.",
+                    advice="Attach one of them.",
+                )
 
 
 def _refuse_auxiliary(methods: tuple[Method, ...], built: tuple[Method, ...]) -> None:

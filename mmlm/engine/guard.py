@@ -78,6 +78,14 @@ def _check(session: Session, args: tuple[Any, ...], kwargs: dict[str, Any]) -> N
             f"{names} cannot run with use_cache=False: every step would look like a new prompt.",
             advice="Leave use_cache at True.",
         )
+    beams = kwargs.get("num_beams") or getattr(config, "num_beams", None) or 1
+    measuring = [m.label for m in session.methods if m.measures]
+    if measuring and beams > 1:
+        raise IncompatibleMethods(
+            f"{' + '.join(measuring)} cannot run with beam search (num_beams={beams}): beams "
+            "change places, and what was measured would belong to no answer.",
+            advice="Generate with num_beams=1.",
+        )
     kind = kwargs.get("cache_implementation") or getattr(config, "cache_implementation", None)
     if session.riders and kind not in (None, "dynamic", "dynamic_full"):
         raise IncompatibleMethods(

@@ -20,7 +20,7 @@ from __future__ import annotations
 import abc
 import dataclasses
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import (
     TYPE_CHECKING,
@@ -183,6 +183,9 @@ class Method(abc.ABC):
     #: Whether what this class keeps depends on the prompt alone, not on generated tokens. Then a
     #: search may look at several next tokens at once, and take tokens back.
     rewinds: ClassVar[bool] = False
+    #: Name under which what this class measures about an answer is stored; "" if it measures
+    #: nothing. Then :meth:`record` is never called.
+    measures: ClassVar[str] = ""
 
     def __call__(
         self, model: nn.Module, *, processor: Any = None
@@ -416,6 +419,18 @@ class Method(abc.ABC):
 
         Returns what ``generate`` shall return: :meth:`mmlm.engine.search.Search.result`.
         """
+
+    def record(self, state: Any, tokens: Sequence[int] | None) -> list[dict[str, Any]]:
+        """What was measured about each row of the last prompt, as plain JSON.
+
+        Not a site: it is asked by :func:`mmlm.measured`, once the answers are complete.
+
+        Args:
+            state: What ``begin`` returned.
+            tokens: New tokens of each row, the end token included; None: as many as ran. Rows of a
+                batch go on until the longest is done, which must not count.
+        """
+        raise NotImplementedError(f"{type(self).__name__} measures nothing.")
 
     # ---- help for constructors ---------------------------------------------------------------
 

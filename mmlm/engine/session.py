@@ -8,7 +8,7 @@ through hooks, i.e. it hangs on the modules and is seen from every thread that r
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -60,6 +60,7 @@ class Session:
         self._layout: TokenLayout | None = None
         self.source: Source | None = None
         self.states: list[Any] = [None] * len(methods)
+        self.finished: list[Any] = list(self.states)  # of the last prompt, for what was measured
         self.quiet = False  # an auxiliary pass is running: temporary methods are off
         self._deep: list[Tensor] = []  # what it adds to the outputs of the first layers
         self._captured: dict[tuple[Any, ...], Captured] = {}
@@ -215,6 +216,18 @@ class Session:
         layout = self.full_layout.gather(prompt.origin)
         added = (prompt.origin < 0) & prompt.mask
         return layout.with_text(added)
+
+    def measured(self, tokens: Sequence[int] | None) -> list[dict[str, Any]]:
+        """What methods measured about each row of the running or else the last prompt."""
+        states = self.finished if self._layout is None else self.states
+        rows: list[dict[str, Any]] = []
+        for method, state in zip(self.methods, states, strict=True):
+            if method.measures and state is not None:
+                found = method.record(state, tokens)
+                rows = rows or [{} for _ in found]
+                for row, record in zip(rows, found, strict=True):
+                    row[method.measures] = record
+        return rows
 
     def attend(self, a: Tensor) -> Tensor:
         """Weights [B, H, R, K] times the values of the running attention call: [B, R, H, d]."""
@@ -521,8 +534,11 @@ class Session:
         self._auxiliary = None
 
     def finish(self) -> None:
-        """Forgets the current prompt."""
+        """Forgets the current prompt, but for what was measured about it."""
         self._drop_auxiliary()
+        if self._layout is not None:
+            pairs = zip(self.methods, self.states, strict=True)
+            self.finished = [state if method.measures else None for method, state in pairs]
         self._captured.clear()
         self._layout = self.source = self._cache = self._positions = self._new_ids = None
         self.seeing = self.sight = self.beginning = self.compaction = None
