@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import struct
 import warnings
 import zlib
@@ -55,6 +56,8 @@ SIMPLE_TEMPLATE = (
     "{% if add_generation_prompt %}ASSISTANT:{% endif %}"
 )
 """LLaVA-1.5's prompt, ``USER: <image>\\nQUESTION ASSISTANT:``, with the processor's image token."""
+
+_IMAGE_MARK = re.compile(r"<image ([1-9]\d*)>")
 
 # What Pillow's decoders raise on damaged files. UnidentifiedImageError is an OSError.
 _DECODE_ERRORS = (
@@ -186,16 +189,49 @@ def _deep_grey(image: Image.Image) -> Image.Image:
     return Image.fromarray(np.clip(np.round(scaled), 0, 255).astype(np.uint8))
 
 
-def message(role: str, text: str, n_images: int = 0) -> Message:
-    """One message in Hugging Face chat format, its pictures before its text.
+def message(role: str, text: str, n_images: int = 0, *, marked: bool = False) -> Message:
+    """One message in Hugging Face chat format, its pictures before or inside its text.
 
     Args:
         role: ``user`` or ``assistant`` (or whatever the chat template knows).
         text: The text.
-        n_images: How many picture placeholders stand before the text.
+        n_images: How many picture placeholders the message has.
+        marked: Whether the text says where they stand: ``<image 1>``, ``<image 2>`` and so on, in
+            this order. A mark that comes again stays text: it only names the picture. Otherwise
+            all of them stand before the text, and a mark is text like any other.
+
+    Raises:
+        InputError: If the marks are not those of the pictures, or not in order.
     """
+    if marked:
+        return {"role": role, "content": _at_marks(text, n_images)}
     pictures = [{"type": "image"}] * n_images
     return {"role": role, "content": [*pictures, {"type": "text", "text": text}]}
+
+
+def _at_marks(text: str, n_images: int) -> list[dict[str, str]]:
+    parts: list[dict[str, str]] = []
+    start = shown = 0
+    for mark in _IMAGE_MARK.finditer(text):
+        number = int(mark[1])
+        if number <= shown:
+            continue  # shown before
+        shown += 1
+        if number != shown:
+            break
+        if before := text[start : mark.start()]:
+            parts.append({"type": "text", "text": before})
+        parts.append({"type": "image"})
+        start = mark.end()
+    else:
+        if shown == n_images:
+            rest = text[start:]
+            return [*parts, {"type": "text", "text": rest}] if rest or not parts else parts
+    marks = ", ".join(mark[0] for mark in _IMAGE_MARK.finditer(text)) or "no marks"
+    raise InputError(
+        f"A prompt with {n_images} pictures has {marks}.",
+        advice="Mark every picture once, in order: <image 1>, <image 2>, ...",
+    )
 
 
 def use_chat_template(processor: Any, template: str) -> None:
