@@ -102,8 +102,10 @@ def run(settings: Demo, terminal: Terminal) -> int:
     ways, optional = _ways(settings.methods, settings.model.id)
     source = _source(settings)
     check_model_name(settings.model.id)
-    _claim_report(settings.output / REPORT)
     import mmlm
+    from benchmarks import markup, page
+
+    markup.claim(settings.output / REPORT, page.GENERATOR)
 
     model, processor = open_model(settings.model, (), terminal)
     for label, method in list(ways.items()):
@@ -160,17 +162,6 @@ def _source(settings: Demo) -> Source:
         known = find(data, settings.output / "pictures").count if data.images else wanted
         data = replace(data, count=min(wanted, known))
     return find(data, settings.output / "pictures")
-
-
-def _claim_report(path: Path) -> None:
-    """Refuses to replace a page that another program wrote."""
-    from benchmarks.page import GENERATOR
-
-    if path.exists() and (not path.is_file() or GENERATOR.encode() not in path.read_bytes()[:600]):
-        raise InputError(
-            f"{str(path)!r} exists and was not written by `mmlm demo`.",
-            advice="Choose another --output.",
-        )
 
 
 @dataclass(frozen=True)
