@@ -1,6 +1,6 @@
 """From a caption to words: sentences, tokens, parts of speech and dictionary forms, offline.
 
-CHAIR (and later AMBER) depend on what NLTK makes of a caption. NLTK's code is used as it is; the
+CHAIR and AMBER depend on what NLTK makes of a caption. NLTK's code is used as it is; the
 data it would download lies compactly in ``benchmarks/data`` (see the README there), so nothing is
 fetched. The whole WordNet corpus is replaced by a table of the forms that matter for CHAIR.
 
@@ -23,7 +23,15 @@ if TYPE_CHECKING:
     from nltk.tokenize.destructive import NLTKWordTokenizer
     from nltk.tokenize.punkt import PunktSentenceTokenizer
 
-__all__ = ["Tokens", "lemmatize", "load_table", "part_of_speech", "singularize", "tokenize"]
+__all__ = [
+    "Tokens",
+    "lemmatize",
+    "load_table",
+    "part_of_speech",
+    "penn_tags",
+    "singularize",
+    "tokenize",
+]
 
 
 def load_table(name: str) -> Any:
@@ -61,13 +69,18 @@ def tokenize(text: str) -> Tokens:
     return Tokens(tuple(words), tuple(sentence))
 
 
+def penn_tags(tokens: Sequence[str]) -> list[str]:
+    """Penn Treebank tag per token ("NN", "VBZ", ...), as ``nltk.pos_tag`` gives it."""
+    return [tag for _, tag in _tagger().tag(list(tokens))]
+
+
 def part_of_speech(tokens: Sequence[str]) -> list[str]:
     """WordNet's letter (n, v, a, r) per token, from NLTK's English perceptron tagger.
 
     Everything that is neither verb, adjective nor adverb counts as a noun, as in the LVLM scorers.
     """
     letters = {"J": "a", "V": "v", "R": "r"}
-    return [letters.get(tag[0], "n") for _, tag in _tagger().tag(list(tokens))]
+    return [letters.get(tag[0], "n") for tag in penn_tags(tokens)]
 
 
 def lemmatize(word: str, letter: str) -> str:

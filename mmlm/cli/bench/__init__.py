@@ -3,11 +3,13 @@
 One file per benchmark; `mmlm.cli.bench.common` is the course they share.
 """
 
-from mmlm.cli.bench import chair, pope
+from mmlm.cli.bench import amber, chair, pope, text_dominance
 
 __all__ = ["COMMANDS"]
 
 COMMANDS = {
+    "amber": amber.COMMAND,
     "chair": chair.COMMAND,
     "pope": pope.COMMAND,
+    "text-dominance": text_dominance.COMMAND,
 }

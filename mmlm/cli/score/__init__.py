@@ -1,10 +1,12 @@
 """``mmlm score``: score stored answers again, without the model. One file per benchmark."""
 
-from mmlm.cli.score import chair, pope
+from mmlm.cli.score import amber, chair, pope, text_dominance
 
 __all__ = ["COMMANDS"]
 
 COMMANDS = {
+    "amber": amber.COMMAND,
     "chair": chair.COMMAND,
     "pope": pope.COMMAND,
+    "text-dominance": text_dominance.COMMAND,
 }
