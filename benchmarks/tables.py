@@ -37,13 +37,27 @@ LABELS = {
     "mean_f1": "Mean F1",
     "mean_yes_ratio": "Mean yes ratio",
 }
-_PLAIN = ("mean_length",)  # in words, not a share
+LABELS |= {
+    f"{kind}_{stage}": f"{title}, {stage} layers"
+    for kind, title in (
+        ("mdi", "MDI"),
+        ("aei_text", "AEI of text"),
+        ("aei_image", "AEI of image"),
+        ("attention_text", "Attention on text"),
+        ("attention_image", "Attention on image"),
+    )
+    for stage in ("early", "middle", "late")
+}
+_PLAIN = ("mean_length", "text_tokens", "image_tokens")  # in words or tokens, not a share
+_QUOTIENTS = ("mdi_", "aei_")  # how many times as much, not a share
 
 
 def value_text(name: str, value: float | None) -> str:
     """A metric as papers print it: percent with one decimal; lengths as they are."""
     if value is None:
         return "undefined"
+    if name.startswith(_QUOTIENTS):
+        return f"{value:.2f}"
     return f"{value if name in _PLAIN else 100 * value:.1f}"
 
 
