@@ -51,12 +51,15 @@ class Request:
         prompt: The question as the user wrote it, without placeholders.
         follow_ups: Further questions. Each is asked in the same conversation, after the model's
             own answers to those before it.
+        marked: Whether the prompt says where the pictures stand: ``<image 1>``, ``<image 2>`` and
+            so on (see `mmlm.inputs.message`). Otherwise they stand before it.
     """
 
     id: str
     images: tuple[ImageSource, ...]
     prompt: str
     follow_ups: tuple[str, ...] = ()
+    marked: bool = False
 
 
 @dataclass(frozen=True)
@@ -302,13 +305,14 @@ class _Row:
 
     @property
     def conversation(self) -> list[dict[str, Any]]:
-        """The answered turns and the next question; the pictures stand before the first."""
+        """The answered turns and the next question; the pictures stand in or before the first."""
         messages = []
         for turn in self.turns:
             messages += [message("user", turn.prompt), message("assistant", turn.text)]
         messages.append(message("user", self.prompt))
         first = messages[0]["content"][0]["text"]
-        return [message("user", first, len(self.pictures)), *messages[1:]]
+        n_images, marked = len(self.pictures), self.request.marked
+        return [message("user", first, n_images, marked=marked), *messages[1:]]
 
     @property
     def seed_key(self) -> str:
