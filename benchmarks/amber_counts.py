@@ -84,6 +84,12 @@ def ratios(parts: set[str]) -> dict[str, Ratio | tuple[Ratio, ...]]:
         if len(DIMENSIONS[name]) > 1:
             for aspect in DIMENSIONS[name]:
                 found |= _answer_ratios(f"{aspect}_", (aspect,))
+    if asked:
+        aspects = [aspect for name in asked for aspect in DIMENSIONS[name]]
+        found["neither"] = Ratio(
+            tuple(f"{aspect}.neither" for aspect in aspects),
+            tuple(f"{aspect}.asked" for aspect in aspects),
+        )
     if "chair" in found and "f1" in found:
         # The mean of the share of nouns that are not invented and the F1 of all questions.
         halves = (Ratio(("grounded",), ("nouns",)), found["f1"])
@@ -101,11 +107,10 @@ def _answer_ratios(prefix: str, aspects: Sequence[str]) -> dict[str, Ratio]:
         f"{prefix}precision": Ratio(right, said),
         f"{prefix}recall": Ratio(right, labels),
         f"{prefix}f1": Ratio(right, said + labels, 2.0, needs=right),
-        f"{prefix}neither": Ratio(columns("neither"), columns("asked")),
     }
 
 
 def directions(metrics: Iterable[str]) -> dict[str, Direction]:
     """Which way each metric is better."""
     lower = ("chair", "hal", "cog", "neither")
-    return {name: "lower" if name.rpartition("_")[2] in lower else "higher" for name in metrics}
+    return {name: "lower" if name in lower else "higher" for name in metrics}

@@ -154,14 +154,18 @@ def nouns(text: str) -> list[Noun]:
     found = []
     cursor = 0
     for token, tag in zip(tokens, words.penn_tags(tokens), strict=True):
-        start = text.find(token, cursor)
-        if start < 0:  # the tokeniser rewrites quotation marks; no noun is one
-            continue
-        cursor = start + len(token)
+        start = _place(text, token, cursor)
+        cursor = start + (len(token) if text.startswith(token, start) else 1)
         lemma = table.lemmas.get(token, token)
         if tag.startswith("NN") and lemma in table.known:
             found.append(Noun(lemma, start, cursor))
     return found
+
+
+def _place(text: str, token: str, cursor: int) -> int:
+    """Where a token stands. The tokeniser writes a straight quotation mark as two strokes."""
+    spellings = (token, '"') if token in ("``", "''") else (token,)
+    return min(at for at in (text.find(one, cursor) for one in spellings) if at >= 0)
 
 
 @dataclass(frozen=True)
