@@ -65,6 +65,8 @@ class Shape:
 
 PRESETS = {
     "small": Shape(),
+    # As many layers as a 7B model: what a method costs in some of them stands against all.
+    "deep": Shape(32, 1024, 16, 2816),
     "7b": Shape(32, 4096, 32, 11008, (24, 1024, 16)),
 }
 

@@ -429,6 +429,9 @@ class Method(abc.ABC):
             state: What ``begin`` returned.
             tokens: New tokens of each row, the end token included; None: as many as ran. Rows of a
                 batch go on until the longest is done, which must not count.
+
+        Raises:
+            ValueError: If ``tokens`` are not one number per row.
         """
         raise NotImplementedError(f"{type(self).__name__} measures nothing.")
 

@@ -62,6 +62,7 @@ class _State:
 
     Attributes:
         n_layers: Decoder layers of the model.
+        layers: Those that are measured.
         marks: fp32 [B, N, 4]; see :func:`key_marks`.
         answer: Bool [B, N]; positions of a given answer, which are the queries of that mode.
         seen: Positions so far, by layer.
@@ -71,6 +72,7 @@ class _State:
     """
 
     n_layers: int
+    layers: tuple[int, ...]
     marks: Tensor
     answer: Tensor
     seen: dict[int, int] = field(default_factory=dict)
@@ -168,8 +170,9 @@ class TextDominance(Method):
 
     def begin(self, prompt: Prompt) -> _State:
         """Notes which key is what."""
-        layout = prompt.layout
-        return _State(prompt.anatomy.n_layers, key_marks(layout), layout.seg == ANSWER)
+        layout, n_layers = prompt.layout, prompt.anatomy.n_layers
+        layers = self.layers or measured_layers(n_layers)
+        return _State(n_layers, layers, key_marks(layout), layout.seg == ANSWER)
 
     def weights(
         self, state: _State, layer: int, rows: Int[Tensor, "B R"], a: Float[Tensor, "B H R K"]
@@ -196,14 +199,19 @@ class TextDominance(Method):
             row), ``n_text``, ``n_visual``, ``n_instruction`` (keys of each group), ``first`` (the
             group of the first token), and per layer the sums ``text``, ``visual``,
             ``instruction``, ``first_token``.
+
+        Raises:
+            ValueError: If ``tokens`` are not one number per row.
         """
-        layers = sorted(state.seen)
+        rows = state.marks.shape[0]
+        if tokens is not None and len(tokens) != rows:
+            raise ValueError(f"Got {len(tokens)} numbers of tokens for {rows} rows.")
         sizes = state.marks.sum(1).long().tolist()
         first = (state.marks[..., :1] * state.marks[..., 3:]).sum((1, 2)).bool().tolist()
-        sums, counts, sources = self._sums(state, layers, tokens)
+        sums, counts, sources = self._sums(state, tokens)
         return [
             {
-                "layers": layers,
+                "layers": list(state.layers),
                 "n_layers": state.n_layers,
                 "queries": counts[row],
                 "queries_from": sources[row],
@@ -216,38 +224,39 @@ class TextDominance(Method):
                     for column, name in enumerate((*COLUMNS[:3], "first_token"))
                 },
             }
-            for row in range(state.marks.shape[0])
+            for row in range(rows)
         ]
 
     def _sums(
-        self, state: _State, layers: list[int], tokens: Sequence[int] | None
+        self, state: _State, tokens: Sequence[int] | None
     ) -> tuple[Tensor, list[int], list[str]]:
         """Sums [layers, B, 4], the number of queries behind them by row, and what those are."""
         rows = state.marks.shape[0]
         if self.queries == "answer":
-            by_layer = [torch.stack(state.steps[layer]).double().sum(0) for layer in layers]
-            counts = state.answer.sum(-1).tolist()
-            return _over_heads(by_layer), counts, ["answer"] * rows
-        ran = min((len(state.steps[layer]) for layer in layers), default=0)
+            chunks = [_read(state.steps.get(layer, []), state).sum(0) for layer in state.layers]
+            return torch.stack(chunks), state.answer.sum(-1).tolist(), ["answer"] * rows
+        ran = min(len(state.steps[layer]) for layer in state.layers)
         # What was generated last was never fed back.
         counts = [ran] * rows if tokens is None else [min(n - 1, ran) for n in tokens]
-        device = state.marks.device
-        used = torch.tensor(counts, device=device)[None] > torch.arange(ran, device=device)[:, None]
-        by_layer = []
-        for layer in layers:
-            total = state.prompt[layer].double()
-            if ran:
-                steps = torch.stack(state.steps[layer][:ran]).double()
-                fed = (steps * used[:, :, None, None]).sum(0)
-                total = torch.where(used.any(0)[:, None, None], fed, total)
-            by_layer.append(total)
+        used = torch.tensor(counts) > torch.arange(ran)[:, None]
+        steps = [
+            torch.cat(
+                [
+                    _read(state.steps[layer][:ran], state) * used[..., None],
+                    _read([state.prompt[layer]], state) * ~used.any(0)[:, None],
+                ]
+            ).sum(0)
+            for layer in state.layers
+        ]
         sources = ["generated" if n > 0 else "last prompt row" for n in counts]
-        return _over_heads(by_layer), [max(n, 1) for n in counts], sources
+        return torch.stack(steps), [max(n, 1) for n in counts], sources
 
 
-def _over_heads(by_layer: list[Tensor]) -> Tensor:
-    """Mean over heads of [B, H, 4] per layer, on the CPU: the only read-back of a prompt."""
-    return torch.stack(by_layer).mean(2).cpu()
+def _read(steps: list[Tensor], state: _State) -> Tensor:
+    """What was kept of one layer, as means over heads in double precision: [steps, B, 4]."""
+    if not steps:
+        return torch.zeros(0, state.marks.shape[0], len(COLUMNS), dtype=torch.float64)
+    return torch.stack(steps).cpu().double().mean(2)
 
 
 def _short(x: float) -> float:
