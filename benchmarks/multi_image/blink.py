@@ -45,7 +45,7 @@ SPLITS = ("val", "test")
 
 
 def read_questions(path: Path, pictures: Pictures, split: str = "val") -> list[Question]:
-    """Reads BLINK with the columns of the hub (idx, sub_task, prompt, choices, answer, image_1 ...).
+    """Reads BLINK with the columns of the hub: idx, sub_task, prompt, choices, answer, image_1 ...
 
     Args:
         path: See `benchmarks.multi_image.rows.read_rows`.

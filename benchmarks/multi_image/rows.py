@@ -101,9 +101,9 @@ def find_files(path: Path, split: str) -> list[Path]:
     Raises:
         InputError: If there are none.
     """
-    if path.is_file():
-        return [path]
-    files = sorted(file for file in path.rglob("*") if file.name.endswith(_SUFFIXES))
+    every = [path] if path.is_file() else sorted(path.rglob("*"))
+    files = [file for file in every if file.suffix == ".parquet"]
+    files = files or [file for file in every if file.name.endswith(_SUFFIXES)]
     if not files:
         raise InputError(
             f"There is no data in {str(path)!r}.",

@@ -3,13 +3,15 @@
 One file per benchmark; `mmlm.cli.bench.common` is the course they share.
 """
 
-from mmlm.cli.bench import amber, chair, pope, text_dominance
+from mmlm.cli.bench import amber, chair, mmbench, multi_image, pope, text_dominance
 
 __all__ = ["COMMANDS"]
 
 COMMANDS = {
     "amber": amber.COMMAND,
     "chair": chair.COMMAND,
+    "mmbench": mmbench.COMMAND,
     "pope": pope.COMMAND,
     "text-dominance": text_dominance.COMMAND,
+    **multi_image.COMMANDS,
 }

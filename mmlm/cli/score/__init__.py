@@ -1,12 +1,14 @@
 """``mmlm score``: score stored answers again, without the model. One file per benchmark."""
 
-from mmlm.cli.score import amber, chair, pope, text_dominance
+from mmlm.cli.score import amber, chair, mmbench, multi_image, pope, text_dominance
 
 __all__ = ["COMMANDS"]
 
 COMMANDS = {
     "amber": amber.COMMAND,
     "chair": chair.COMMAND,
+    "mmbench": mmbench.COMMAND,
     "pope": pope.COMMAND,
     "text-dominance": text_dominance.COMMAND,
+    **multi_image.COMMANDS,
 }
