@@ -34,10 +34,12 @@ __all__ = [
     "JudgePrompt",
     "ScriptedJudge",
     "Verdict",
+    "WatchedJudge",
     "count_failures",
     "judge_name",
     "prompt_key",
     "read_script",
+    "valid_text",
 ]
 
 
@@ -47,7 +49,7 @@ class JudgePrompt:
 
     Attributes:
         id: Identifies the prompt within one call of `Judge.ask`.
-        text: The user's message.
+        text: The user's message; "" for none.
         system: The system message; "" for none.
         attempt: 0 for the first question; a number from 1 asks the same thing anew, e.g. because
             the reply could not be parsed. Replies of different attempts are cached side by side.
@@ -60,9 +62,12 @@ class JudgePrompt:
 
     @property
     def messages(self) -> list[dict[str, str]]:
-        """The prompt as chat messages: role and content."""
-        system = [{"role": "system", "content": self.system}] if self.system else []
-        return [*system, {"role": "user", "content": self.text}]
+        """The prompt as chat messages: role and content; empty ones are left out.
+
+        Half surrogate pairs, which JSON can carry and UTF-8 cannot, become question marks.
+        """
+        parts = (("system", self.system), ("user", self.text))
+        return [{"role": role, "content": valid_text(text)} for role, text in parts if text]
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,6 +165,27 @@ class ScriptedJudge(Judge):
                 yield Verdict(prompt.id, reply)
 
 
+class WatchedJudge(Judge):
+    """Another judge, with its verdicts shown as they arrive.
+
+    Args:
+        judge: Who is asked.
+        watch: Gets the verdicts and their number, and passes them on: a progress bar.
+    """
+
+    def __init__(
+        self, judge: Judge, watch: Callable[[Iterator[Verdict], int], Iterable[Verdict]]
+    ) -> None:
+        self.judge = judge
+        self.model = judge.model
+        self.parameters = judge.parameters
+        self._watch = watch
+
+    def verdicts(self, prompts: Sequence[JudgePrompt]) -> Iterator[Verdict]:
+        """Passes the verdicts on."""
+        yield from self._watch(self.judge.verdicts(prompts), len(prompts))
+
+
 def read_script(path: str | Path) -> dict[str, str]:
     """Reads the replies of a `ScriptedJudge`: records with ``id`` and ``reply``.
 
@@ -206,6 +232,11 @@ def count_failures(verdicts: Iterable[Verdict]) -> dict[str, int]:
     """How many prompts have no reply, by reason, the most frequent reason first."""
     reasons = Counter(verdict.reason for verdict in verdicts if verdict.status == "failed")
     return dict(reasons.most_common())
+
+
+def valid_text(text: str) -> str:
+    """The text with everything that UTF-8 cannot express replaced by question marks."""
+    return text.encode("utf-8", "replace").decode("utf-8")
 
 
 def _plain(value: Any) -> str:
