@@ -152,7 +152,9 @@ def test_every_token_has_its_place(seed):
         "...",
     ]
     text = "".join(generator.choice(pieces) for _ in range(200))
-    for noun in amber_words.nouns(text):
+    found = amber_words.nouns(text)
+    assert found
+    for noun in found:
         assert text[noun.start : noun.end] == noun.word
 
 
