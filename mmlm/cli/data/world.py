@@ -1,4 +1,4 @@
-"""``mmlm data``: makes data."""
+"""``mmlm data world``: pictures of the embedded world with exact truth."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 from mmlm.cli.frame import DONE, Command, Terminal
 
-__all__ = ["COMMANDS", "World", "make_world"]
+__all__ = ["COMMAND", "World", "make_world"]
 
 
 @dataclass(frozen=True)
@@ -54,11 +54,9 @@ def make_world(settings: World, terminal: Terminal) -> int:
     return DONE
 
 
-COMMANDS = {
-    "world": Command(
-        summary="pictures of the embedded world with exact truth, in COCO format",
-        settings=World,
-        run=make_world,
-        example="mmlm data world --count 500 --split natural --seed 0 --output world/natural",
-    ),
-}
+COMMAND = Command(
+    summary="pictures of the embedded world with exact truth, in COCO format",
+    settings=World,
+    run=make_world,
+    example="mmlm data world --count 500 --split natural --seed 0 --output world/natural",
+)

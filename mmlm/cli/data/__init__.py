@@ -1,0 +1,17 @@
+"""``mmlm data``: makes data, and brings official files onto this machine.
+
+How to add a sub-command: write ``mmlm/cli/data/<name>.py`` with an options dataclass, a ``run`` and
+a ``COMMAND``, as for any command (see :mod:`mmlm.cli`), and add it to ``COMMANDS`` below.
+"""
+
+from __future__ import annotations
+
+from mmlm.cli.data import fetch, listing, world
+
+__all__ = ["COMMANDS"]
+
+COMMANDS = {
+    "world": world.COMMAND,
+    "list": listing.COMMAND,
+    "fetch": fetch.COMMAND,
+}
