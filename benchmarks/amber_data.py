@@ -9,8 +9,6 @@ evaluation selects by the letters of the authors' script: ``g``, ``d``, ``a`` fo
 from __future__ import annotations
 
 import functools
-import hashlib
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -27,7 +25,6 @@ __all__ = [
     "GENERATIVE",
     "TYPES",
     "Question",
-    "digest",
     "questions_of",
     "read_questions",
     "shipped_questions",
@@ -137,12 +134,6 @@ def questions_of(questions: Sequence[Question], evaluation: str) -> tuple[Questi
     if evaluation not in EVALUATIONS:
         raise ValueError(f"Unknown evaluation {evaluation!r}; there are: {', '.join(EVALUATIONS)}.")
     return tuple(q for q in questions if q.dimension in EVALUATIONS[evaluation])
-
-
-def digest(questions: Sequence[Question]) -> str:
-    """SHA-256 of the questions and their truth, ``sha256:<hex>``, for the run record."""
-    text = json.dumps([question.facts() for question in questions], sort_keys=True)
-    return f"sha256:{hashlib.sha256(text.encode()).hexdigest()}"
 
 
 def _entries(folder: Path, names: Sequence[str]) -> dict[int, dict[str, Any]]:

@@ -48,8 +48,8 @@ class BenchAmber(BenchOptions):
 def run(settings: BenchAmber, terminal: Terminal) -> int:
     """Asks AMBER's questions and scores the answers."""
     from benchmarks import amber
-    from benchmarks.amber_data import digest
     from benchmarks.amber_words import similarity
+    from benchmarks.stored import content_hash
 
     questions = _questions(settings)
     folder = _pictures(settings, questions)
@@ -57,7 +57,10 @@ def run(settings: BenchAmber, terminal: Terminal) -> int:
     plan = Plan(
         benchmark="amber",
         scorer=f"amber/{near.name}/{settings.answers}",
-        data={"questions": digest(questions), "suffix": settings.suffix},
+        data={
+            "questions": content_hash([question.facts() for question in questions]),
+            "suffix": settings.suffix,
+        },
         task=lambda: amber.task(questions, folder, suffix=settings.suffix),
         score=lambda lines: amber.score_stored(lines, near=near, answers=settings.answers),
         information={"images": str(folder.resolve()), "evaluation": settings.evaluation},
