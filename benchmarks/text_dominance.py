@@ -86,12 +86,14 @@ def score_stored(
     Raises:
         ValueError: If ``text`` is unknown.
         InputError: If a line has no record or a broken one, an id is missing or occurs twice,
-            records of different models or kinds of queries are mixed, or no answer is left.
+            records of different models or kinds of queries are mixed, or there is no answer.
     """
     if text not in get_args(Text):
         raise ValueError(f"text must be one of {', '.join(get_args(Text))}, got {text!r}.")
     answered = [(i, line) for i, line in enumerate(lines, start=1) if not line.get("error")]
     _check_ids(lines)
+    if not lines:
+        raise InputError("There are no lines to score.", advice="Check that the run wrote any.")
     if not answered:
         raise InputError(f"All {len(lines)} lines hold errors.", advice="Repeat the run.")
     records = [read_record(line, number) for number, line in answered]
