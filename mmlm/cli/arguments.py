@@ -107,7 +107,7 @@ def _options(cls: Any, prefix: str = "") -> Iterator[_Option]:
 
 
 def _parser(title: str, command: Command, options: list[_Option]) -> jsonargparse.ArgumentParser:
-    words = [o.flag if o.required else f"[{o.flag}]" for o in options if o.positional]
+    words = [_word(option) for option in options if option.positional]
     parser = jsonargparse.ArgumentParser(
         prog=title,
         usage=" ".join([title, *words, "[options]"]),
@@ -127,7 +127,10 @@ def _parser(title: str, command: Command, options: list[_Option]) -> jsonargpars
             groups[group] = target
         arguments: dict[str, Any] = {"type": option.hint, "help": _help(option)}
         if option.positional:
-            if not option.required:
+            if option.repeatable:
+                # One value each: jsonargparse would read every word as a whole list.
+                arguments |= {"type": typing.get_args(option.hint)[0], "nargs": "+"}
+            elif not option.required:
                 arguments |= {"nargs": "?", "default": option.default}
             target.add_argument(option.key, **arguments)
             continue
@@ -137,6 +140,11 @@ def _parser(title: str, command: Command, options: list[_Option]) -> jsonargpars
         target.add_argument(f"--{option.key}", **arguments)
     _add_common(parser)
     return parser
+
+
+def _word(option: _Option) -> str:
+    word = option.flag + (" ..." if option.repeatable else "")
+    return word if option.required else f"[{word}]"
 
 
 def _add_common(parser: jsonargparse.ArgumentParser) -> None:
@@ -184,8 +192,9 @@ def _plain(argv: Sequence[str], options: list[_Option]) -> list[str]:
     ``--model M`` becomes ``--model.id=M``; all ``--method A --method B`` become one list, which
     replaces a list from a configuration file; ``--strict`` becomes ``--strict=true``.
     """
-    by_flag = {option.flag: option for option in options}
-    by_flag |= {f"--{o.key}": o for o in options if o.repeatable}
+    named = [option for option in options if not option.positional]
+    by_flag = {option.flag: option for option in named}
+    by_flag |= {f"--{o.key}": o for o in named if o.repeatable}
     switches = {f"--{o.key}": o for o in options if o.hint is bool}
     files: list[str] = []
     rewritten: list[str] = []
@@ -225,7 +234,11 @@ def _build(cls: Any, namespace: Any) -> Any:
     for field in dataclasses.fields(cls):
         value = getattr(namespace, field.name)
         hint = hints[field.name]
-        values[field.name] = _build(hint, value) if dataclasses.is_dataclass(hint) else value
+        if dataclasses.is_dataclass(hint):
+            value = _build(hint, value)
+        elif typing.get_origin(hint) is tuple and isinstance(value, list):
+            value = tuple(value)  # positional words come as a list
+        values[field.name] = value
     return cls(**values)
 
 

@@ -97,7 +97,8 @@ def run_plan(settings: BenchOptions, terminal: Terminal, plan: Plan) -> int:
         MmlmError: For everything that makes the run impossible, before any work.
     """
     from benchmarks import run
-    from mmlm.records import RecordFile, locked
+    from benchmarks.stored_runs import provisions
+    from mmlm.records import INFORMATION, RecordFile, locked
     from mmlm.runner import fingerprint
     from mmlm.sharding import this_shard
 
@@ -121,6 +122,7 @@ def run_plan(settings: BenchOptions, terminal: Terminal, plan: Plan) -> int:
     with locked(path):  # other shards prepare the same pictures
         task = plan.task()
     record |= {"weights": fingerprint(model), "revision": _revision(model)}
+    record[INFORMATION] |= provisions(task)
     order = [item.request.id for item in task.items]
     records = RecordFile(path, record)
     if len(records.done) < len(order):
