@@ -8,16 +8,21 @@ comparable (the random negatives differ), so the version is part of a result's n
 * ``coco-2023-10``: one month older; only *adversarial* differs, by 57 misspelled questions.
 * ``coco-legacy``: the first files, used by LLaVA's guide, OPERA and PAI; *random* has 2,910
   questions, and 144 / 44 / 58 questions ask about an "imange".
+
+These and the authors' files about A-OKVQA and GQA ship with mmlm (`published`), except
+``coco-2023-10``, which is told by its content only.
 """
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import re
 from collections import Counter
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
+from benchmarks import words
 from benchmarks.base import read_records
 from mmlm.errors import InputError
 
@@ -31,10 +36,13 @@ if TYPE_CHECKING:
 __all__ = [
     "KINDS",
     "TEMPLATE",
+    "VERSIONS",
     "Question",
     "build_questions",
     "co_occurrence",
+    "digest",
     "object_counts",
+    "published",
     "read_questions",
     "recognise",
     "select_pictures",
@@ -44,6 +52,8 @@ __all__ = [
 Kind = Literal["random", "popular", "adversarial"]
 KINDS: tuple[Kind, ...] = ("random", "popular", "adversarial")
 TEMPLATE = "Is there a {} in the image?"
+VERSIONS = ("coco-2023-11", "coco-legacy", "aokvqa", "gqa")
+"""Versions whose files ship with mmlm; pictures of COCO val2014, or of GQA for ``gqa``."""
 
 
 class Question(NamedTuple):
@@ -118,6 +128,34 @@ def write_questions(path: str | Path, questions: Iterable[Question]) -> None:
 def recognise(questions: Sequence[Question]) -> tuple[str, str] | None:
     """Version and split of a published file, e.g. ("coco-2023-11", "random"); None for others."""
     return _PUBLISHED.get(_fingerprint(questions))
+
+
+@functools.cache
+def published(version: str) -> dict[Kind, tuple[Question, ...]]:
+    """The authors' questions of one version, 500 pictures, by kind.
+
+    Args:
+        version: One of `VERSIONS`.
+
+    Raises:
+        InputError: If there is no such version.
+    """
+    if version not in VERSIONS:
+        raise InputError(
+            f"There is no version {version!r} of POPE's questions.",
+            advice=f"There are: {', '.join(VERSIONS)}; or give question files.",
+        )
+    table = words.load_table("pope_questions.json.xz")[version]
+    return {
+        kind: tuple(Question(number, *row) for number, row in enumerate(table[kind], start=1))
+        for kind in KINDS
+    }
+
+
+def digest(questions: Sequence[Question]) -> str:
+    """A hash of pictures, texts and labels, for run records: ``sha256:<hex>``."""
+    lines = "".join(f"{q.question_id}\t{q.image}\t{q.text}\t{q.label}\n" for q in questions)
+    return f"sha256:{hashlib.sha256(lines.encode()).hexdigest()}"
 
 
 def select_pictures(

@@ -12,6 +12,7 @@ counts``; a thousand resamples are one matrix product.
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -175,9 +176,12 @@ def _check(counts: np.ndarray, resamples: int, level: float) -> None:
         raise ValueError(f"level must lie in (0, 1); got {level}.")
 
 
+@functools.lru_cache(maxsize=1)  # all metrics of a file in turn; drawing costs more than the rest
 def _weights(n: int, resamples: int, seed: int) -> np.ndarray:
     generator = np.random.default_rng(seed)
-    return generator.multinomial(n, np.full(n, 1.0 / n), size=resamples).astype(np.float64)
+    weights = generator.multinomial(n, np.full(n, 1.0 / n), size=resamples).astype(np.float64)
+    weights.setflags(write=False)
+    return weights
 
 
 def _percentiles(values: np.ndarray, level: float) -> Interval | None:

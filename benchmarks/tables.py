@@ -49,6 +49,7 @@ LABELS |= {
     for stage in ("early", "middle", "late")
 }
 _PLAIN = ("mean_length", "text_tokens", "image_tokens")  # in words or tokens, not a share
+_SCALES = ("rating", "points")  # ends of names of scores on a scale of their own
 _QUOTIENTS = ("mdi_", "aei_")  # how many times as much, not a share
 
 
@@ -56,7 +57,7 @@ def value_text(name: str, value: float | None) -> str:
     """A metric as papers print it: percent with one decimal; lengths as they are."""
     if value is None:
         return "undefined"
-    if name.startswith(_QUOTIENTS):
+    if name.startswith(_QUOTIENTS) or name.endswith(_SCALES):
         return f"{value:.2f}"
     return f"{value if name in _PLAIN else 100 * value:.1f}"
 
@@ -87,8 +88,10 @@ def pope_table(summary: PopeSummary, *, seed: int = 0) -> Table:
         for name, measure in result.measures(seed=seed).items():
             _row(table, f"{split}: {LABELS[name]}", name, measure)
         table.add_section()
-    for name, measure in summary.table.measures(resamples=1000, seed=seed).items():
+    for name, measure in summary.means(seed=seed).items():
         _row(table, LABELS[name], name, measure, counts=False)
+    for name, count in summary.statuses.items():
+        table.add_row(f"Questions {name}", str(count))
     names = {result.name for result in summary.splits.values()}
     table.caption = ", ".join(sorted(names))
     if summary.llava_average is not None:

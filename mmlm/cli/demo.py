@@ -257,7 +257,7 @@ def _run_all(
     source, settings = answers.source, answers.settings
     captions = run.caption_task(source.pictures, source.folder, source.prompt)
     splits = source.questions(settings.n_questions)
-    questions = run.pope_task(splits, source.folder, version_name=source.version)
+    questions = pope.task(splits, source.folder, version=source.version)
     asked = {"questions": settings.n_questions, "answer_tokens": ANSWER_TOKENS}
     generate = settings.generate
     short = replace(generate, max_new_tokens=min(ANSWER_TOKENS, generate.max_new_tokens))
@@ -273,8 +273,8 @@ def _run_all(
     runs, failed = [], 0
     for label, methods in ways.items():
         good = [line for line in captioned[label].done.values() if not line.get("error")]
-        summary, unanswered = pope.score_stored(list(answered[label].done.values()))
-        failed += unanswered + len(captions.items) - len(good)
+        summary = pope.score_stored(list(answered[label].done.values()))
+        failed += summary.statuses.get("failed", 0) + len(captions.items) - len(good)
         runs.append(
             MethodRun(
                 label=label,
