@@ -11,73 +11,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from benchmarks.base import CountTable, Ratio
+from benchmarks.hallusion_questions import Entry
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
     Verdict = Literal["correct", "incorrect", "unclear"]
 
-__all__ = ["RATIOS", "Entry", "Outcome", "blame", "count_sets", "needs_same", "official"]
-
-
-@dataclass(frozen=True, slots=True)
-class Entry:
-    """One question of the benchmark.
-
-    Attributes:
-        category: "VD" (visual dependent: no answer without the picture) or "VS" (visual
-            supplement: world knowledge may answer it).
-        subcategory: chart, table, map, ocr, illusion, math or video.
-        visual_input: "0" no picture, "1" the original one, "2" a changed one.
-        set_id: Number of the set within category and subcategory.
-        figure_id: Number of the figure within the set; "0" is the original, for VS no figure.
-        question_id: Number of the question within the set.
-        question: The question.
-        reference: The reference answer, in words.
-        label: "yes" or "no".
-    """
-
-    category: str
-    subcategory: str
-    visual_input: str
-    set_id: str
-    figure_id: str
-    question_id: str
-    question: str
-    reference: str
-    label: str
-
-    @property
-    def id(self) -> str:
-        """The authors' name of the entry."""
-        return f"{self.set}_{self.figure_id}_{self.question_id}"
-
-    @property
-    def set(self) -> str:
-        """The set it belongs to."""
-        return f"{self.category}_{self.subcategory}_{self.set_id}"
-
-    @property
-    def pair(self) -> str:
-        """The question pair it belongs to: one question about all figures of a set."""
-        return f"{self.set}_{self.question_id}"
-
-    @property
-    def is_original(self) -> bool:
-        """Whether it is the question about the original figure, or without a figure."""
-        return self.figure_id == "0"
-
-    @property
-    def has_figure(self) -> bool:
-        """Whether a picture is shown."""
-        return not (self.category == "VS" and self.is_original)
-
-    @property
-    def image(self) -> str:
-        """The picture within the official folder; "" for none."""
-        if not self.has_figure:
-            return ""
-        return f"{self.category}/{self.subcategory}/{self.set_id}_{self.figure_id}.png"
+__all__ = ["RATIOS", "Outcome", "Verdict", "blame", "count_sets", "needs_same", "official"]
 
 
 @dataclass(frozen=True, slots=True)

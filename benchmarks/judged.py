@@ -12,8 +12,10 @@ can never be counted for an answer it was not given for.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,11 +29,76 @@ if TYPE_CHECKING:
 
     Line = Mapping[str, Any]
 
-__all__ = ["add_verdicts", "judge_of", "judged_path", "read_answers", "reply", "write_judged"]
+__all__ = [
+    "Template",
+    "add_verdicts",
+    "judge_of",
+    "judged_path",
+    "read_answers",
+    "read_template",
+    "reply",
+    "write_judged",
+]
+
+
+@dataclass(frozen=True)
+class Template:
+    """A prompt for a judge with places, written ``{}``, for what is judged.
+
+    Attributes:
+        text: The prompt.
+        name: Goes into the name of the result, because the wording changes verdicts.
+    """
+
+    text: str
+    name: str = "own-prompt"
+
+    def fill(self, *parts: str) -> str:
+        """The prompt with its places filled in order; braces inside the parts stay as they are.
+
+        Raises:
+            ValueError: If there are not as many places as parts.
+        """
+        pieces = self.text.split("{}")
+        if len(pieces) != len(parts) + 1:
+            raise ValueError(f"{len(parts)} parts for {len(pieces) - 1} places")
+        return "".join(x for pair in zip(pieces, (*parts, ""), strict=True) for x in pair)
+
+
+def read_template(path: Path, parts: Sequence[str]) -> Template:
+    """Reads a prompt from a file, e.g. the one the benchmark's authors used.
+
+    Args:
+        path: UTF-8 text with one ``{}`` for each part.
+        parts: What will be put there, in order; for the message.
+
+    Raises:
+        InputError: If the file cannot be read or has another number of places.
+    """
+    try:
+        raw = path.read_bytes()
+        text = raw.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path} is not UTF-8 text.", advice="Convert it to UTF-8.") from error
+    except OSError as error:
+        raise InputError(
+            f"{path} cannot be read: {error.strerror}.", advice="Check the path."
+        ) from error
+    if (places := text.count("{}")) != len(parts):
+        raise InputError(
+            f"{path} has {places} places {{}}; expected are {len(parts)}: {', '.join(parts)}.",
+            advice="Write {} where each of these goes, in this order.",
+        )
+    return Template(text, f"prompt-{hashlib.sha256(raw).hexdigest()[:8]}")
 
 
 def add_verdicts(
-    lines: Sequence[Line], judge: Judge, question: str, prompts: Mapping[str, JudgePrompt]
+    lines: Sequence[Line],
+    judge: Judge,
+    question: str,
+    prompts: Mapping[str, JudgePrompt],
+    *,
+    template: str,
 ) -> list[dict[str, Any]]:
     """Asks a judge about some of the answers and adds what it said.
 
@@ -40,6 +107,7 @@ def add_verdicts(
         judge: Who is asked.
         question: What the judge is asked for, e.g. "rating"; key of the entry.
         prompts: The prompt of each answer to be judged, by the answer's id.
+        template: Name of the prompts' wording.
 
     Returns:
         All lines, in their order.
@@ -56,7 +124,7 @@ def add_verdicts(
                 entries[question] = {"reply": None, "reason": verdict.reason}
             else:
                 entries[question] = {"reply": verdict.reply}
-        judged.append({**line, "judge": judge.name, "judged": entries})
+        judged.append({**line, "judge": f"{judge.name}/{template}", "judged": entries})
     return judged
 
 

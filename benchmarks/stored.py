@@ -1,7 +1,9 @@
-"""Strict looks at stored lines, shared by benchmarks that score them."""
+"""Strict looks at stored lines and at questions, shared by several benchmarks."""
 
 from __future__ import annotations
 
+import hashlib
+import json
 from typing import TYPE_CHECKING, Any
 
 from mmlm.errors import InputError
@@ -9,7 +11,13 @@ from mmlm.errors import InputError
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-__all__ = ["answer_text", "check_ids", "check_texts"]
+__all__ = ["answer_text", "check_ids", "check_texts", "content_hash"]
+
+
+def content_hash(value: Any) -> str:
+    """SHA-256 of plain JSON, whatever file it came from: ``sha256:<hex>``."""
+    canonical = json.dumps(value, sort_keys=True, ensure_ascii=True, allow_nan=False)
+    return f"sha256:{hashlib.sha256(canonical.encode('ascii')).hexdigest()}"
 
 
 def check_ids(lines: Sequence[Mapping[str, Any]]) -> None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+from benchmarks.base import Ratio
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -103,18 +106,30 @@ def scores_table(scores: Scores, *, seed: int = 0) -> Table:
     """All metrics of any other benchmark, what the official script prints, and what was counted."""
     table = _table(f"{scores.name}: {len(scores.samples)} answers, {_pictures(scores.table)}")
     for name, measure in scores.measures(seed=seed).items():
-        _row(table, label_of(name), name, measure)
+        # Of a mean of several ratios the sums above and below the lines give no quotient.
+        counts = isinstance(scores.table.ratios[name], Ratio)
+        _row(table, label_of(name), name, measure, counts=counts)
     for title, values in (("official", scores.official), ("count", scores.statuses)):
         if values:
             table.add_section()
-        for name, value in values.items():
+        for name, value in _flat(values):
             table.add_row(f"{title}: {name}", "undefined" if value is None else f"{value}")
     return table
 
 
+def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Names and values of groups of values, one behind the other: "Attribute, F1"."""
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{name}, ")
+        else:
+            yield f"{prefix}{name}", value
+
+
 def label_of(name: str) -> str:
     """What people read for a metric: its known label, or its name with blanks."""
-    return LABELS.get(name, name.replace("_", " ").capitalize())
+    words = name.replace("_", " ")
+    return LABELS.get(name, words.capitalize() if name.islower() else words)  # aAcc stays aAcc
 
 
 def change_table(before: CountTable, after: CountTable, *, seed: int = 0) -> Table:

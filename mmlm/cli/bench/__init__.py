@@ -3,14 +3,27 @@
 One file per benchmark; `mmlm.cli.bench.common` is the course they share.
 """
 
-from mmlm.cli.bench import amber, chair, mmbench, multi_image, pope, text_dominance
+from mmlm.cli.bench import (
+    amber,
+    chair,
+    hallusionbench,
+    mmbench,
+    mme,
+    mmhal,
+    multi_image,
+    pope,
+    text_dominance,
+)
 
 __all__ = ["COMMANDS"]
 
 COMMANDS = {
     "amber": amber.COMMAND,
     "chair": chair.COMMAND,
+    "hallusionbench": hallusionbench.COMMAND,
     "mmbench": mmbench.COMMAND,
+    "mme": mme.COMMAND,
+    "mmhal": mmhal.COMMAND,
     "pope": pope.COMMAND,
     "text-dominance": text_dominance.COMMAND,
     **multi_image.COMMANDS,

@@ -1,13 +1,26 @@
 """``mmlm score``: score stored answers again, without the model. One file per benchmark."""
 
-from mmlm.cli.score import amber, chair, mmbench, multi_image, pope, text_dominance
+from mmlm.cli.score import (
+    amber,
+    chair,
+    hallusionbench,
+    mmbench,
+    mme,
+    mmhal,
+    multi_image,
+    pope,
+    text_dominance,
+)
 
 __all__ = ["COMMANDS"]
 
 COMMANDS = {
     "amber": amber.COMMAND,
     "chair": chair.COMMAND,
+    "hallusionbench": hallusionbench.COMMAND,
     "mmbench": mmbench.COMMAND,
+    "mme": mme.COMMAND,
+    "mmhal": mmhal.COMMAND,
     "pope": pope.COMMAND,
     "text-dominance": text_dominance.COMMAND,
     **multi_image.COMMANDS,
