@@ -15,7 +15,14 @@ from mmlm.errors import InputError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["Picture", "read_instances", "subset_ids", "truth_from_coco", "truth_of_val2014"]
+__all__ = [
+    "Picture",
+    "read_instances",
+    "read_references",
+    "subset_ids",
+    "truth_from_coco",
+    "truth_of_val2014",
+]
 
 
 class Picture(NamedTuple):
@@ -64,6 +71,16 @@ def read_instances(path: str | Path) -> list[Picture]:
     return [Picture(image, files.get(image, ""), tuple(found)) for image, found in objects.items()]
 
 
+def read_references(path: str | Path) -> list[tuple[int, str]]:
+    """Reads a ``captions*.json`` in COCO format: image id and reference caption.
+
+    Raises:
+        InputError: If the file cannot be read or is not in COCO format.
+    """
+    rows = _coco(path, {"annotations": "caption"})["annotations"]
+    return [(int(row["image_id"]), str(row["caption"])) for row in rows]
+
+
 def truth_from_coco(
     instances: str | Path | Sequence[str | Path],
     captions: str | Path | Sequence[str | Path] = (),
@@ -89,9 +106,8 @@ def truth_from_coco(
         for picture in read_instances(path):
             truth.setdefault(picture.image_id, set()).update(picture.objects)
     for path in _paths(captions):
-        for annotation in _coco(path, {"annotations": "caption"})["annotations"]:
-            named = node_words(str(annotation["caption"]), variant)
-            truth.setdefault(int(annotation["image_id"]), set()).update(named)
+        for image, caption in read_references(path):
+            truth.setdefault(image, set()).update(node_words(caption, variant))
     return truth
 
 
