@@ -7,13 +7,13 @@ for those the caller names the benchmark.
 
 from __future__ import annotations
 
-import importlib
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.base import read_records
+from benchmarks.scorers import SCORERS
 from mmlm.errors import InputError
 from mmlm.records import INFORMATION, run_record_path
 
@@ -23,64 +23,7 @@ if TYPE_CHECKING:
     from benchmarks.base import Scored
     from benchmarks.run import Task
 
-__all__ = [
-    "SCORERS",
-    "Scorer",
-    "StoredRun",
-    "provisions",
-    "read_run",
-    "score_captions",
-    "score_file",
-]
-
-
-@dataclass(frozen=True)
-class Scorer:
-    """Where a benchmark's ``score_stored`` is.
-
-    Attributes:
-        target: ``"module:function"``, imported when it is needed; called with the stored lines.
-        variant: Name of the parameter that chooses among its variants; "" if there is only one.
-        facts: Names in the run record's information that it takes as parameters of these names.
-    """
-
-    target: str
-    variant: str = ""
-    facts: tuple[str, ...] = ()
-
-    def __call__(
-        self, lines: Sequence[Mapping[str, Any]], variant: str, information: Mapping[str, Any]
-    ) -> Scored:
-        """Scores lines.
-
-        Args:
-            lines: As stored.
-            variant: "" for the benchmark's default.
-            information: That part of the run record; empty if there is none.
-
-        Raises:
-            InputError: If the lines cannot be scored, or there is no such variant.
-        """
-        options: dict[str, Any] = {
-            name: information[name] for name in self.facts if name in information
-        }
-        if variant and self.variant:
-            options[self.variant] = variant
-        module, _, function = self.target.partition(":")
-        try:
-            scored = getattr(importlib.import_module(module), function)(lines, **options)
-        except ValueError as error:  # what a function says of a wrong argument: the variant
-            raise InputError(str(error), advice="Choose another --variant.") from error
-        # Some scorers tell beside the scores how many requests have no answer.
-        return scored[0] if isinstance(scored, tuple) else scored
-
-
-SCORERS = {
-    "chair": Scorer(
-        "benchmarks.stored_runs:score_captions", "variant", ("annotations", "references")
-    ),
-    "pope": Scorer("benchmarks.pope:score_stored", "parser"),
-}
+__all__ = ["StoredRun", "provisions", "read_run", "score_file"]
 
 
 @dataclass(frozen=True)
@@ -176,44 +119,6 @@ def read_run(
         variant = str(known.get("scorer", "")).partition("/")[2]
     scored = SCORERS[name](lines, variant, {**known, **(information or {})})
     return StoredRun(file, name, record, lines, scored)
-
-
-def score_captions(
-    lines: Sequence[Mapping[str, Any]],
-    annotations: Sequence[str] = (),
-    references: Sequence[str] = (),
-    variant: str = "wordnet",
-) -> Scored:
-    """Scores captions against annotation files; without any, against COCO val2014's objects.
-
-    Args:
-        lines: Captions as `mmlm bench chair` stores them.
-        annotations: Instances in COCO format.
-        references: Reference captions in COCO format.
-        variant: Word procedure.
-
-    Raises:
-        InputError: If a file is missing, or knows none of the pictures.
-    """
-    from benchmarks import chair
-
-    if missing := [name for name in (*annotations, *references) if not Path(name).is_file()]:
-        raise InputError(
-            f"What is in the pictures of these captions was in {missing[0]}, which is missing.",
-            advice="Say where it is now with --annotations (and --references).",
-        )
-    truth = (
-        chair.truth_from_coco(annotations, references, variant)
-        if annotations
-        else chair.truth_of_val2014()
-    )
-    result = chair.score_stored(lines, truth, variant)
-    if not set(result.table.images) & truth.keys():
-        raise InputError(
-            f"None of the {len(result.table.images)} pictures is in the annotations.",
-            advice="Give the --annotations that belong to these captions.",
-        )
-    return result
 
 
 def _answers_in(path: Path) -> Path:
