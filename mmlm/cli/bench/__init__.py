@@ -11,6 +11,7 @@ from mmlm.cli.bench import (
     mme,
     mmhal,
     multi_image,
+    object_halbench,
     pope,
     text_dominance,
 )
@@ -24,6 +25,7 @@ COMMANDS = {
     "mmbench": mmbench.COMMAND,
     "mme": mme.COMMAND,
     "mmhal": mmhal.COMMAND,
+    "object_halbench": object_halbench.COMMAND,
     "pope": pope.COMMAND,
     "text-dominance": text_dominance.COMMAND,
     **multi_image.COMMANDS,

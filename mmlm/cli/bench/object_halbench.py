@@ -1,0 +1,83 @@
+"""``mmlm bench object_halbench``: describe COCO pictures in detail, count invented objects."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mmlm.cli.bench.common import BenchOptions, Plan, run_plan
+from mmlm.cli.frame import Command, Terminal
+from mmlm.cli.halbench import ReadingOptions, scorer
+from mmlm.errors import InputError
+
+if TYPE_CHECKING:
+    from benchmarks.run import Task
+
+__all__ = ["COMMAND", "BenchObjectHalbench"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchObjectHalbench(ReadingOptions, BenchOptions):
+    """Options of ``mmlm bench object_halbench``.
+
+    Attributes:
+        data: The official question file, obj_halbench_300_with_image.jsonl.
+        images: Folder of COCO's val2014 pictures; not needed if the question file holds them.
+        count: Only the first questions, for a quick look.
+    """
+
+    data: Path | None = None
+    images: Path | None = None
+    count: int | None = None
+
+
+def run(settings: BenchObjectHalbench, terminal: Terminal) -> int:
+    """Asks the questions and scores the answers; a judge is asked only if one is named."""
+    from benchmarks import halbench_files
+    from mmlm.records import file_hash
+
+    if settings.data is None:
+        raise InputError(
+            "Object HalBench needs its question file; --data is not given.",
+            advice=halbench_files.SOURCE,
+        )
+    if settings.count is not None and settings.count < 1:
+        raise InputError(f"--count is {settings.count}.", advice="Ask at least 1 question.")
+    questions = halbench_files.read_questions(settings.data)[: settings.count]
+    folder = settings.folder("object_halbench")
+    score = scorer(settings, terminal)
+    if settings.images is not None:
+        found = halbench_files.find_pictures(questions, settings.images)
+    else:
+        found = {}
+        halbench_files.check_embedded(questions)
+
+    def task() -> Task:
+        pictures = found or halbench_files.unpack_pictures(questions, folder / "pictures")
+        return halbench_files.task(questions, pictures)
+
+    plan = Plan(
+        benchmark="object_halbench",
+        scorer="object_halbench",
+        data={"questions": file_hash(settings.data), "count": len(questions)},
+        task=task,
+        score=lambda lines: score(lines, folder / "answers.jsonl"),
+        information={
+            "annotations": [str(path) for path in settings.annotations],
+            "references": [str(path) for path in settings.references],
+        },
+    )
+    return run_plan(settings, terminal, plan)
+
+
+COMMAND = Command(
+    summary="describe COCO pictures in detail, count invented objects",
+    settings=BenchObjectHalbench,
+    run=run,
+    example=(
+        "mmlm bench object_halbench --data obj_halbench_300_with_image.jsonl\n"
+        "mmlm bench object_halbench --data obj_halbench_300_with_image.jsonl \\\n"
+        "    --judge openai --judge.model gpt-3.5-turbo --phrases spacy"
+    ),
+)
