@@ -14,12 +14,20 @@ Both reproduce the authors' numbers exactly, with the surprises that come with t
 
 from __future__ import annotations
 
-import re
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
 
 from benchmarks import stats
-from benchmarks.base import CountTable, Measure, Ratio, read_records
+from benchmarks.base import CountTable, Direction, Measure, Ratio, Sample
+from benchmarks.chair_captions import CaptionScore
+from benchmarks.chair_files import (
+    fields_of,
+    official_lines,
+    read_captions,
+    task,
+    usable,
+    write_official,
+)
 from benchmarks.coco import subset_ids, truth_from_coco, truth_of_val2014
 from benchmarks.objects import (
     VARIANTS,
@@ -31,13 +39,11 @@ from benchmarks.objects import (
     mentions,
     node_of_word,
     node_words,
-    without_toilet_seats,
 )
 from mmlm.errors import InputError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-    from pathlib import Path
 
 __all__ = [
     "METRICS",
@@ -49,16 +55,17 @@ __all__ = [
     "Variant",
     "caption_words",
     "node_words",
+    "official_lines",
     "read_captions",
     "score",
     "score_stored",
     "subset_ids",
+    "task",
     "theme_share",
     "truth_from_coco",
     "truth_of_val2014",
+    "write_official",
 ]
-
-IndexScheme = Literal["words", "original", "pai"]
 
 METRICS: dict[str, Ratio] = {
     "chair_s": Ratio(("hallucinated_captions",), ("captions",)),
@@ -72,86 +79,15 @@ METRICS: dict[str, Ratio] = {
     "duplicate_sentence_share": Ratio(("duplicate_sentences",), ("sentences",)),
 }
 
-
-@dataclass(frozen=True, slots=True)
-class CaptionScore:
-    """One scored caption.
-
-    Attributes:
-        image_id: The picture.
-        caption: The text as given.
-        truth: Objects in the picture.
-        reading: The caption as CHAIR reads it.
-        mentions: Named objects in order, repeats included.
-        known_image: Whether the truth has this picture; if not, every mention is hallucinated.
-    """
-
-    image_id: int
-    caption: str
-    truth: frozenset[str]
-    reading: CaptionWords
-    mentions: tuple[Mention, ...]
-    known_image: bool
-
-    @property
-    def objects(self) -> list[str]:
-        """Named objects in order, repeats included."""
-        return [mention.node for mention in self.mentions]
-
-    @property
-    def hallucinated(self) -> list[Mention]:
-        """Mentions of objects that are not in the picture."""
-        return [mention for mention in self.mentions if mention.node not in self.truth]
-
-    def hallucination_idxs(self, scheme: IndexScheme = "words") -> list[int]:
-        """Positions of the hallucinated mentions.
-
-        Args:
-            scheme: "words": position in `CaptionWords.words`. "original" and "pai" are what the
-                scorers of that name store. The original (and OPERA's) gives the position in the
-                unmerged token list, but reads it from a list out of which a dropped "seat" was
-                not taken, so it is wrong after one. PAI's gives the position in the merged list
-                after the "seat" was dropped.
-        """
-        if scheme == "words":
-            return [mention.word_index for mention in self.hallucinated]
-        rank = {word: i for i, word in enumerate(without_toilet_seats(self.reading.words))}
-        ranks = [rank[mention.word_index] for mention in self.hallucinated]
-        return ranks if scheme == "pai" else [self.reading.first_token[i] for i in ranks]
-
-    def counts(self) -> dict[str, int]:
-        """The row of counts that all metrics are sums of."""
-        named = set(self.objects)
-        sentences = self.reading.sentences
-        return {
-            "captions": 1,
-            "hallucinated_captions": int(bool(self.hallucinated)),
-            "mentions": len(self.mentions),
-            "hallucinated_mentions": len(self.hallucinated),
-            "named_objects": len(named),
-            "found_objects": len(named & self.truth),
-            "true_objects": len(self.truth),
-            "words": len(self.reading.words),
-            "sentences": len(sentences),
-            "duplicate_sentences": len(sentences) - len(set(sentences)),
-            "captions_of_unknown_images": int(not self.known_image),
-        }
-
-    def spans(self) -> list[tuple[int, int, Mention]]:
-        """Where the mentions stand in ``caption.lower()``: start, end, mention.
-
-        NLTK rewrites quotation marks, so tokens are found again by searching from left to right;
-        a token that was rewritten is skipped.
-        """
-        text, cursor, places = self.caption.lower(), 0, []
-        for token in self.reading.tokens:
-            at = text.find(token, cursor)
-            places.append((at, at + len(token)) if at >= 0 else (cursor, cursor))
-            cursor = places[-1][1]
-        return [
-            (places[m.token_index][0], places[m.token_index + m.token_count - 1][1], m)
-            for m in self.mentions
-        ]
+_DIRECTIONS: dict[str, Direction] = {
+    "chair_s": "lower",
+    "chair_i": "lower",
+    "recall": "higher",
+    "precision": "higher",
+    "f1": "higher",
+    "mean_length": "none",
+    "duplicate_sentence_share": "lower",
+}
 
 
 @dataclass(frozen=True)
@@ -162,16 +98,39 @@ class ChairResult:
         variant: The word procedure.
         per_caption: One score per caption, in input order.
         table: Counts per image; intervals and paired differences come from it.
+        statuses: How many requests were not scored: ``failed`` (the line holds an error),
+            ``missing`` (a picture that should have a caption has no line).
     """
 
     variant: Variant
     per_caption: tuple[CaptionScore, ...]
     table: CountTable = field(repr=False)
+    statuses: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
         """Name under which the numbers may be published."""
         return f"chair/{self.variant}"
+
+    @property
+    def directions(self) -> Mapping[str, Direction]:
+        """Which way each metric is better."""
+        return _DIRECTIONS
+
+    @property
+    def good(self) -> tuple[str, ...]:
+        """Objects of the picture that the caption names."""
+        return ("found_objects",)
+
+    @property
+    def bad(self) -> tuple[str, ...]:
+        """Mentions of objects that are not in the picture."""
+        return ("hallucinated_mentions",)
+
+    @property
+    def samples(self) -> tuple[Sample, ...]:
+        """The captions one by one, with the named objects marked."""
+        return tuple(caption.sample() for caption in self.per_caption)
 
     @property
     def metrics(self) -> dict[str, float | None]:
@@ -214,13 +173,16 @@ class ChairResult:
     def as_json(self, *, resamples: int = stats.RESAMPLES, seed: int = 0) -> dict[str, Any]:
         """Everything but the captions, as plain JSON."""
         measures = self.measures(resamples=resamples, seed=seed)
-        return {
+        record: dict[str, Any] = {
             "metric": self.name,
             "metrics": {name: measure.as_json() for name, measure in measures.items()},
             "counts": self.counts,
             "hallucination_by_sentence": [measure.as_json() for measure in self.by_sentence()],
             "hallucination_by_third": [measure.as_json() for measure in self.by_third()],
         }
+        if self.statuses:
+            record["statuses"] = dict(self.statuses)
+        return record
 
 
 def score(
@@ -237,7 +199,8 @@ def score(
     were.
 
     Args:
-        captions: Records with ``image_id`` and ``caption``.
+        captions: Records with ``image_id`` and ``caption``; ``id``, ``image`` and ``prompt`` are
+            kept for `ChairResult.samples`.
         truth: Objects of each picture, by COCO name.
         variant: "wordnet" or "pattern".
 
@@ -247,7 +210,7 @@ def score(
     """
     check_variant(variant)
     scored = tuple(
-        _score_one(*_fields(record, f"caption {number}"), truth, variant)
+        _score_one(record, f"caption {number}", truth, variant)
         for number, record in enumerate(captions)
     )
     if not scored:
@@ -255,6 +218,47 @@ def score(
     rows = [caption.counts() for caption in scored]
     table = CountTable.build([caption.image_id for caption in scored], rows, METRICS)
     return ChairResult(variant, scored, table)
+
+
+def score_stored(
+    lines: Sequence[Mapping[str, Any]],
+    truth: Mapping[int, Collection[str]],
+    variant: Variant = "wordnet",
+    *,
+    expected: Collection[int] = (),
+) -> ChairResult:
+    """Scores the lines that `mmlm bench chair` stores.
+
+    Lines with an ``error`` are left out and counted in `ChairResult.statuses`.
+
+    Args:
+        lines: The stored lines.
+        truth: Objects of each picture, by COCO name.
+        variant: "wordnet" or "pattern".
+        expected: The pictures that were to be captioned, if known; those without a line are
+            counted as ``missing``.
+
+    Raises:
+        InputError: If a line lacks a field, an id occurs twice, no caption is left, or a picture
+            is not among the expected ones.
+    """
+    captions = usable(lines, "captions")
+    failed = len(lines) - len(captions)
+    if failed and not captions:
+        raise InputError(f"All {failed} lines hold errors.", advice="Repeat the run.")
+    result = score(captions, truth, variant)
+    pictures = set(result.table.images)
+    if expected and (foreign := pictures - set(expected)):
+        raise InputError(
+            f"{len(foreign)} of the {len(pictures)} captioned pictures are not among the "
+            f"{len(set(expected))} that were asked for, e.g. {min(foreign)}.",
+            advice="These captions belong to other pictures; give the right file or subset.",
+        )
+    pictures |= {
+        int(line["image_id"]) for line in lines if line.get("error") and "image_id" in line
+    }
+    counted = {"failed": failed, "missing": len(set(expected) - pictures)}
+    return replace(result, statuses={name: count for name, count in counted.items() if count})
 
 
 def theme_share(result: ChairResult, themes: Mapping[int, Collection[str]]) -> CountTable:
@@ -288,59 +292,10 @@ def theme_share(result: ChairResult, themes: Mapping[int, Collection[str]]) -> C
     return CountTable.build([c.image_id for c in result.per_caption], rows, ratios)
 
 
-def read_captions(path: str | Path) -> list[dict[str, Any]]:
-    """Reads captions to score: JSON lines or a JSON list, plain or gzipped.
-
-    Understood are ``image_id`` and ``caption`` (COCO's result format, and what `mmlm bench chair`
-    writes) and the output of `mmlm generate` (``id``, ``text``) whose ids are image numbers.
-    Records that carry an ``error`` have no caption and are left out.
-
-    Raises:
-        InputError: If the file cannot be read, or a record lacks a field; duplicate ``id`` too.
-    """
-    return _captions(read_records(path), str(path))
-
-
-def score_stored(
-    lines: Sequence[Mapping[str, Any]],
-    truth: Mapping[int, Collection[str]],
-    variant: Variant = "wordnet",
-) -> ChairResult:
-    """Scores the lines that `mmlm bench chair` stores; those with an ``error`` are left out.
-
-    Args:
-        lines: The stored lines.
-        truth: Objects of each picture, by COCO name.
-        variant: "wordnet" or "pattern".
-
-    Raises:
-        InputError: If a line lacks a field, an id occurs twice, or no caption is left.
-    """
-    return score(_captions(lines, "captions"), truth, variant)
-
-
-def _captions(records: Sequence[Mapping[str, Any]], source: str) -> list[dict[str, Any]]:
-    seen: set[str] = set()
-    captions = []
-    for number, record in enumerate(records, start=1):
-        place = f"{source}, record {number}"
-        if "id" in record:
-            if str(record["id"]) in seen:
-                raise InputError(
-                    f"{place}: id {record['id']!r} occurs twice.",
-                    advice="Keep one record per id; one picture may have several ids.",
-                )
-            seen.add(str(record["id"]))
-        if record.get("error"):
-            continue
-        image, caption = _fields(record, place)
-        captions.append({"image_id": image, "caption": caption})
-    return captions
-
-
 def _score_one(
-    image_id: int, caption: str, truth: Mapping[int, Collection[str]], variant: Variant
+    record: Mapping[str, Any], place: str, truth: Mapping[int, Collection[str]], variant: Variant
 ) -> CaptionScore:
+    image_id, caption = fields_of(record, place)
     reading = caption_words(caption, variant)
     return CaptionScore(
         image_id=image_id,
@@ -349,22 +304,7 @@ def _score_one(
         reading=reading,
         mentions=mentions(reading),
         known_image=image_id in truth,
+        id=str(record.get("id", "")),
+        image=str(record.get("image") or ""),
+        question=str(record.get("prompt") or ""),
     )
-
-
-def _fields(record: Mapping[str, Any], place: str) -> tuple[int, str]:
-    image = record.get("image_id", record.get("id"))
-    caption = record.get("caption", record.get("text"))
-    if not isinstance(caption, str):
-        raise InputError(
-            f"{place}: no caption (field 'caption' is {caption!r}).",
-            advice='Every record needs "image_id" (a number) and "caption" (a text).',
-        )
-    if isinstance(image, str) and re.fullmatch(r"\d+", image):
-        image = int(image)
-    if not isinstance(image, int) or isinstance(image, bool):
-        raise InputError(
-            f"{place}: image_id must be a number, found {image!r}.",
-            advice='Every record needs "image_id" (a number) and "caption" (a text).',
-        )
-    return image, caption

@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from benchmarks import markup
-from benchmarks.base import Mark
 from benchmarks.markup import escaped as _text
 from benchmarks.markup import minus as _minus
 from benchmarks.markup import tone as _tone
@@ -234,13 +233,4 @@ def _caption(label: str, caption: CaptionScore) -> str:
 
 def _marked(caption: CaptionScore) -> str:
     """The caption with every named object marked."""
-    text = caption.caption
-    # Lower-casing can change the length of exotic letters; the spans belong to the lower case.
-    if len(text.lower()) != len(text):
-        text = text.lower()
-    marks = []
-    for start, stop, mention in caption.spans():
-        wrong = mention.node not in caption.truth
-        kind, what = ("bad", "invented") if wrong else ("good", "in the picture")
-        marks.append(Mark(start, stop, kind, f"{mention.node}: {what}"))
-    return markup.marked(text, marks)
+    return markup.marked(caption.caption, caption.marks())

@@ -14,15 +14,12 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.pope_questions import Question, recognise
-from mmlm.errors import InputError
 from mmlm.records import INFORMATION, write_json
 from mmlm.runner import GenerateSettings, Request, generate_batches
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
-    from benchmarks.coco import Picture
     from mmlm.engine.method import Method
     from mmlm.records import RecordFile
     from mmlm.runner import Result
@@ -32,8 +29,6 @@ __all__ = [
     "Speed",
     "Task",
     "answer",
-    "caption_task",
-    "pope_task",
     "run_record",
     "speed_of",
     "store_speed",
@@ -93,73 +88,6 @@ class Speed:
     def seconds_per_answer(self) -> float | None:
         """Mean time of an answer; None if nothing was timed."""
         return self.seconds / self.answers if self.answers else None
-
-
-def caption_task(
-    pictures: Sequence[Picture],
-    folder: Path,
-    prompt: str,
-    variant: str = "wordnet",
-) -> Task:
-    """One caption per picture, for CHAIR.
-
-    Args:
-        pictures: The pictures.
-        folder: Where their files are.
-        prompt: The question.
-        variant: Word procedure of the scorer.
-    """
-    items = tuple(
-        Item(
-            Request(str(picture.image_id), (folder / picture.file_name,), prompt),
-            {"image_id": picture.image_id, "image": picture.file_name},
-        )
-        for picture in pictures
-    )
-    return Task(f"chair/{variant}", items, answer_field="caption")
-
-
-def pope_task(
-    splits: Mapping[str, Sequence[Question]],
-    folder: Path,
-    *,
-    suffix: str = "",
-    version_name: str = "custom",
-    parser: str = "strict",
-) -> Task:
-    """The yes/no questions of one or more splits, for POPE.
-
-    Args:
-        splits: Questions by split.
-        folder: Where the pictures are.
-        suffix: Put after every question.
-        version_name: Version of the questions, used for files that are none of the published.
-        parser: How answers will be read.
-    """
-    items: list[Item] = []
-    versions = set()
-    for split, questions in splits.items():
-        known = recognise(questions)
-        versions.add(known[0] if known else version_name)
-        for question in questions:
-            request = Request(
-                f"{split}-{question.question_id}",
-                (folder / question.image,),
-                question.text + suffix,
-            )
-            facts = {
-                "split": split,
-                "version": known[0] if known else version_name,
-                "question_id": question.question_id,
-                "image": question.image,
-                "question": question.text,
-                "label": question.label,
-            }
-            items.append(Item(request, facts))
-    if not items:
-        raise InputError("There are no questions to ask.", advice="Give at least one.")
-    name = "+".join(sorted(versions))
-    return Task(f"pope/{name}/{parser}", tuple(items))
 
 
 def run_record(

@@ -255,7 +255,7 @@ def _run_all(
     from benchmarks.report import MethodRun
 
     source, settings = answers.source, answers.settings
-    captions = run.caption_task(source.pictures, source.folder, source.prompt)
+    captions = chair.task(source.pictures, source.folder, source.prompt)
     splits = source.questions(settings.n_questions)
     questions = pope.task(splits, source.folder, version=source.version)
     asked = {"questions": settings.n_questions, "answer_tokens": ANSWER_TOKENS}

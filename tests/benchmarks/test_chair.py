@@ -341,9 +341,12 @@ def test_reading_captions_in_all_forms(tmp_path):
         (b"[1]", "entry 0: expected a JSON object, found int"),
         (b'{"image_id": 1}', "record 1: no caption"),
         (b'{"image_id": 1, "caption": null}', "record 1: no caption"),
-        (b'{"caption": "a"}', "image_id must be a number, found None"),
-        (b'{"image_id": "x.jpg", "caption": "a"}', "image_id must be a number, found 'x.jpg'"),
-        (b'{"image_id": true, "caption": "a"}', "image_id must be a number, found True"),
+        (b'{"caption": "a"}', "image_id must be a whole number, found None"),
+        (
+            b'{"image_id": "x.jpg", "caption": "a"}',
+            "image_id must be a whole number, found 'x.jpg'",
+        ),
+        (b'{"image_id": true, "caption": "a"}', "image_id must be a whole number, found True"),
         (
             b'{"id": "7", "image_id": 1, "caption": "a"}\n{"id": "7", "image_id": 2, "text": "b"}',
             "record 2: id '7' occurs twice",

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from mmlm.cli.bench.common import BenchOptions, Plan, run_plan
 from mmlm.cli.frame import Command, Terminal
 from mmlm.cli.pictures import DataOptions, find
+
+if TYPE_CHECKING:
+    from benchmarks.chair import ChairResult
+    from benchmarks.run import Task
 
 __all__ = ["COMMAND", "BenchChair"]
 
@@ -31,18 +35,18 @@ class BenchChair(BenchOptions):
 
 def run(settings: BenchChair, terminal: Terminal) -> int:
     """Captions pictures and scores CHAIR."""
-    from benchmarks import chair, run, tables
+    from benchmarks import chair, tables
 
     source = find(settings.data, settings.folder("chair") / "pictures")
     prompt = settings.prompt or source.prompt
 
-    def task() -> run.Task:
+    def task() -> Task:
         drawn = source.draw(terminal.progress)
-        return run.caption_task(drawn.pictures, drawn.folder, prompt, settings.variant)
+        return chair.task(drawn.pictures, drawn.folder, prompt, settings.variant)
 
-    def score(lines: Sequence[Mapping[str, Any]]) -> chair.ChairResult:
+    def score(lines: Sequence[Mapping[str, Any]]) -> ChairResult:
         truth = source.draw(terminal.progress).truth(settings.variant)
-        return chair.score_stored(lines, truth, settings.variant)
+        return chair.score_stored(lines, truth, settings.variant, expected=truth.keys())
 
     plan = Plan(
         benchmark="chair",

@@ -68,7 +68,7 @@ def run(settings: BenchPope, terminal: Terminal) -> int:
         data["chat"] = True
     plan = Plan(
         benchmark="pope",
-        scorer=f"pope/chat/{settings.parser}" if settings.chat else f"pope/{settings.parser}",
+        scorer=f"pope/{settings.parser}",
         data=data,
         task=task,
         score=lambda lines: pope.score_stored(lines, settings.parser),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -30,25 +30,34 @@ class ScoreChair(ScoreOptions):
             those of the run that wrote the captions; else COCO val2014, which ships with mmlm.
         references: Reference captions (captions.json in COCO format; repeatable).
         variant: Word procedure; part of the metric's name.
+        subset: The pictures that must be captioned: those of the run; or `opera500`. Others are
+            refused, missing ones counted.
+        export: Also write the captions in the form that the authors' scripts take: a list
+            (*.json) or lines (*.jsonl).
         baseline: Captions of the same pictures to compare with, e.g. those of the plain model.
     """
 
     annotations: tuple[Path, ...] = field(default=(), metadata={"alias": "--annotations"})
     references: tuple[Path, ...] = field(default=(), metadata={"alias": "--references"})
     variant: Literal["wordnet", "pattern"] = "wordnet"
+    subset: Literal["run", "opera500"] = field(default="run", metadata={"alias": "--subset"})
+    export: Path | None = None
 
 
 def run(settings: ScoreChair, terminal: Terminal) -> int:
     """Scores captions."""
     from benchmarks import chair, tables
+    from benchmarks.base import read_records
 
-    truth = _truth(settings)
+    truth, own = _truth(settings)
 
-    def score(path: Path) -> ChairResult:
-        captions = chair.read_captions(path)
-        pictures = {caption["image_id"] for caption in captions}
+    def score(path: Path) -> tuple[ChairResult, int]:
+        lines = read_records(path)
+        expected = _expected(settings, path) or (truth.keys() if own else ())
+        result = chair.score_stored(lines, truth, settings.variant, expected=expected)
+        pictures = set(result.table.images)
         unknown = pictures - truth.keys()
-        if pictures and unknown == pictures:
+        if unknown == pictures:
             raise InputError(
                 f"None of the {len(unknown)} pictures in {path} is in the annotations.",
                 advice="Give the --annotations that belong to these captions.",
@@ -58,33 +67,49 @@ def run(settings: ScoreChair, terminal: Terminal) -> int:
                 f"{len(unknown)} pictures are not in the annotations: all their objects count as "
                 f"invented, e.g. those of {min(unknown)}."
             )
-        return chair.score(captions, truth, settings.variant)
+        if missing := result.statuses.get("missing"):
+            terminal.note(f"{missing} of {len(set(expected))} pictures have no caption in {path}.")
+        return result, result.statuses.get("failed", 0)
 
+    if settings.export is not None:
+        chair.write_official(settings.export, read_records(settings.file))
+        terminal.note(f"Captions written to {settings.export}.")
     return show(settings, terminal, score, table=tables.chair_table)
 
 
-def _truth(settings: ScoreChair) -> dict[int, set[str]]:
+def _truth(settings: ScoreChair) -> tuple[dict[int, set[str]], bool]:
+    """Objects of each picture, and whether these are just the pictures of the run."""
     from benchmarks import chair
 
     if settings.annotations:
-        return chair.truth_from_coco(settings.annotations, settings.references, settings.variant)
+        given = chair.truth_from_coco(settings.annotations, settings.references, settings.variant)
+        return given, False
     if settings.references:
         raise InputError(
             "--references is given without --annotations.", advice="Give the instances as well."
         )
-    stored = _files_of_run(settings.file)
-    if stored["annotations"]:
-        return chair.truth_from_coco(stored["annotations"], stored["references"], settings.variant)
-    return chair.truth_of_val2014()
+    record = _run_record(settings.file)
+    files = record.get(INFORMATION, {})
+    instances, captions = (list(files.get(name, ())) for name in ("annotations", "references"))
+    if not instances:
+        return chair.truth_of_val2014(), False
+    own = "world" in record.get("data", {})
+    return chair.truth_from_coco(instances, captions, settings.variant), own
 
 
-def _files_of_run(path: Path) -> dict[str, list[str]]:
-    """The annotation files named in the run record beside the captions, if there is one."""
+def _expected(settings: ScoreChair, path: Path) -> Collection[int]:
+    """The pictures that the subset, or the run record beside the captions, names."""
+    from benchmarks import chair
+
+    if settings.subset != "run":
+        return chair.subset_ids(settings.subset)
+    return _run_record(path).get("data", {}).get("image_ids", ())
+
+
+def _run_record(path: Path) -> Mapping[str, Any]:
+    """The run record beside the captions; empty if there is none."""
     record = run_record_path(path)
-    information: Mapping[str, Any] = {}
-    if record.is_file():
-        information = json.loads(record.read_text(encoding="utf-8")).get(INFORMATION, {})
-    return {name: list(information.get(name, ())) for name in ("annotations", "references")}
+    return json.loads(record.read_text(encoding="utf-8")) if record.is_file() else {}
 
 
 COMMAND = Command(
@@ -94,6 +119,7 @@ COMMAND = Command(
     positional=("file",),
     example=(
         "mmlm score chair bench/chair/captions.jsonl\n"
-        "mmlm score chair with_method.jsonl --baseline plain.jsonl --variant pattern"
+        "mmlm score chair with_method.jsonl --baseline plain.jsonl --variant pattern\n"
+        "mmlm score chair captions.jsonl --subset opera500 --strict --export captions.json"
     ),
 )

@@ -24,10 +24,12 @@ class ScoreOptions:
     Attributes:
         file: The stored answers.
         baseline: Answers to the same requests to compare with, e.g. those of the plain model.
+        strict: Refuse to score if an answer is missing, failed or unread, or a metric undefined.
     """
 
     file: Path
     baseline: Path | None = None
+    strict: bool = False
 
 
 def show(
@@ -49,9 +51,12 @@ def show(
         ``DONE``, or ``SOME_FAILED`` if some requests have no answer.
     """
     from benchmarks import tables
+    from benchmarks.complete import require_complete
 
     result, failed = _with_count(score(settings.file))
     before = None if settings.baseline is None else _with_count(score(settings.baseline))[0]
+    if settings.strict:
+        require_complete(result)
     if failed:
         terminal.note(f"{failed} requests have no answer and are left out.")
     terminal.table((table or tables.scores_table)(result))
