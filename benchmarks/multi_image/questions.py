@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 from collections import Counter
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.run import Item, Task
@@ -15,7 +17,6 @@ from mmlm.runner import Request
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
-    from pathlib import Path
 
 __all__ = [
     "Question",
@@ -55,9 +56,9 @@ class Question:
     text: str = ""
     facts: Mapping[str, Any] = field(default_factory=dict)
 
-    def stored(self, benchmark: str, split: str) -> dict[str, Any]:
-        """The facts that go into the stored line."""
-        names = [path.name for path in self.pictures]
+    def stored(self, benchmark: str, split: str, root: Path) -> dict[str, Any]:
+        """The facts that go into the stored line; pictures are named from ``root`` on."""
+        names = [path.relative_to(root).as_posix() for path in self.pictures]
         return {
             "benchmark": benchmark,
             "split": split,
@@ -69,6 +70,12 @@ class Question:
             "label": list(self.label) if isinstance(self.label, tuple) else self.label,
             **self.facts,
         }
+
+
+def _root(questions: Sequence[Question]) -> Path:
+    """The folder that holds the pictures of all questions."""
+    folders = {path.parent for question in questions for path in question.pictures}
+    return Path(os.path.commonpath(folders)) if folders else Path()
 
 
 def mark_pictures(text: str, n_pictures: int, place: str) -> tuple[str, bool]:
@@ -115,10 +122,11 @@ def make_task(benchmark: str, split: str, variant: str, questions: Sequence[Ques
         InputError: If there are none, or two have the same id.
     """
     check_ids(questions)
+    root = _root(questions)
     items = tuple(
         Item(
             Request(one.id, one.pictures, one.prompt, marked=one.marked),
-            one.stored(benchmark, split),
+            one.stored(benchmark, split, root),
         )
         for one in questions
     )
@@ -158,6 +166,7 @@ def join_answers(
             f"question, e.g. {example!r}.",
             advice="Give the data and the split that the answers were made with.",
         )
+    root = _root(questions)
     lines = []
     for one in questions:
         if not isinstance(answers[one.id], str):
@@ -165,6 +174,6 @@ def join_answers(
                 f"The answer to {one.id!r} is {answers[one.id]!r}, not a text.",
                 advice="Repeat the question.",
             )
-        fact = one.stored(benchmark, split)
+        fact = one.stored(benchmark, split, root)
         lines.append({"id": one.id, **fact, "prompt": one.prompt, "text": answers[one.id]})
     return lines

@@ -54,7 +54,7 @@ def run(settings: BenchMmbench, terminal: Terminal) -> int:
         data={"questions": digest(task)},
         task=lambda: task,
         score=mmbench.score_stored,
-        information={"data": str(settings.data), "images": str(pictures.kept)},
+        information={"source": str(settings.data)},
     )
     return run_plan(settings, terminal, plan)
 

@@ -196,7 +196,7 @@ def _run(
         data={"questions": digest(task)},
         task=lambda: task,
         score=score,
-        information={"data": str(data), "images": str(images or pictures.kept)},
+        information={"source": str(data)},
     )
     return run_plan(settings, terminal, plan)
 
