@@ -123,6 +123,8 @@ def read_run(
 
 def _answers_in(path: Path) -> Path:
     """The file of answers: the path itself, or the only one with a run record in that folder."""
+    if not path.exists():
+        raise InputError(f"There is no file or folder {str(path)!r}.", advice="Check the path.")
     if not path.is_dir():
         return path
     suffix = run_record_path(Path("x")).name[1:]
