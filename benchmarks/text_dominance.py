@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, get_args
 
 from benchmarks.base import CountTable, Ratio, Sample, Scores
 from benchmarks.run import Item, Task
+from benchmarks.stored import check_ids
 from benchmarks.text_dominance_records import Masses, Record, Text, answer_of, read_record
 from mmlm.engine.stages import STAGES, stage_layers
 from mmlm.errors import InputError
@@ -91,7 +92,7 @@ def score_stored(
     if text not in get_args(Text):
         raise ValueError(f"text must be one of {', '.join(get_args(Text))}, got {text!r}.")
     answered = [(i, line) for i, line in enumerate(lines, start=1) if not line.get("error")]
-    _check_ids(lines)
+    check_ids(lines)
     if not lines:
         raise InputError("There are no lines to score.", advice="Check that the run wrote any.")
     if not answered:
@@ -257,19 +258,6 @@ def _sample(line: Mapping[str, Any], record: Record, row: Mapping[str, float]) -
         correct=None,
         note=note,
     )
-
-
-def _check_ids(lines: Sequence[Mapping[str, Any]]) -> None:
-    seen: set[str] = set()
-    for number, line in enumerate(lines, start=1):
-        if not isinstance(line.get("id"), str | int):
-            raise InputError(f"Line {number} has no id.", advice="Score files of `mmlm bench`.")
-        if str(line["id"]) in seen:
-            raise InputError(
-                f"Line {number}: the id {line['id']!r} occurs twice.",
-                advice="Two runs were put together; score each by itself.",
-            )
-        seen.add(str(line["id"]))
 
 
 def _kind(record: Record) -> str:

@@ -29,7 +29,7 @@ def _shapes_are_checked():
 
     for name in combine.__all__:
         _check_shapes(combine, name)
-    for name in mmlm.method_names():
+    for name in [*mmlm.method_names(), *mmlm._PROBES]:
         cls = getattr(mmlm, name)
         module = importlib.import_module(cls.__module__)
         for public in module.__all__:

@@ -335,7 +335,7 @@ def test_other_bad_lines():
         score_stored([{"id": "2", "text": "a dog", "prompt": "?"}])
     with pytest.raises(InputError, match="Line 2 has no id"):
         score_stored([good, {k: v for k, v in good.items() if k != "id"}])
-    with pytest.raises(InputError, match="'1' occurs twice"):
+    with pytest.raises(InputError, match="'1' is there twice"):
         score_stored([good, good])
     for text in (None, math.nan, 3):
         with pytest.raises(InputError, match="has no answer that is text"):

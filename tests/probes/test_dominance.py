@@ -39,23 +39,6 @@ VAR_STRONG = VAR(
 )
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _shapes_are_checked():
-    """The probe's signatures, as those of methods are."""
-    import conftest
-    from mmlm.probes import dominance
-
-    before = {name: getattr(dominance, name) for name in ("key_marks", "masses")}
-    site = TextDominance.weights
-    for name in before:
-        conftest._check_shapes(dominance, name)
-    conftest._check_shapes(TextDominance, "weights")
-    yield
-    for name, function in before.items():
-        setattr(dominance, name, function)
-    TextDominance.weights = site
-
-
 def run(model, inputs, *methods, tokens=None, processor=None, **options):
     """New tokens and records of a run in which every row has its full length."""
     with attach(model, *methods, processor=processor):
