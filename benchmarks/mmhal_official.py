@@ -37,6 +37,7 @@ def write_official(path: Path, lines: Sequence[Line], questions: Sequence[Questi
     records = [
         {
             "question_type": question.type,
+            "question_topic": question.topic,
             "image_id": question.image_id,
             "image_src": question.address,
             "image_content": question.objects.split(", "),
@@ -77,6 +78,7 @@ def read_answers(
             "index": question.index,
             "image": question.address.rpartition("/")[2],
             "question_type": question.type,
+            "question_topic": question.topic,
             "objects": question.objects,
             "question": question.text,
             "reference": question.reference,

@@ -42,6 +42,7 @@ class Question:
         objects: What the picture shows, separated by commas.
         text: The question.
         reference: A person's answer.
+        topic: Kind of scene, e.g. "outdoor".
     """
 
     index: int
@@ -51,6 +52,7 @@ class Question:
     objects: str
     text: str
     reference: str
+    topic: str = ""
 
 
 def read_questions(path: Path | None = None) -> list[Question]:
@@ -90,7 +92,16 @@ def _question(record: Mapping[str, Any], index: int, place: str) -> Question:
             advice="Keep the official order; the type of a question depends on its place.",
         )
     kind, image_id, address, text, reference = (record[name] for name in names)
-    return Question(index, kind, image_id, address, ", ".join(map(str, objects)), text, reference)
+    return Question(
+        index,
+        kind,
+        image_id,
+        address,
+        ", ".join(map(str, objects)),
+        text,
+        reference,
+        str(record.get("question_topic", "")),
+    )
 
 
 def find_pictures(questions: Sequence[Question], folder: Path) -> list[Path]:
