@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from benchmarks.base import Ratio
+from benchmarks.choices import vqa_punctuation
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -71,21 +72,10 @@ def _lmms_eval(answer: str, label: str) -> bool | None:
 
 
 def _vlmevalkit(answer: str, label: str) -> bool | None:
-    words = _vqa_punctuation(answer.lower()).split()
+    words = vqa_punctuation(answer.lower()).split()
     if ("yes" in words) == ("no" in words):
         return None
     return "yes" in words
-
-
-def _vqa_punctuation(text: str) -> str:
-    # The VQA evaluation's rule: a mark next to a blank vanishes, one inside a word becomes a blank.
-    digits_with_comma = re.search(r"\d,\d", text) is not None
-    result = text
-    for mark in ';/[]"{}()=+\\_-><@`,?!':
-        beside_blank = f"{mark} " in text or f" {mark}" in text
-        result = result.replace(mark, "" if beside_blank or digits_with_comma else " ")
-    # The original passes a flag (32) where the number of substitutions stands: 32 full stops.
-    return re.sub(r"\.(?!\d)", "", result, count=32)
 
 
 def _strict(answer: str, label: str) -> bool | None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 import re
 from collections import Counter
@@ -12,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.run import Item, Task
+from benchmarks.stored import content_hash
 from mmlm.errors import InputError
 from mmlm.runner import Request
 
@@ -135,11 +134,7 @@ def make_task(benchmark: str, split: str, variant: str, questions: Sequence[Ques
 
 def digest(task: Task) -> str:
     """A hash of all that is asked and known: ids, prompts, options, labels, names of pictures."""
-    hashed = hashlib.sha256()
-    for item in task.items:
-        row = [item.request.id, item.request.prompt, dict(item.facts)]
-        hashed.update(json.dumps(row, sort_keys=True, ensure_ascii=True).encode("ascii"))
-    return f"sha256:{hashed.hexdigest()}"
+    return content_hash([[i.request.id, i.request.prompt, dict(i.facts)] for i in task.items])
 
 
 def join_answers(

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from benchmarks.base import CountTable, Ratio, Sample, Scores
+from benchmarks.stored import check_ids
 from mmlm.errors import InputError
 
 if TYPE_CHECKING:
@@ -65,7 +66,7 @@ def answered_lines(
         InputError: If a field is missing or no text, an id occurs twice, a line belongs to another
             benchmark, or no answer is left.
     """
-    seen: set[str] = set()
+    check_ids(lines)
     answered = []
     for number, line in enumerate(lines, start=1):
         if line.get("benchmark") != benchmark:
@@ -73,18 +74,12 @@ def answered_lines(
                 f"Line {number} is of {line.get('benchmark')!r}, not of {benchmark!r}.",
                 advice=f"Score files of `mmlm bench {benchmark}`.",
             )
-        fields = ("id", *needed) if line.get("error") else ("id", *needed, "text")
+        fields = needed if line.get("error") else (*needed, "text")
         if wrong := [name for name in fields if not isinstance(line.get(name), str)]:
             raise InputError(
                 f"Line {number} has {line.get(wrong[0])!r} in {wrong[0]!r} instead of a text.",
                 advice="Score the file as it was written, or repeat the run.",
             )
-        if line["id"] in seen:
-            raise InputError(
-                f"Line {number}: the id {line['id']!r} occurs twice.",
-                advice="Score the answers of one run.",
-            )
-        seen.add(line["id"])
         if not line.get("error"):
             answered.append(line)
     if not answered:

@@ -225,7 +225,7 @@ def test_missing_file(tmp_path, pictures):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"id": "3"}, "'3' occurs twice"),
+        ({"id": "3"}, "'3' is there twice"),
         ({"text": float("nan")}, "has nan in 'text'"),
         ({"text": None}, "has None in 'text'"),
         ({"benchmark": "pope"}, "is of 'pope', not of 'mmbench'"),

@@ -403,8 +403,8 @@ def lines(tmp_path, pictures):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"id": None}, "Line 2 has None in 'id'"),
-        ({"id": "val_Counting_1"}, "'val_Counting_1' occurs twice"),
+        ({"id": None}, "Line 2 has no id"),
+        ({"id": "val_Counting_1"}, "'val_Counting_1' is there twice"),
         ({"text": float("nan")}, "Line 2 has nan in 'text'"),
         ({"text": None}, "Line 2 has None in 'text'"),
         ({"benchmark": "mmmu"}, "Line 2 is of 'mmmu', not of 'blink'"),
