@@ -222,6 +222,7 @@ class Sample:
         correct: Whether it counts as right; None if it counts as neither.
         note: What the scorer made of it, in a few words: "expected yes", "2 invented".
         marks: Parts of the answer that were found right or wrong, in order.
+        unit: What the table counts it under, where that is neither the picture nor the id.
     """
 
     id: str
@@ -231,6 +232,7 @@ class Sample:
     correct: bool | None
     note: str = ""
     marks: tuple[Mark, ...] = ()
+    unit: str = ""
 
 
 class Scored(Protocol):

@@ -272,13 +272,14 @@ def p_text(p: float) -> str:
 def samples_by_picture(scored: Scored) -> dict[Hashable, list[Sample]]:
     """The answers about each picture of the table, in the order of the file.
 
-    A benchmark may count under a number what its samples know under a file name; then the samples'
-    ids decide. Answers that belong to no picture of the table are left out.
+    A benchmark may count under a number, or under the name of a group of pictures, what its samples
+    know under a file name; then the samples' units or ids decide. Answers that belong to no picture
+    of the table are left out.
     """
     images = {str(image): image for image in scored.table.images}
     found: dict[Hashable, list[Sample]] = {image: [] for image in scored.table.images}
     for sample in scored.samples:
-        key = next((key for key in (sample.image, sample.id) if key in images), None)
+        key = next((key for key in (sample.unit, sample.image, sample.id) if key in images), None)
         if key is not None:
             found[images[key]].append(sample)
     return found

@@ -143,4 +143,5 @@ def _sample(line: Line, outcome: Outcome) -> Sample:
         answer=line.get("text") or "",
         correct=None if outcome.verdict is None else outcome.correct,
         note=f"{verdict}; reference: {line['reference']}",
+        unit=outcome.entry.set,
     )

@@ -43,6 +43,10 @@ def _amber(variant: str) -> Mapping[str, Any]:
     return {"near": similarity(near)} | ({"answers": answers} if answers else {})
 
 
+def _hallusionbench(variant: str) -> Mapping[str, Any]:
+    return {"variant": variant.partition(":")[0]}  # the judge's name stands in the lines
+
+
 def _text_dominance(variant: str) -> Mapping[str, Any]:
     text, _, rest = variant.partition("/")
     return {"text": text, "first_token": "without-first" not in rest}
@@ -134,7 +138,7 @@ SCORERS = {
     "chair": Scorer(
         "benchmarks.scorers:score_captions", _last("variant"), ("annotations", "references")
     ),
-    "hallusionbench": Scorer("benchmarks.hallusionbench:score_stored", _last("variant")),
+    "hallusionbench": Scorer("benchmarks.hallusionbench:score_stored", _hallusionbench),
     "mantis": Scorer("benchmarks.multi_image.mantis:score_stored"),
     "mmbench": Scorer("benchmarks.mmbench:score_stored"),
     "mme": Scorer("benchmarks.mme:score_stored"),

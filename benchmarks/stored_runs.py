@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.base import read_records
+from benchmarks.judged import read_answers
 from benchmarks.scorers import SCORERS
 from mmlm.errors import InputError
 from mmlm.records import INFORMATION, run_record_path
@@ -112,7 +112,7 @@ def read_run(
     file = _answers_in(Path(path))
     record = _record_of(file)
     name = _benchmark(file, record, benchmark)
-    lines = read_records(file)
+    lines = read_answers(file)  # with the verdicts of a judge, if there are any
     known = record.get(INFORMATION, {})
     _check_finished(file, name, lines, known.get("requests"))
     if variant is None:

@@ -371,3 +371,19 @@ def test_official_file_goes_there_and_back(tmp_path, data_folder):
         hallusionbench.read_answers(path)
     with pytest.raises(InputError, match="has no answer"):
         hallusionbench.write_official(path, [{**line, "error": "x"} for line in lines])
+
+
+# --- comparing ------------------------------------------------------------------------------------
+
+
+def test_compared_by_set_with_all_its_questions():
+    from benchmarks.comparison import Contender, compare, samples_by_picture
+
+    plain = hallusionbench.score_stored(answered("Yes"))
+    right = hallusionbench.score_stored(answered(lambda e: e.label))
+    found = samples_by_picture(right)
+    assert len(found) == 167
+    assert sum(map(len, found.values())) == 1129
+    comparison = compare([Contender("plain", plain), Contender("right", right)])
+    assert len(comparison.outcomes[0].worse) == 0
+    assert len(comparison.outcomes[0].better) > 100

@@ -201,3 +201,20 @@ def test_mme_without_its_folder(bench, tmp_path, capsys):
     assert "--data is missing" in capsys.readouterr().err
     assert bench("mme", "--data", str(tmp_path)) == 2
     assert "no folder for: existence, count, position, color" in capsys.readouterr().err
+
+
+def test_judged_runs_can_be_compared(bench, hallusion, tmp_path, capsys):
+    from benchmarks.stored_runs import read_run
+
+    entries, arguments = hallusion
+    judge = write_replies(
+        tmp_path / "r.jsonl",
+        {e.id: "correct" if e.label == "yes" else "incorrect" for e in entries},
+    )
+    assert bench("hallusionbench", *arguments, *judge, "--json") == 0
+    scores = scores_of(capsys)
+    run = read_run(tmp_path / "out")
+    assert run.scored.name == scores["metric"] == "hallusionbench/judge:scripted/own-prompt"
+    assert run.scored.counts == scores["counts"]
+    assert run.pictures == tmp_path / "figures"
+    assert read_run(tmp_path / "out", variant="yesno").scored.name == "hallusionbench/yesno"
