@@ -38,7 +38,7 @@ class ReadingOptions:
         phrases: How a judge's phrases are read. `spacy`: as the authors do; `rules`: ours, without
             spaCy.
         spacy_model: Pipeline of spaCy.
-        prompt: The judge's prompt, a text file with {} for question and answer. Default: ours.
+        template: The judge's prompt, a text file with {} for question and answer. Default: ours.
         role: Message that holds the prompt; the authors send it as system message.
         judge: Who lists the objects.
     """
@@ -48,7 +48,7 @@ class ReadingOptions:
     extraction: Literal["auto", "words"] = "auto"
     phrases: Literal["rules", "spacy"] = "rules"
     spacy_model: str = "en_core_web_trf"
-    prompt: Path | None = None
+    template: Path | None = None
     role: Literal["system", "user"] = "system"
     judge: JudgeOptions = dataclasses.field(default_factory=JudgeOptions)
 
@@ -69,8 +69,8 @@ def scorer(options: ReadingOptions, terminal: Terminal) -> Scorer:
     reader = _reader(options)
     truth = object_halbench.read_truth(options.annotations, options.references)
     template = object_halbench.PROMPT
-    if options.prompt is not None:
-        template = judged.read_template(options.prompt, ("question", "answer"))
+    if options.template is not None:
+        template = judged.read_template(options.template, ("question", "answer"))
 
     def score(lines: Sequence[Mapping[str, Any]], path: Path) -> Scores:
         if judge is not None:

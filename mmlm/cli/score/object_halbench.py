@@ -56,7 +56,8 @@ def _score(
     lines = _lines(settings, path)
     if export and settings.export is not None:
         write_official(settings.export, lines)
-    return score(lines, path), sum(bool(line.get("error")) for line in lines)
+    scores = score(lines, path)
+    return scores, len(lines) - int(scores.table.sums()["answers"])
 
 
 def _lines(settings: ScoreObjectHalbench, path: Path) -> Sequence[Mapping[str, Any]]:
