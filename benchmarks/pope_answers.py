@@ -14,7 +14,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.base import read_records
-from benchmarks.pope_questions import KINDS, VERSIONS, Question, published, recognise
+from benchmarks.pope_questions import (
+    KINDS,
+    VERSIONS,
+    Question,
+    published,
+    recognise,
+    write_questions,
+)
 from benchmarks.run import Item, Task
 from mmlm.errors import InputError
 from mmlm.runner import Request
@@ -246,15 +253,14 @@ def write_official(folder: Path, lines: Sequence[Line]) -> list[Path]:
             {name: record[name] for name in ("question_id", "question", "answer")}
             for record in records
         ]
+        path = folder / f"answers_{split}.jsonl"
+        text = "".join(json.dumps(answer, ensure_ascii=False) + "\n" for answer in answers)
+        path.write_text(text, encoding="utf-8", newline="\n")
         questions = [
-            Question(r["question_id"], r["image"], r["question"], r["label"])._asdict()
-            for r in records
+            Question(r["question_id"], r["image"], r["question"], r["label"]) for r in records
         ]
-        for kind, rows in (("answers", answers), ("questions", questions)):
-            path = folder / f"{kind}_{split}.jsonl"
-            text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-            path.write_text(text, encoding="utf-8", newline="\n")
-            written.append(path)
+        write_questions(folder / f"questions_{split}.jsonl", questions)
+        written += [path, folder / f"questions_{split}.jsonl"]
     return written
 
 

@@ -128,3 +128,19 @@ def test_shipped_tables_equal_the_data_they_were_made_from(data_folder):
     with np.load(data_folder / "chair" / "coco_val2014_objects.npz") as table:
         images = {int(image) for image in table["image_ids"]}
     assert set(chair.truth_of_val2014()) == images
+
+
+@pytest.mark.parametrize("file", FILES)
+@pytest.mark.parametrize("root", chair_folders())
+def test_metrics_of_every_caption(root, file):
+    expected = json.loads(next(root.glob(f"expected_*{file}.json")).read_text())
+    truth = {int(image): set(found) for image, found in expected["gt_objects"].items()}
+    result = chair.score(read_lines(captions_file(root, expected)), truth, FILES[file])
+    for ours, theirs in zip(result.per_caption, expected["sentences"], strict=True):
+        for official, name in OURS.items():
+            value = ours.metrics[name]
+            if official in theirs["metrics"]:
+                # Where a quotient does not exist the scorers store 0.
+                assert (value or 0) == pytest.approx(theirs["metrics"][official], abs=1e-12)
+            elif name in ("precision", "f1") and file == "wordnet_pr":
+                assert value is None
