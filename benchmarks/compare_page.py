@@ -180,6 +180,8 @@ class _Cards:
     def __init__(self, page: Page) -> None:
         self._page = page
         self._samples = {run.label: samples_by_picture(run.scored) for run in page.comparison.runs}
+        asked = {sample.question for sample in page.comparison.runs[0].scored.samples}
+        self._question = asked.pop() if len(asked) == 1 else ""
 
     def name(self, image: Hashable) -> str:
         """What people know a picture by: its file name, where that is known."""
@@ -191,6 +193,8 @@ class _Cards:
     ) -> str:
         """One part of the gallery."""
         cards = "".join(self._card(image, labels) for image in images)
+        if self._question:
+            note += f" Asked: “{self._question}”"
         return (
             f'<section class="gallery-part"><h2>{escaped(title)}</h2>'
             f'<p class="note">{escaped(note)} <mark class="bad">wrong or invented</mark> '
@@ -204,7 +208,7 @@ class _Cards:
         shown = _telling(first, [tables[label] for label in labels[1:]])
         body = []
         for sample in shown:
-            if sample.question:
+            if sample.question and not self._question:
                 body.append(f'<p class="question">{escaped(sample.question)}</p>')
             body += [
                 _answer(label, tables[label][sample.id])

@@ -215,6 +215,7 @@ def _sample(
         correct=not invented if named else None,
         note=f"{len(invented)} of {len(named)} objects invented",
         marks=tuple(_apart(marks)),
+        unit=str(line["image_id"]),
     )
 
 

@@ -18,7 +18,7 @@ from mmlm.errors import InputError
 if TYPE_CHECKING:
     from benchmarks.base import Scored
 
-__all__ = ["SCORERS", "Scorer", "score_captions"]
+__all__ = ["SCORERS", "Scorer", "score_captions", "score_objects"]
 
 Options = Callable[[str], Mapping[str, Any]]
 
@@ -113,11 +113,7 @@ def score_captions(
     """
     from benchmarks import chair
 
-    if missing := [name for name in (*annotations, *references) if not Path(name).is_file()]:
-        raise InputError(
-            f"What is in the pictures of these captions was in {missing[0]}, which is missing.",
-            advice="Say where it is now with --annotations (and --references).",
-        )
+    _check_there(annotations, references)
     truth = (
         chair.truth_from_coco(annotations, references, variant)
         if annotations
@@ -130,6 +126,36 @@ def score_captions(
             advice="Give the --annotations that belong to these captions.",
         )
     return result
+
+
+def score_objects(
+    lines: Sequence[Mapping[str, Any]],
+    annotations: Sequence[str] = (),
+    references: Sequence[str] = (),
+) -> Scored:
+    """Scores Object HalBench's descriptions: with the judge's lists if the lines have them.
+
+    Args:
+        lines: As `mmlm bench object_halbench` stores them.
+        annotations: Instances in COCO format; without any, the table of val2014.
+        references: Reference captions in COCO format.
+
+    Raises:
+        InputError: If a file is missing, or a picture is not in them.
+    """
+    from benchmarks import object_halbench
+
+    _check_there(annotations, references)
+    truth = object_halbench.read_truth(annotations, references)
+    return object_halbench.score_stored(lines, truth=truth)
+
+
+def _check_there(annotations: Sequence[str], references: Sequence[str]) -> None:
+    if missing := [name for name in (*annotations, *references) if not Path(name).is_file()]:
+        raise InputError(
+            f"What is in the pictures of these captions was in {missing[0]}, which is missing.",
+            advice="Say where it is now with --annotations (and --references).",
+        )
 
 
 SCORERS = {
@@ -146,6 +172,9 @@ SCORERS = {
     "mmmu": Scorer("benchmarks.multi_image.mmmu:score_stored"),
     "mvbench": Scorer("benchmarks.multi_image.mvbench:score_stored", _last("parser")),
     "nlvr2": Scorer("benchmarks.multi_image.nlvr2:score_stored"),
+    "object_halbench": Scorer(
+        "benchmarks.scorers:score_objects", facts=("annotations", "references")
+    ),
     "pope": Scorer("benchmarks.pope:score_stored", _last("parser")),
     "text-dominance": Scorer("benchmarks.text_dominance:score_stored", _text_dominance),
 }

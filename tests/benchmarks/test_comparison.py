@@ -386,8 +386,22 @@ def test_page_shows_the_answers_that_differ_first():
     assert "and 5 more about this picture" in text
 
 
-def test_samples_are_found_by_picture_or_by_id():
-    table = CountTable.build([3, 4], [{"n": 1}, {"n": 1}], {})
-    one = Scores("x", table, {}, (), samples=[Sample("3", "3.jpg", "", "a", None)])
-    assert [s.id for s in comparison.samples_by_picture(one)[3]] == ["3"]
-    assert comparison.samples_by_picture(one)[4] == []
+def test_samples_are_found_by_unit_picture_or_id():
+    table = CountTable.build([3, "set-1", "5.png"], [{"n": 1}] * 3, {})
+    samples = [
+        Sample("3", "3.jpg", "", "by its id", None),
+        Sample("x", "5.png", "", "by its picture", None),
+        Sample("y", "5.png", "", "by its unit", None, unit="set-1"),
+        Sample("z", "6.png", "", "by nothing", None),
+    ]
+    found = comparison.samples_by_picture(Scores("x", table, {}, (), samples=samples))
+    answers = {image: [one.answer for one in ones] for image, ones in found.items()}
+    assert answers == {3: ["by its id"], "5.png": ["by its picture"], "set-1": ["by its unit"]}
+
+
+def test_one_question_for_all_is_shown_once():
+    one = scored([1], pictures=["a.png"])
+    same = replace(one, samples=[replace(sample, question="What?") for sample in one.samples])
+    text = page_of(compare([Contender("a", same), Contender("b", same)]))
+    assert 'class="question"' not in text
+    assert text.count("Asked: “What?”") == 1
