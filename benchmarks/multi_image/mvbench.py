@@ -63,8 +63,9 @@ def read_questions(path: Path, pictures: Pictures, *, frames: int = 8) -> list[Q
     """Reads MVBench's question files, one per task (``action_antonym.json``), and finds the clips.
 
     Args:
-        path: The folder ``json`` of the data set, or one file of it.
-        pictures: ``beside`` is a folder with all clips below it; ``kept`` takes frames of videos.
+        path: The data set's folder, its folder ``json``, or one file of that.
+        pictures: ``beside`` is a folder with all clips below it, by default ``path``; ``kept``
+            takes frames of videos.
         frames: How many frames stand for a clip; the authors take 8 or 16.
 
     Raises:
@@ -75,7 +76,8 @@ def read_questions(path: Path, pictures: Pictures, *, frames: int = 8) -> list[Q
         raise ValueError(f"frames must be at least 1, got {frames}")
     root = pictures.beside or (path if path.is_dir() else path.parent)
     clips = _index(root)
-    return [_question(row, pictures, clips, frames) for row in read_rows(path, "train")]
+    asked = path / "json" if (path / "json").is_dir() else path
+    return [_question(row, pictures, clips, frames) for row in read_rows(asked, "train")]
 
 
 def _index(root: Path) -> dict[str, list[Path]]:

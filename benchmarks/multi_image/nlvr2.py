@@ -61,7 +61,7 @@ def read_questions(
     Args:
         path: See `benchmarks.multi_image.rows.read_rows`. Rows have identifier, sentence and label;
             the pictures are in columns named left... and right..., or are files named by the
-            identifier (``test1-0-1-img0.png``), in any folder below ``pictures.beside``.
+            identifier (``test1-0-1-img0.png``), in any folder below ``beside``.
         pictures: Where the pictures are or go.
         split: test1 (test-P, 6,967 examples) or dev.
         prompt: How the question is put.
@@ -69,14 +69,9 @@ def read_questions(
     Raises:
         InputError: If a row lacks a column.
     """
-    files = _by_name(pictures)
+    root = pictures.beside or (path if path.is_dir() else path.parent)
+    files = {one.name: one for one in sorted(root.rglob("*-img[01].png"))}
     return [_question(row, pictures, files, prompt) for row in read_rows(path, split)]
-
-
-def _by_name(pictures: Pictures) -> dict[str, Path]:
-    if pictures.beside is None:
-        return {}
-    return {path.name: path for path in sorted(pictures.beside.rglob("*-img[01].png"))}
 
 
 def _question(row: Row, pictures: Pictures, files: Mapping[str, Path], prompt: Prompt) -> Question:

@@ -222,7 +222,7 @@ class Pictures:
         if self.missing:
             raise InputError(
                 f"{len(set(self.missing))} pictures are missing, e.g. {str(self.missing[0])!r}.",
-                advice="Give the folder they are in (--images).",
+                advice="Give the folder they are in (--images); unpack archives before.",
             )
 
 

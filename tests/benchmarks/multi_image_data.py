@@ -133,7 +133,7 @@ def mvbench(folder, frames=6):
     gif.parent.mkdir(parents=True)
     pictures = [picture(50 + number, (20, 10)) for number in range(5)]
     pictures[0].save(gif, save_all=True, append_images=pictures[1:], duration=40)
-    (folder / "json").mkdir()
+    (folder / "json").mkdir(parents=True)
     asked = {"question": "What happens?", "candidates": ["it falls", "it flies", "it rests"]}
     episodic = {**asked, "video": "clip_1", "answer": "it flies", "start": 0.0, "end": 2.0}
     odd = {**asked, "video": "odd.gif", "answer": "it rests"}

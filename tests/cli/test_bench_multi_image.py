@@ -122,12 +122,20 @@ def test_mmbench_in_all_orders(bench, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("name", ["mmbench", "mmmu", "blink", "mantis", "nlvr2", "mvbench"])
-def test_without_data_the_command_says_what_to_get(bench, tmp_path, capsys, name):
+def test_without_data_the_command_says_what_to_get(bench, tmp_path, capsys, monkeypatch, name):
+    monkeypatch.setenv("MMLM_DATA_DIR", str(tmp_path / "empty"))
     assert bench(name) == 2
-    message = capsys.readouterr().err
-    assert "--data is ''" in message
-    assert "Download" in message
+    official = "mmbench-dev-en-v11" if name == "mmbench" else name
+    assert f"mmlm data fetch {official}" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_fetched_data_are_found(bench, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("MMLM_DATA_DIR", str(tmp_path / "fetched"))
+    data.mantis(tmp_path / "fetched" / "mantis")
+    data.nlvr2(tmp_path / "fetched" / "nlvr2")
+    data.mvbench(tmp_path / "fetched" / "mvbench")
+    assert [bench(name, output=name) for name in ("mantis", "nlvr2", "mvbench")] == [0, 0, 0]
 
 
 def test_options_out_of_range(bench, tmp_path, capsys):
@@ -136,3 +144,5 @@ def test_options_out_of_range(bench, tmp_path, capsys):
     assert "Ask at least 1 question" in capsys.readouterr().err
     assert bench("blink", "--data", folder, "--images", tmp_path / "nowhere") == 2
     assert "is no folder" in capsys.readouterr().err
+    assert bench("blink", "--data", tmp_path / "nowhere") == 2
+    assert "There is no --data" in capsys.readouterr().err

@@ -21,7 +21,8 @@ class BenchMmbench(BenchOptions):
     """Options of ``mmlm bench mmbench``.
 
     Attributes:
-        data: The official table, e.g. MMBench_DEV_EN_V11.tsv; the pictures are in it.
+        data: The official table, e.g. MMBench_DEV_EN_V11.tsv; the pictures are in it. By default
+            that one, if `mmlm data fetch mmbench-dev-en-v11` brought it.
         way: `circular`: every cyclic order of the options is asked and must be right; `vanilla`:
             only the first one, several points higher. Part of the metric's name.
         edition: Version, split and language as in `v1.1-dev-en`, if the file's name does not say.
@@ -37,16 +38,12 @@ def run(settings: BenchMmbench, terminal: Terminal) -> int:
     from benchmarks import mmbench
     from benchmarks.multi_image.questions import digest
     from benchmarks.multi_image.rows import Pictures
+    from benchmarks.official import locate
 
-    if settings.data is None or not settings.data.is_file():
-        raise InputError(
-            f"MMBench needs its table; --data is {str(settings.data or '')!r}.",
-            advice="Download MMBench_DEV_EN_V11.tsv (see github.com/open-compass/MMBench) and give "
-            "--data FILE.",
-        )
-    edition = edition_of(settings.data, settings.edition)
+    data = settings.data or locate("mmbench-dev-en-v11")
+    edition = edition_of(data, settings.edition)
     pictures = Pictures(settings.folder("mmbench") / "pictures")
-    problems = mmbench.read_problems(settings.data, pictures, settings.way)
+    problems = mmbench.read_problems(data, pictures, settings.way)
     task = mmbench.task(problems, edition, settings.way)
     plan = Plan(
         benchmark="mmbench",
@@ -54,7 +51,7 @@ def run(settings: BenchMmbench, terminal: Terminal) -> int:
         data={"questions": digest(task)},
         task=lambda: task,
         score=mmbench.score_stored,
-        information={"source": str(settings.data)},
+        information={"source": str(data)},
     )
     return run_plan(settings, terminal, plan)
 

@@ -26,7 +26,7 @@ class MultiImageOptions(BenchOptions):
 
     Attributes:
         data: The data set: a folder with its parquet files, one written by `save_to_disk`, or
-            JSON; or one such file.
+            JSON; or one such file. By default what `mmlm data fetch` brought.
         images: Where pictures and clips are that the data set only names; by default beside it.
         count: Only the first questions, for a quick look.
     """
@@ -157,15 +157,6 @@ def run_mvbench(settings: BenchMvbench, terminal: Terminal) -> int:
     return _run("mvbench", settings, terminal, make, score)
 
 
-SOURCES = {
-    "mmmu": "huggingface.co/datasets/MMMU/MMMU",
-    "blink": "huggingface.co/datasets/BLINK-Benchmark/BLINK",
-    "mantis": "huggingface.co/datasets/TIGER-Lab/Mantis-Eval",
-    "nlvr2": "github.com/lil-lab/nlvr (nlvr2/data; the pictures on request)",
-    "mvbench": "huggingface.co/datasets/OpenGVLab/MVBench (json and video)",
-}
-
-
 def _run(
     name: str,
     settings: MultiImageOptions,
@@ -176,13 +167,11 @@ def _run(
     """What the five commands share: the data, its pictures, the plan."""
     from benchmarks.multi_image.questions import digest
     from benchmarks.multi_image.rows import Pictures
+    from benchmarks.official import locate
 
-    data, images = settings.data, settings.images
-    if data is None or not data.exists():
-        raise InputError(
-            f"{name} needs its data set; --data is {str(data or '')!r}.",
-            advice=f"Download {SOURCES[name]} and give --data FOLDER.",
-        )
+    data, images = settings.data or locate(name), settings.images
+    if not data.exists():
+        raise InputError(f"There is no --data {str(data)!r}.", advice=f"mmlm data fetch {name}")
     if images is not None and not images.is_dir():
         raise InputError(f"--images {str(images)!r} is no folder.", advice="Check the path.")
     if settings.count is not None and settings.count < 1:
@@ -210,7 +199,7 @@ COMMANDS = {
         "college questions with pictures in the text",
         BenchMmmu,
         run_mmmu,
-        "mmlm bench mmmu --data MMMU --model Qwen/Qwen2.5-VL-7B-Instruct",
+        "mmlm data fetch mmmu\nmmlm bench mmmu --model Qwen/Qwen2.5-VL-7B-Instruct",
     ),
     "blink": _command(
         "what people see at a glance, in fourteen tasks",
