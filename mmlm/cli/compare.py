@@ -111,10 +111,10 @@ def _write(
     terminal: Terminal,
 ) -> None:
     """Shows the tables, writes the page and the numbers."""
-    from benchmarks import compare_page, comparison
+    from benchmarks import compare_page, compare_tables
     from mmlm.records import write_json
 
-    result = comparison.as_json(compared) | {
+    result = compare_tables.as_json(compared) | {
         "notes": list(notes),
         "runs": {label: _described(stored) for label, stored in runs.items()},
     }
@@ -128,7 +128,7 @@ def _write(
     settings.output.mkdir(parents=True, exist_ok=True)
     (settings.output / REPORT).write_text(compare_page.render(page), encoding="utf-8")
     write_json(settings.output / RESULTS, result)
-    for table in comparison.terminal(compared):
+    for table in compare_tables.terminal(compared):
         terminal.table(table)
     for note in notes:
         terminal.note(note)

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from benchmarks import comparable, compare_page, comparison
+from benchmarks import comparable, compare_page, compare_tables, comparison
 from benchmarks.base import CountTable, Mark, Ratio, Sample, Scores
 from benchmarks.comparison import Contender, compare, holm, sign_test
 from benchmarks.run import Item, Task
@@ -101,7 +101,7 @@ def test_order_of_the_samples_changes_nothing():
     turned = scored([1, 1, 2, 2][::-1] * 5, pictures=[f"{i}.png" for i in range(20)][::-1])
     plain = compare([Contender("a", first), Contender("b", second)])
     mixed = compare([Contender("a", first), Contender("b", turned)])
-    assert comparison.as_json(plain) == comparison.as_json(mixed)
+    assert compare_tables.as_json(plain) == compare_tables.as_json(mixed)
 
 
 def test_a_run_against_its_copy_shows_nothing():
@@ -114,7 +114,7 @@ def test_a_run_against_its_copy_shows_nothing():
 
 def test_verdicts_and_json():
     result = compare(runs([0] * 20, [2] * 20, [0] * 19 + [1]), resamples=50, seed=3)
-    record = comparison.as_json(result)
+    record = compare_tables.as_json(result)
     assert json.loads(json.dumps(record, allow_nan=False)) == record
     accuracy = record["metrics"]["accuracy"]["runs"]
     assert "change" not in accuracy["run0"]
@@ -126,7 +126,7 @@ def test_verdicts_and_json():
     assert told["holm_p"] == pytest.approx(4 / 2**20)  # two tests, this one the smaller p
     assert told["better_on"][0] == "0.png"
     assert (record["resamples"], record["seed"]) == (50, 3)
-    few = comparison.as_json(compare(runs([0] * 9, [2] * 9)))
+    few = compare_tables.as_json(compare(runs([0] * 9, [2] * 9)))
     assert few["metrics"]["accuracy"]["runs"]["run1"]["verdict"] == "too few pictures"
 
 
@@ -138,7 +138,7 @@ def test_undefined_metrics_stay_undefined():
     ]
     result = compare(both)
     assert result.rows[0].cells[1].change.value is None
-    assert comparison.as_json(result)["metrics"]["never"]["runs"]["b"]["verdict"] == "undefined"
+    assert compare_tables.as_json(result)["metrics"]["never"]["runs"]["b"]["verdict"] == "undefined"
     assert "undefined" in page_of(result)
 
 
@@ -149,7 +149,7 @@ def test_terminal_tables_of_few_and_many_runs():
 
     for count in (2, 7):
         console = Console(file=io.StringIO(), width=160)
-        for table in comparison.terminal(compare(runs(*([[0, 1, 2] * 4] * count)))):
+        for table in compare_tables.terminal(compare(runs(*([[0, 1, 2] * 4] * count)))):
             console.print(table)
         shown = console.file.getvalue()
         assert "changes against run0" in shown
