@@ -193,7 +193,7 @@ def retold(words, truth, hallu, near):
 def test_descriptions_like_the_retold_rules(seed):
     generator = random.Random(seed)
     known = sorted(amber_words.vocabulary().known)
-    chosen = {tuple(generator.sample(known, 2)) for _ in range(4000)}
+    chosen = {tuple(generator.sample(known, 2)) for _ in range(12000)}
 
     def near(word, other):
         return 0.81 if word == other or (word, other) in chosen else 0.8  # 0.8 is not above 0.8
@@ -206,6 +206,15 @@ def test_descriptions_like_the_retold_rules(seed):
     expected = retold(words, question.truth, question.hallu, near)
     assert len(words) > 30
     assert (found.invented, found.covered, found.cognitive) == expected
+
+
+def test_invented_noun_marks_its_own_word_and_the_first_similar_one():
+    near = amber_words.Similarity(
+        "pair", lambda word, other: float((word, other) == ("dog", "bird"))
+    )
+    found = amber_words.describe("There is a dog.", ["car"], ["bird", "sun", "dog"], near)
+    assert found.cognitive == (True, False, True)
+    assert found.invented == (True,)
 
 
 def test_object_that_is_no_word_of_the_benchmark():
@@ -411,6 +420,8 @@ def test_amber_score_is_the_mean_of_both_tasks():
     assert result.details["amber_score"] == expected
     assert result.name == "amber/exact/normalised"
     assert result.directions.keys() == result.table.ratios.keys()
+    lower = {name for name, direction in result.directions.items() if direction == "lower"}
+    assert lower == {"chair", "hal", "cog", "neither"}
     assert {*result.good, *result.bad} <= {*result.table.columns}
 
 
@@ -499,6 +510,8 @@ def test_folder_without_question_files(tmp_path):
         ([{"response": "Yes"}], "Record 1: the id None is none of AMBER's"),
         ([{"id": "1005", "response": "Yes"}], "the id '1005' is none"),
         ([{"id": 15221, "response": "Yes"}], "the id 15221 is none"),
+        ([{"id": True, "response": "Yes"}], "the id True is none"),
+        ([{"id": [1], "response": "Yes"}], r"the id \[1\] is none"),
         ([{"id": 1, "response": "a"}, {"id": 1, "response": "b"}], "question 1 is answered twice"),
         ([{"id": 1005, "response": math.nan}], "is nan, not a text"),
         ([{"id": 1005, "response": None}], "is None, not a text"),

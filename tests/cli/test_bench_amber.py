@@ -104,7 +104,7 @@ def test_impossible_requests_are_refused_before_any_work(
 def test_pictures_must_be_named(capsys):
     assert main(["bench", "amber"]) == 2
     error = capsys.readouterr().err
-    assert "AMBER needs its pictures; --images is not given" in error
+    assert "--images is missing" in error
     assert "github.com/junyangwang0410/AMBER" in error
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from mmlm.cli.bench.common import BenchOptions, Plan, run_plan
+from mmlm.cli.bench.official import given_or_official
 from mmlm.cli.frame import Command, Terminal
 from mmlm.errors import InputError
 
@@ -23,8 +24,8 @@ class BenchAmber(BenchOptions):
     """Options of ``mmlm bench amber``.
 
     Attributes:
-        images: Folder of AMBER's 1,004 pictures (AMBER_1.jpg ...), which its authors give away;
-            questions and truth ship with mmlm.
+        images: Folder of AMBER's 1,004 pictures (AMBER_1.jpg ...); by default where `mmlm data
+            fetch amber-images` puts them. Questions and truth ship with mmlm.
         data: Folder `data` of the authors' repository, to use its questions instead.
         evaluation: `a`: everything; `g`: descriptions; `d`: yes/no questions, of which `de`:
             existence, `da`: attribute, `dr`: relation.
@@ -82,21 +83,15 @@ def _questions(settings: BenchAmber) -> Sequence[Question]:
 
 def _pictures(settings: BenchAmber, questions: Sequence[Question]) -> Path:
     """The folder of the pictures, after a look whether all are there."""
-    advice = (
-        "Download the pictures of AMBER (the link stands in the README of "
-        "github.com/junyangwang0410/AMBER), unpack them, and give --images FOLDER."
-    )
-    folder = settings.images
-    if folder is None or not folder.is_dir():
-        given = "is not given" if folder is None else f"is no folder: {str(folder)!r}"
-        raise InputError(f"AMBER needs its pictures; --images {given}.", advice=advice)
+    folder = given_or_official("images", settings.images, "amber-images")
     wanted = dict.fromkeys(question.image for question in questions)
     missing = [name for name in wanted if not (folder / name).is_file()]
     if missing:
         raise InputError(
             f"{len(missing)} of {len(wanted)} pictures are missing in {str(folder)!r}, e.g. "
             f"{missing[0]}.",
-            advice=advice,
+            advice="Give the folder that holds AMBER_1.jpg and so on; where they come from: "
+            "mmlm data list amber-images",
         )
     return folder
 
