@@ -10,16 +10,15 @@ is written to ``NAME.sha256`` (as ``sha256sum --check`` reads it) and a later ch
 from __future__ import annotations
 
 import hashlib
-import os
 import shutil
-import zipfile
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Literal, TypeAlias
 
 from benchmarks.download import Progress, download, partial_file
 from benchmarks.official import data_folder, entry, instructions
 from benchmarks.remote import RemoteFile, Snapshot
+from benchmarks.unpack import unpack
 from mmlm.errors import InputError
 from mmlm.records import locked
 
@@ -78,7 +77,7 @@ def fetch(
     for part in entry(name).parts:
         with locked(folder / part.path):
             if isinstance(part, Snapshot):
-                done.append(_snapshot(part, folder, by_hand))
+                done.append(_snapshot(part, folder, by_hand, progress or _silent))
             else:
                 done.append(_file(part, folder, by_hand, progress or _silent, pause))
     return done
@@ -111,7 +110,7 @@ def _file(
     if recorded is None:
         record.write_text(f"{digest}  {path.name}\n")
     if part.unpack and not result.is_dir():
-        _unpack(path, result, progress)
+        unpack(path, result, progress)
     evidence: Evidence = "recorded" if recorded else "none"
     if part.checksum:
         evidence = "published"
@@ -203,55 +202,7 @@ def _reason(error: BaseException) -> str:
     return str(error) or type(error).__name__
 
 
-def _unpack(archive: Path, folder: Path, progress: Progress) -> None:
-    """Unpacks a zip archive into a folder that appears only when it is complete.
-
-    A single folder around everything is left out, and so is what macOS adds to archives.
-    """
-    temporary = folder.with_name(f".{folder.name}.part")
-    shutil.rmtree(temporary, ignore_errors=True)  # of an unpacking that was interrupted
-    try:
-        with zipfile.ZipFile(archive) as opened:
-            members = [
-                (info, PurePosixPath(info.filename))
-                for info in opened.infolist()
-                if not info.is_dir()
-                and "__MACOSX" not in info.filename
-                and not info.filename.endswith(".DS_Store")
-            ]
-            _refuse_escapes(archive, [name for _, name in members])
-            total, done = sum(info.file_size for info, _ in members), 0
-            heads = {name.parts[0] for _, name in members if len(name.parts) > 1}
-            wrapped = len(heads) == 1 and all(len(name.parts) > 1 for _, name in members)
-            for info, name in members:
-                target = temporary.joinpath(*name.parts[1 if wrapped else 0 :])
-                target.parent.mkdir(parents=True, exist_ok=True)
-                with opened.open(info) as source, target.open("wb") as sink:
-                    shutil.copyfileobj(source, sink, _CHUNK)
-                done += info.file_size
-                progress(f"unpacking {archive.name}", done, total)
-    except (zipfile.BadZipFile, EOFError) as error:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise InputError(
-            f"{archive} is no complete zip archive: {error}.",
-            advice="Move it away with its .sha256 file, and fetch it again.",
-        ) from error
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary.mkdir(exist_ok=True)  # an archive without files
-    os.replace(temporary, folder)
-
-
-def _refuse_escapes(archive: Path, names: list[PurePosixPath]) -> None:
-    """Refuses an archive that would write outside its folder."""
-    for name in names:
-        if name.is_absolute() or ".." in name.parts:
-            raise InputError(
-                f"{archive} holds a file that leaves its folder: {str(name)!r}.",
-                advice="This is no archive of a benchmark's authors; delete it.",
-            )
-
-
-def _snapshot(part: Snapshot, folder: Path, by_hand: str) -> Fetched:
+def _snapshot(part: Snapshot, folder: Path, by_hand: str, progress: Progress) -> Fetched:
     """Downloads a data set's files at one commit; the hub's client resumes and checks them."""
     path = folder / part.path
     record = path.with_name(path.name + ".revision")
@@ -264,6 +215,9 @@ def _snapshot(part: Snapshot, folder: Path, by_hand: str) -> Fetched:
     if path.is_dir() and recorded is not None and recorded == revision:
         return Fetched(path, path, "present", evidence, recorded)
     commit = _from_hub(part, revision, path, by_hand)
+    for archive in sorted(path.rglob("*.zip")) if part.archives else ():
+        unpack(archive, archive.with_suffix(""), progress, keep_wrapper=True)
+        archive.unlink()
     record.write_text(f"{commit}\n")
     return Fetched(path, path, "downloaded", evidence, commit)
 

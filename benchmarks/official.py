@@ -103,5 +103,5 @@ def instructions(name: str, data_dir: str | Path | None = None) -> str:
     option = f" --data {data_dir}" if data_dir is not None else ""
     return (
         f"Run `mmlm data fetch {name}{option}`, or without a network here bring "
-        f"{'; '.join(steps)}. Licence: {wanted.licence}."
+        f"{'; '.join(steps)}. Source: {wanted.source} Licence: {wanted.licence}."
     )

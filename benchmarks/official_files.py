@@ -247,7 +247,9 @@ OFFICIAL: Mapping[str, Official] = {
     # No published revision found.
     "mvbench": Official(
         purpose="questions and clips of mvbench",
-        parts=(Snapshot("mvbench", "OpenGVLab/MVBench", None, ("json/*", "video/*")),),
+        parts=(
+            Snapshot("mvbench", "OpenGVLab/MVBench", None, ("json/*", "video/*"), archives=True),
+        ),
         target="mvbench",
         licence="MIT (questions); clips under the terms of their eleven video data sets",
         source="https://huggingface.co/datasets/OpenGVLab/MVBench",

@@ -41,6 +41,7 @@ class Snapshot:
         repo: ``owner/name`` of the data set.
         revision: Commit of the data set; None takes the newest one and notes which it was.
         patterns: Which files; by default all.
+        archives: Whether zip archives among them are unpacked where they lie, and deleted.
         checksum: Unused, for symmetry with :class:`RemoteFile`.
     """
 
@@ -48,6 +49,7 @@ class Snapshot:
     repo: str
     revision: str | None = None
     patterns: tuple[str, ...] = ()
+    archives: bool = False
     checksum: None = None
 
     @property

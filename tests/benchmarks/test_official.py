@@ -348,6 +348,23 @@ class TestSnapshot:
         assert second.evidence == ("published" if pinned else "recorded")
         assert asked == [("info", "owner/set", pinned), ("dataset", commit, ["*.parquet"])]
 
+    def test_archives_are_unpacked_where_they_lie(self, monkeypatch, tmp_path):
+        class Hub:
+            def dataset_info(self, repo, revision, timeout):
+                return type("Info", (), {"sha": "c" * 40})
+
+        def download_files(repo, *, local_dir, **_):
+            (local_dir / "video").mkdir(parents=True)
+            (local_dir / "video" / "star.zip").write_bytes(archive({"clips/1.mp4": "1"}))
+
+        monkeypatch.setattr("huggingface_hub.HfApi", Hub)
+        monkeypatch.setattr("huggingface_hub.snapshot_download", download_files)
+        row = Official("p", (Snapshot("set", "owner/set", archives=True),), "set", "CC0", "")
+        monkeypatch.setattr("benchmarks.official.OFFICIAL", {"set": row})
+        (one,) = fetch.fetch("set", tmp_path)
+        files = [path for path in one.path.rglob("*") if path.is_file()]
+        assert files == [one.path / "video" / "star" / "clips" / "1.mp4"]
+
 
 class TestLocate:
     def test_places_in_order(self, offer, tmp_path, monkeypatch):

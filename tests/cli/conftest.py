@@ -37,3 +37,9 @@ def questions():
         {"id": f"q{n}", "image": f"{n % 4}.png", "prompt": "what is this ? " * (1 + n % 3)}
         for n in range(9)
     ]
+
+
+@pytest.fixture(autouse=True)
+def _nothing_was_fetched(tmp_path, monkeypatch):
+    """Official files that someone has downloaded on this machine play no part."""
+    monkeypatch.setenv("MMLM_DATA_DIR", str(tmp_path / "no-official-files"))

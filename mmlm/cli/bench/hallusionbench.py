@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mmlm.cli.bench.common import BenchOptions, Plan, run_plan
+from mmlm.cli.bench.official import given_or_official
 from mmlm.cli.frame import Command, Terminal
 from mmlm.cli.judging import JudgeOptions, open_judge
-from mmlm.errors import InputError
 
 if TYPE_CHECKING:
     from benchmarks.base import Scores
@@ -23,7 +23,8 @@ class BenchHallusionbench(BenchOptions):
     """Options of ``mmlm bench hallusionbench``.
 
     Attributes:
-        images: The authors' folder of figures, with VD and VS in it.
+        images: The authors' folder of figures, with VD and VS in it; by default where `mmlm data
+            fetch hallusionbench-images` puts it.
         data: Questions in the format of HallusionBench.json; by default the published ones.
         template: The judge's prompt, with {} for question, reference answer and answer, in this
             order; by default a wording of our own.
@@ -45,13 +46,7 @@ def run(settings: BenchHallusionbench, terminal: Terminal) -> int:
     from benchmarks.stored import content_hash
     from mmlm.records import file_hash
 
-    folder = settings.images
-    if folder is None:
-        raise InputError(
-            "HallusionBench's figures do not ship with mmlm: --images is missing.",
-            advice="Download hallusion_bench.zip (see github.com/tianyi-lab/HallusionBench), "
-            "unpack it, and give --images FOLDER, the one that holds VD and VS.",
-        )
+    folder = given_or_official("images", settings.images, "hallusionbench-images")
     entries = hallusionbench.read_entries(settings.data)
     figures = hallusionbench.find_figures(entries, folder)
     templates = hallusionbench.read_templates(settings.template, settings.same_template)

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Literal
 
 from mmlm.cli.bench.common import BenchOptions, Plan, run_plan
+from mmlm.cli.bench.official import given_or_official
 from mmlm.cli.frame import Command, Terminal
-from mmlm.errors import InputError
 
 __all__ = ["COMMAND", "BenchMme"]
 
@@ -19,7 +19,7 @@ class BenchMme(BenchOptions):
 
     Attributes:
         data: The official folder with the categories existence, count, position and color;
-            pictures and questions are both in it.
+            pictures and questions are both in it. By default where `mmlm data fetch mme` puts it.
         prompt: `official`: the questions as they are, ending in "Please answer yes or no.";
             `llava`: "Answer the question using a single word or phrase." instead.
     """
@@ -34,13 +34,8 @@ def run(settings: BenchMme, terminal: Terminal) -> int:
     from benchmarks.stored import content_hash
     from mmlm.records import file_hash
 
-    if settings.data is None:
-        raise InputError(
-            "MME's pictures do not ship with mmlm: --data is missing.",
-            advice="Give --data FOLDER, the official folder that holds existence, count, position "
-            "and color.",
-        )
-    questions = mme.read_questions(settings.data)
+    folder = given_or_official("data", settings.data, "mme")
+    questions = mme.read_questions(folder)
     asked = [(question.id, question.text, question.label) for question in questions]
     pictures = {question.image_name: question.path for question in questions}
     plan = Plan(
@@ -53,7 +48,7 @@ def run(settings: BenchMme, terminal: Terminal) -> int:
         },
         task=lambda: mme.task(questions, settings.prompt),
         score=mme.score_stored,
-        information={"folder": str(settings.data)},
+        information={"folder": str(folder)},
     )
     return run_plan(settings, terminal, plan)
 

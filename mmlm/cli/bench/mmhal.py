@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mmlm.cli.bench.common import BenchOptions, Plan, run_plan
+from mmlm.cli.bench.official import given_or_official
 from mmlm.cli.frame import Command, Terminal
 from mmlm.cli.judging import JudgeOptions, open_judge
-from mmlm.errors import InputError
 
 if TYPE_CHECKING:
     from benchmarks.base import Scores
@@ -24,7 +24,7 @@ class BenchMmhal(BenchOptions):
 
     Attributes:
         images: Folder of the 96 pictures, under their published file names or as
-            <Open Images id>.jpg.
+            <Open Images id>.jpg; by default where `mmlm data fetch mmhal-images` puts them.
         data: Questions in the official format; by default the published ones.
         template: The judge's prompt, with {} for objects, question, reference answer and answer,
             in this order; by default a wording of our own.
@@ -46,14 +46,9 @@ def run(settings: BenchMmhal, terminal: Terminal) -> int:
     from benchmarks.stored import content_hash
     from mmlm.records import file_hash
 
-    if settings.images is None:
-        raise InputError(
-            "MMHal-Bench's pictures do not ship with mmlm: --images is missing.",
-            advice="Download them (the addresses stand in image_src of the question file) and give "
-            "--images FOLDER.",
-        )
+    folder = given_or_official("images", settings.images, "mmhal-images")
     questions = mmhal.read_questions(settings.data)
-    pictures = mmhal.find_pictures(questions, settings.images)
+    pictures = mmhal.find_pictures(questions, folder)
     template = mmhal.JUDGE_TEMPLATE
     if settings.template is not None:
         template = judged.read_template(settings.template, mmhal.JUDGE_PARTS)
@@ -78,9 +73,9 @@ def run(settings: BenchMmhal, terminal: Terminal) -> int:
             "questions": content_hash([asdict(question) for question in questions]),
             "pictures": content_hash({path.name: file_hash(path) for path in pictures}),
         },
-        task=lambda: mmhal.task(questions, settings.images or Path()),
+        task=lambda: mmhal.task(questions, folder),
         score=score,
-        information={"folder": str(settings.images), "judge": judge and judge.name},
+        information={"folder": str(folder), "judge": judge and judge.name},
     )
     return run_plan(settings, terminal, plan)
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mmlm.cli.bench.common import BenchOptions, Plan, run_plan
+from mmlm.cli.bench.official import given_or_official
 from mmlm.cli.frame import Command, Terminal
 from mmlm.cli.halbench import ReadingOptions, scorer
 from mmlm.errors import InputError
@@ -22,7 +23,8 @@ class BenchObjectHalbench(ReadingOptions, BenchOptions):
     """Options of ``mmlm bench object_halbench``.
 
     Attributes:
-        data: The official question file, obj_halbench_300_with_image.jsonl.
+        data: The official question file, obj_halbench_300_with_image.jsonl; by default where
+            `mmlm data fetch object-halbench` puts it.
         images: Folder of COCO's val2014 pictures; not needed if the question file holds them.
         count: Only the first questions, for a quick look.
     """
@@ -37,14 +39,10 @@ def run(settings: BenchObjectHalbench, terminal: Terminal) -> int:
     from benchmarks import halbench_files
     from mmlm.records import file_hash
 
-    if settings.data is None:
-        raise InputError(
-            "Object HalBench needs its question file; --data is not given.",
-            advice=halbench_files.SOURCE,
-        )
+    data = given_or_official("data", settings.data, "object-halbench")
     if settings.count is not None and settings.count < 1:
         raise InputError(f"--count is {settings.count}.", advice="Ask at least 1 question.")
-    questions = halbench_files.read_questions(settings.data)[: settings.count]
+    questions = halbench_files.read_questions(data)[: settings.count]
     folder = settings.folder("object_halbench")
     score = scorer(settings, terminal)
     if settings.images is not None:
@@ -60,7 +58,7 @@ def run(settings: BenchObjectHalbench, terminal: Terminal) -> int:
     plan = Plan(
         benchmark="object_halbench",
         scorer="object_halbench",
-        data={"questions": file_hash(settings.data), "count": len(questions)},
+        data={"questions": file_hash(data), "count": len(questions)},
         task=task,
         score=lambda lines: score(lines, folder / "answers.jsonl"),
         information={
@@ -76,7 +74,7 @@ COMMAND = Command(
     settings=BenchObjectHalbench,
     run=run,
     example=(
-        "mmlm bench object_halbench --data obj_halbench_300_with_image.jsonl\n"
+        "mmlm data fetch object-halbench && mmlm bench object_halbench\n"
         "mmlm bench object_halbench --data obj_halbench_300_with_image.jsonl \\\n"
         "    --judge openai --judge.model gpt-3.5-turbo --phrases spacy"
     ),

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from mmlm.cli.bench.common import BenchOptions, Plan, run_plan
+from mmlm.cli.bench.official import given_or_official
 from mmlm.cli.frame import Command, Terminal
 from mmlm.cli.pictures import DataOptions, Source, find
 from mmlm.errors import InputError
@@ -27,8 +28,9 @@ class BenchPope(BenchOptions):
 
     Attributes:
         version: `coco-2023-11`, `coco-legacy`, `aokvqa`, `gqa`: the authors' 500 pictures and their
-            questions, which ship with mmlm; needs --images, the folder of COCO val2014 (or of
-            GQA). `own`: the world's questions, or questions built from --annotations.
+            questions, which ship with mmlm; --images is the folder of COCO val2014 (or of GQA),
+            by default where `mmlm data fetch coco-val2014` (or gqa-images) puts it. `own`: the
+            world's questions, or questions built from --annotations.
         questions: A question file in POPE's format, e.g. coco_pope_random.json; needs --images.
         chat: POPE-Chat: ask all questions about a picture in one conversation.
         suffix: What follows the question. `llava`: "Answer the question using a single word or
@@ -86,6 +88,9 @@ def _asked(settings: BenchPope) -> tuple[dict[str, Sequence[Question]], Source]:
         raise InputError("--version and --questions are both given.", advice="Give one of the two.")
     option = "--questions" if settings.questions else "--version"
     folder = settings.data.images
+    if folder is None and not settings.questions:
+        name = "gqa-images" if settings.version == "gqa" else "coco-val2014"
+        folder = given_or_official("images", None, name)
     if folder is None or not folder.is_dir():
         raise InputError(
             f"{option} needs the folder of the pictures; --images is {str(folder or '')!r}.",
