@@ -29,6 +29,7 @@ from mmlm.errors import InputError
 
 ROOT = Path(__file__).parents[2]
 KEY = "sk-very-secret"
+DRIPS = 60
 
 
 def prompts(count):
@@ -87,8 +88,9 @@ def drip(handler, _):
     handler.send_response(200)
     handler.end_headers()
     with contextlib.suppress(OSError):  # until the client has had enough
-        for _ in range(100):
+        for _ in range(DRIPS):
             handler.wfile.write(b" ")
+            handler.server.drips += 1
             time.sleep(0.03)
 
 
@@ -102,7 +104,7 @@ class Server(ThreadingHTTPServer):
         self.behaviours = [echo]
         self.bodies, self.headers = [], []
         self.lock = threading.Lock()
-        self.under_way = self.most_under_way = 0
+        self.under_way = self.most_under_way = self.drips = 0
 
     @property
     def url(self):
@@ -254,6 +256,7 @@ def test_a_server_that_takes_for_ever_is_left(server, behaviour):
     patience = Patience(timeout=0.3, retries=0, concurrency=1)
     judge = ChatJudge("judge-1", server.url, patience=patience)
     assert judge.ask(prompts(1)) == [Verdict.failed("p0", "no answer within 0.3 s")]
+    assert server.drips < DRIPS  # the client left before the end
     assert judge.ask(prompts(1))[0].reply == "re: question 0"
 
 

@@ -159,10 +159,13 @@ def test_requests_that_cannot_be_are_refused(answers, arguments, text, capsys):
     assert [path.name for path in answers.parent.iterdir()] == ["answers.jsonl"]
 
 
-def test_a_run_without_its_files_is_refused_before_any_work(questions, tmp_path, capsys):
+def test_a_run_without_its_files_is_refused_before_any_work(
+    questions, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setenv("MMLM_DATA_DIR", str(tmp_path / "nothing"))
     command = ["bench", "object_halbench", "--output", str(tmp_path / "out")]
     assert main(command) == 2
-    assert "mmlm data fetch object-halbench" in capsys.readouterr().err
+    assert "obj_halbench_300_with_image.jsonl" in capsys.readouterr().err
     (tmp_path / "pictures").mkdir()
     command += ["--data", str(questions)]
     assert main([*command, "--images", str(tmp_path / "pictures")]) == 2
