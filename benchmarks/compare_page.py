@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from benchmarks import markup
 from benchmarks.comparison import p_text, samples_by_picture
-from benchmarks.markup import escaped
+from benchmarks.markup import escaped, minus
 from benchmarks.rows import change_text
 
 if TYPE_CHECKING:
@@ -91,13 +91,27 @@ def _findings(comparison: Comparison) -> str:
         items.append(
             f'<li class="panel finding {markup.tone(cell.verdict)}">'
             f"<strong>{escaped(outcome.label)}</strong>"
-            f"<p>{escaped(headline.label)} {markup.minus(change_text(headline, cell))}"
-            f"{f': {cell.verdict}' if cell.verdict else ''}.</p>"
+            f"<p>{escaped(headline.label)} {minus(change_text(headline, cell))}"
+            f"{f': {cell.verdict}' if cell.verdict else ''}.</p>{_also(comparison, number)}"
             f'<p class="details">Better on {len(outcome.better)} pictures, worse on '
             f"{len(outcome.worse)}, the same on {outcome.same}.<br>"
             f"Sign test: {escaped(p)}.</p></li>"
         )
     return f'<ul class="findings">{"".join(items)}</ul>'
+
+
+def _also(comparison: Comparison, number: int) -> str:
+    """Metrics other than the headline whose change is clear."""
+    clear = {"better": [], "worse": []}
+    for row in comparison.rows[1:]:
+        cell = row.cells[number]
+        if cell.verdict in clear:
+            clear[cell.verdict].append(f"{escaped(row.label)} {minus(change_text(row, cell))}")
+    return "".join(
+        f'<p class="details">Also {verdict}: {"; ".join(found)}.</p>'
+        for verdict, found in clear.items()
+        if found
+    )
 
 
 def _notes(notes: Sequence[str]) -> str:

@@ -1,5 +1,7 @@
 """Comparing runs: the arithmetic against plain references, and every refusal."""
 
+import importlib
+import inspect
 import json
 from dataclasses import replace
 from itertools import product
@@ -326,6 +328,40 @@ def test_every_benchmark_that_can_be_run_can_be_compared():
     assert COMMANDS.keys() <= SCORERS.keys()
 
 
+VARIANTS = {
+    "amber": "exact/raw",
+    "blink": "val/stated-letter",
+    "chair": "pattern",
+    "hallusionbench": "judge:gpt-4",
+    "mvbench": "test/lmms-eval",
+    "pope": "chat/opera",
+    "text-dominance": "instruction/without-first",
+}
+
+
+@pytest.mark.parametrize("name", SCORERS)
+def test_scorers_exist_and_take_what_their_variants_say(name):
+    scorer = SCORERS[name]
+    module, _, function = scorer.target.partition(":")
+    lines, *parameters = inspect.signature(
+        getattr(importlib.import_module(module), function)
+    ).parameters.values()
+    assert lines.name == "lines"
+    known = {parameter.name for parameter in parameters}
+    assert {*scorer.facts, *scorer.options(VARIANTS.get(name, ""))} <= known
+    assert all(parameter.default is not parameter.empty for parameter in parameters)
+
+
+def test_names_of_variants_become_parameters():
+    told = {name: SCORERS[name].options(variant) for name, variant in VARIANTS.items()}
+    assert told["amber"]["near"].name == "exact"
+    assert told["amber"]["answers"] == "raw"
+    assert told["blink"] == {"parser": "stated-letter"}
+    assert told["hallusionbench"] == {"variant": "judge"}
+    assert told["pope"] == {"parser": "opera"}
+    assert told["text-dominance"] == {"text": "instruction", "first_token": False}
+
+
 def test_provisions_find_the_pictures_again(tmp_path):
     def task(*items):
         return Task("quiz", tuple(Item(Request(str(i), (p,), "?"), f) for i, (p, f) in items))
@@ -366,6 +402,13 @@ def test_page_shows_gains_losses_and_an_unchosen_part():
     assert "run &lt;0&gt;" in text
     assert "://" not in text
     assert "<script" not in text
+
+
+def test_page_names_every_clear_change():
+    worse = compare(runs([2] * 20, [1] * 20))
+    text = page_of(replace(worse, rows=(worse.rows[1], worse.rows[0])))
+    assert "Also worse: Accuracy −50.0 [−50.0, −50.0]." in text
+    assert "Also better" not in text
 
 
 def test_page_shows_the_answers_that_differ_first():
