@@ -221,9 +221,10 @@ def _statuses(found: Sequence[_Answer], failed: int, evaluation: str) -> dict[st
 
 def _sample(answer: _Answer) -> Sample:
     question, seen = answer.question, answer.description
+    marks: tuple[Mark, ...] = ()
     if seen is None:
         read = f"read as {answer.said}" if answer.said else "neither yes nor no"
-        note, marks = f"expected {question.label}, {read}", ()
+        note = f"expected {question.label}, {read}"
     else:
         covered, invented = sum(seen.covered), sum(seen.invented)
         note = f"{invented} invented, {covered} of {len(seen.covered)} objects named"

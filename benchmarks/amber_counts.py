@@ -68,7 +68,7 @@ def row(question: Question, said: str | None, seen: Description | None) -> dict[
 
 def ratios(parts: set[str]) -> dict[str, Ratio | tuple[Ratio, ...]]:
     """The metrics of the parts there are (`Question.dimension`), the headline first."""
-    found: dict[str, Ratio | tuple[Ratio, ...]] = {}
+    found: dict[str, Ratio] = {}
     asked = [name for name in DIMENSIONS if name in parts]
     if GENERATIVE in parts:
         found |= {
@@ -85,16 +85,18 @@ def ratios(parts: set[str]) -> dict[str, Ratio | tuple[Ratio, ...]]:
             for aspect in DIMENSIONS[name]:
                 found |= _answer_ratios(f"{aspect}_", (aspect,))
     if asked:
-        aspects = [aspect for name in asked for aspect in DIMENSIONS[name]]
+        aspects = tuple(aspect for name in asked for aspect in DIMENSIONS[name])
         found["neither"] = Ratio(
             tuple(f"{aspect}.neither" for aspect in aspects),
             tuple(f"{aspect}.asked" for aspect in aspects),
         )
-    if "chair" in found and "f1" in found:
+    if "chair" in found and (f1 := found.get("f1")) is not None:
         # The mean of the share of nouns that are not invented and the F1 of all questions.
-        halves = (Ratio(("grounded",), ("nouns",)), found["f1"])
-        found = {"amber_score": halves} | found
-    return found
+        score: dict[str, Ratio | tuple[Ratio, ...]] = {
+            "amber_score": (Ratio(("grounded",), ("nouns",)), f1)
+        }
+        return score | found
+    return dict(found)
 
 
 def _answer_ratios(prefix: str, aspects: Sequence[str]) -> dict[str, Ratio]:

@@ -160,20 +160,16 @@ def _entries(folder: Path, names: Sequence[str]) -> dict[int, dict[str, Any]]:
 
 
 def _question(entry: Mapping[str, Any], source: str) -> Question:
-    kind, truth = entry.get("type"), entry.get("truth")
-    generative = kind == GENERATIVE
-    fits = (
-        isinstance(truth, list) and isinstance(entry.get("hallu"), list)
-        if generative
-        else kind in TYPES and truth in ("yes", "no")
+    kind, truth, hallu = entry.get("type"), entry.get("truth"), entry.get("hallu")
+    if isinstance(entry.get("image"), str) and isinstance(entry.get("query"), str):
+        if kind == GENERATIVE and isinstance(truth, list) and isinstance(hallu, list):
+            return Question(
+                entry["id"], entry["image"], entry["query"], kind, None, tuple(truth), tuple(hallu)
+            )
+        if kind in TYPES and truth in ("yes", "no"):
+            return Question(entry["id"], entry["image"], entry["query"], kind, truth)
+    raise InputError(
+        f"{source}: entry {entry.get('id')} lacks image, query, type or truth, or has a type that "
+        f"does not exist ({kind!r}).",
+        advice="Copy the official files.",
     )
-    if not fits or not all(isinstance(entry.get(name), str) for name in ("image", "query")):
-        raise InputError(
-            f"{source}: entry {entry.get('id')} lacks image, query, type or truth, or has a type "
-            f"that does not exist ({kind!r}).",
-            advice="Copy the official files.",
-        )
-    head = (entry["id"], entry["image"], entry["query"], kind)
-    if generative:
-        return Question(*head, truth=tuple(truth), hallu=tuple(entry["hallu"]))
-    return Question(*head, label=truth)

@@ -38,8 +38,8 @@ def printed(counts: Mapping[str, int], evaluation: str) -> Printed:
     asked = [name for name in DIMENSIONS if name in parts]
     if len(asked) == len(DIMENSIONS):
         # One counter for all questions, hence one 0.001 and not one per aspect.
-        aspects = [aspect for name in asked for aspect in DIMENSIONS[name]]
-        result[_ALL_TITLE] = _answers(counts, aspects, start=_START)
+        everything = [aspect for name in asked for aspect in DIMENSIONS[name]]
+        result[_ALL_TITLE] = _answers(counts, everything, start=_START)
     for name in asked:
         aspects = DIMENSIONS[name]
         result[_TITLES[name]] = _answers(
