@@ -110,21 +110,22 @@ def add_verdicts(
         template: Name of the prompts' wording.
 
     Returns:
-        All lines, in their order.
+        All lines, in their order. What another judge said about them before is dropped.
 
     Raises:
         InputError: If the judge cannot be asked at all.
     """
+    name = f"{judge.name}/{template}"
     verdicts = dict(zip(prompts, judge.ask(list(prompts.values())), strict=True))
     judged = []
     for line in lines:
-        entries = dict(line.get("judged", {}))
+        entries = dict(line["judged"]) if line.get("judge") == name else {}
         if verdict := verdicts.get(line["id"]):
             if verdict.reply is None:
                 entries[question] = {"reply": None, "reason": verdict.reason}
             else:
                 entries[question] = {"reply": verdict.reply}
-        judged.append({**line, "judge": f"{judge.name}/{template}", "judged": entries})
+        judged.append({**line, "judge": name, "judged": entries})
     return judged
 
 
@@ -161,7 +162,7 @@ def judge_of(lines: Sequence[Line]) -> str | None:
 
 def judged_path(path: Path) -> Path:
     """Where the judged lines of a file of answers stand: ``answers.judged.jsonl``."""
-    return path.with_name(f"{path.name.partition('.')[0]}.judged.jsonl")
+    return path.with_name(f"{path.stem.removesuffix('.judged')}.judged.jsonl")
 
 
 def write_judged(path: Path, lines: Sequence[Line]) -> None:

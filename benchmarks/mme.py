@@ -35,6 +35,8 @@ from mmlm.runner import Request
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from benchmarks.base import Direction
+
 __all__ = [
     "CATEGORIES",
     "PROMPTS",
@@ -134,7 +136,7 @@ def score_stored(lines: Sequence[Mapping[str, Any]]) -> Scores:
     return Scores(
         name="mme/hallucination",
         table=table,
-        directions={name: "higher" for name in table.ratios} | {"yes_ratio": "none"},
+        directions={name: _direction(name) for name in table.ratios},
         good=("correct",),
         samples=[_sample(line) for line in lines if not line.get("error")],
         official=_official(table),
@@ -144,6 +146,10 @@ def score_stored(lines: Sequence[Mapping[str, Any]]) -> Scores:
             "pictures left out": len(pairs) - len(whole),
         },
     )
+
+
+def _direction(metric: str) -> Direction:
+    return "none" if metric == "yes_ratio" else "higher"
 
 
 def _check_pairs(pairs: Mapping[str, Sequence[Any]]) -> None:

@@ -197,7 +197,7 @@ def test_yes_to_everything():
 
 
 def test_unparsed_answers_are_wrong_where_there_is_a_figure():
-    scores = hallusionbench.score_stored(answered("Yes and no."))
+    scores = hallusionbench.score_stored(answered(lambda e: "Yes and no." if e.image else ""))
     assert scores.statuses["unparsed"] == 1129
     assert scores.counts["correct"] == sum(not e.has_figure for e in ENTRIES) == 178
     assert scores.metrics["with_figure_aAcc"] == 0
@@ -236,6 +236,7 @@ def test_failed_answers_leave_their_figure_and_pair_out():
     lines[at] = {**lines[at], "text": None, "error": "cannot read"}
     scores = hallusionbench.score_stored(lines)
     assert scores.statuses["failed"] == 1
+    assert scores.statuses["not judged"] == 0
     assert scores.statuses["figures left out"] == 1
     assert scores.statuses["question pairs left out"] == 1
     assert scores.counts["questions"] == 1128

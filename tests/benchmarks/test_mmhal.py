@@ -154,6 +154,21 @@ def test_verdicts_stand_beside_the_answers(lines, tmp_path):
         mmhal.read_answers(path)
 
 
+def test_files_with_dots_in_their_names_keep_their_verdicts_apart(tmp_path):
+    one, other = tmp_path / "llava-1.5.jsonl", tmp_path / "llava-1.6.jsonl"
+    assert judged.judged_path(one) != judged.judged_path(other)
+    assert judged.judged_path(judged.judged_path(one)) == judged.judged_path(one)
+
+
+def test_a_second_judge_replaces_the_first(lines):
+    first = rated(lines, ["Rating: 5"] * 96)
+    second = mmhal.judge_answers(first, ScriptedJudge({"0": "Rating: 1"}, "second"))
+    scores = mmhal.score_stored(second)
+    assert scores.name == "mmhal/second/own-prompt"
+    assert scores.counts["judged"] == 1
+    assert scores.metrics["rating"] == 1
+
+
 def test_two_judges_in_one_file_are_refused(lines):
     done = rated(lines, ["Rating: 5"] * 96)
     done[3]["judge"] = "another"

@@ -158,6 +158,16 @@ def test_hallusionbench_by_yes_and_no_then_by_a_judge(bench, hallusion, tmp_path
     assert again["official"] == judged["official"]
 
 
+@pytest.mark.parametrize("method", ["VHR(alpha=2.0)", "VCD()"])
+def test_methods_meet_questions_without_a_figure(bench, hallusion, tmp_path, capsys, method):
+    entries, arguments = hallusion
+    code = bench("hallusionbench", *arguments, "--method", method, "--json")
+    stored = read(tmp_path / "out" / "answers.jsonl")
+    assert [line.get("error") for line in stored if line.get("error")] == []
+    assert code == 0
+    assert scores_of(capsys)["counts"]["questions"] == len(entries)
+
+
 def test_hallusionbench_refuses_before_any_work(bench, hallusion, tmp_path, capsys):
     entries, arguments = hallusion
     assert bench("hallusionbench") == 2
