@@ -140,3 +140,11 @@ def mvbench(folder, frames=6):
     for name, rows in (("episodic_reasoning", [episodic]), ("unexpected_action", [odd])):
         (folder / "json" / f"{name}.json").write_text(json.dumps(rows))
     return folder / "json"
+
+
+def answered(task, *texts):
+    """The lines a run would store."""
+    return [
+        {"id": item.request.id, **item.facts, "prompt": item.request.prompt, "text": text}
+        for item, text in zip(task.items, texts, strict=True)
+    ]
