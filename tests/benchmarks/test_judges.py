@@ -20,6 +20,7 @@ from benchmarks.judges import (
     JudgePrompt,
     ScriptedJudge,
     Verdict,
+    WatchedJudge,
     count_failures,
     judge_name,
     prompt_key,
@@ -624,6 +625,27 @@ def test_a_judge_that_says_nothing_is_counted():
 
     verdicts = Silent({}).ask(prompts(2))
     assert count_failures(verdicts) == {"no verdict": 2}
+
+
+def test_a_watched_judge_is_the_same_judge(capsys):
+    from mmlm.cli.judging import _show
+
+    seen = []
+
+    def watch(verdicts, total):
+        for verdict in verdicts:
+            seen.append((verdict.id, total))
+            yield verdict
+
+    judge = Counting()
+    watched = WatchedJudge(judge, watch)
+    assert watched.name == judge.name
+    assert watched.ask(prompts(2)) == judge.ask(prompts(2))
+    assert seen == [("p0", 2), ("p1", 2)]
+    assert WatchedJudge(judge, _show("scripted")).ask(prompts(2)) == judge.ask(prompts(2))
+    streams = capsys.readouterr()
+    assert streams.out == ""
+    assert "asking scripted" in streams.err
 
 
 def test_scripts(tmp_path):
