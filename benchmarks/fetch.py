@@ -216,7 +216,9 @@ def _snapshot(part: Snapshot, folder: Path, by_hand: str, progress: Progress) ->
         return Fetched(path, path, "present", evidence, recorded)
     commit = _from_hub(part, revision, path, by_hand)
     for archive in sorted(path.rglob("*.zip")) if part.archives else ():
-        unpack(archive, archive.with_suffix(""), progress, keep_wrapper=True)
+        content = archive.with_suffix("")
+        if not content.is_dir():  # unpacked before an interruption, and then fetched again
+            unpack(archive, content, progress, keep_wrapper=True)
         archive.unlink()
     record.write_text(f"{commit}\n")
     return Fetched(path, path, "downloaded", evidence, commit)

@@ -210,6 +210,13 @@ class TestFetch:
             f"bytes={3 * CHUNK}-",
         ]
 
+    def test_any_number_of_breaks_is_survived_while_bytes_come(self, offer, site, tmp_path):
+        offer(DATA)
+        site.cut = [CHUNK + 9] * (download.ATTEMPTS + 2)
+        (one,) = fetch.fetch("thing", tmp_path, pause=0)
+        assert one.path.read_bytes() == DATA
+        assert site.cut == []
+
     def test_given_up_download_goes_on_next_time(self, offer, site, tmp_path):
         part = offer(DATA)
         site.cut = [CHUNK + 9] + [0] * 20
@@ -348,19 +355,45 @@ class TestSnapshot:
         assert second.evidence == ("published" if pinned else "recorded")
         assert asked == [("info", "owner/set", pinned), ("dataset", commit, ["*.parquet"])]
 
+    def test_another_pinned_commit_is_fetched(self, monkeypatch, tmp_path):
+        fetched = []
+
+        class Hub:
+            def dataset_info(self, repo, revision, timeout):
+                return type("Info", (), {"sha": revision})
+
+        def download_files(repo, *, revision, local_dir, **_):
+            local_dir.mkdir(exist_ok=True)
+            fetched.append(revision)
+
+        monkeypatch.setattr("huggingface_hub.HfApi", Hub)
+        monkeypatch.setattr("huggingface_hub.snapshot_download", download_files)
+        for commit in ("a" * 40, "a" * 40, "b" * 40):
+            row = Official("p", (Snapshot("set", "owner/set", commit),), "set", "CC0", "")
+            monkeypatch.setattr("benchmarks.official.OFFICIAL", {"set": row})
+            (one,) = fetch.fetch("set", tmp_path)
+            assert one.digest == commit
+        assert fetched == ["a" * 40, "b" * 40]
+
     def test_archives_are_unpacked_where_they_lie(self, monkeypatch, tmp_path):
         class Hub:
             def dataset_info(self, repo, revision, timeout):
                 return type("Info", (), {"sha": "c" * 40})
 
         def download_files(repo, *, local_dir, **_):
-            (local_dir / "video").mkdir(parents=True)
+            (local_dir / "video").mkdir(parents=True, exist_ok=True)
             (local_dir / "video" / "star.zip").write_bytes(archive({"clips/1.mp4": "1"}))
 
         monkeypatch.setattr("huggingface_hub.HfApi", Hub)
         monkeypatch.setattr("huggingface_hub.snapshot_download", download_files)
         row = Official("p", (Snapshot("set", "owner/set", archives=True),), "set", "CC0", "")
         monkeypatch.setattr("benchmarks.official.OFFICIAL", {"set": row})
+        (tmp_path / "set" / "video" / "star").mkdir(parents=True)  # of an interrupted run
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("benchmarks.fetch.unpack", None)
+            fetch.fetch("set", tmp_path)
+        (tmp_path / "set.revision").unlink()
+        (tmp_path / "set" / "video" / "star").rmdir()
         (one,) = fetch.fetch("set", tmp_path)
         files = [path for path in one.path.rglob("*") if path.is_file()]
         assert files == [one.path / "video" / "star" / "clips" / "1.mp4"]
