@@ -67,7 +67,7 @@ def test_both_layouts_give_the_same_questions(tmp_path, apart):
         ("A yes", None),  # "a ye"
         ("I no", "no"),
         ("Not sure", "no"),
-        ("Nyes", "yes"),  # yes is looked for before no
+        ("Nyes", "yes"),
         ("The answer is yes", None),
         ("1. no", "no"),  # full stops vanish first: "1 no"
     ],
