@@ -254,10 +254,10 @@ def score_stored(
             f"{len(set(expected))} that were asked for, e.g. {min(foreign)}.",
             advice="These captions belong to other pictures; give the right file or subset.",
         )
-    pictures |= {
-        int(line["image_id"]) for line in lines if line.get("error") and "image_id" in line
+    tried = {str(i) for i in pictures} | {
+        str(line.get("image_id")) for line in lines if line.get("error")
     }
-    counted = {"failed": failed, "missing": len(set(expected) - pictures)}
+    counted = {"failed": failed, "missing": len({str(i) for i in expected} - tried)}
     return replace(result, statuses={name: count for name, count in counted.items() if count})
 
 
