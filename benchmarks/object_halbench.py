@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
     from pathlib import Path
 
+    from benchmarks.base import Direction
     from benchmarks.halbench_objects import Phrases
 
 __all__ = ["ATTEMPTS", "METRICS", "PROMPT", "Truth", "ask", "read_truth", "score_stored"]
@@ -48,6 +49,15 @@ METRICS: dict[str, Ratio] = {
     "recall": Ratio(("found_objects",), ("true_objects",)),
     "chair_s": Ratio(("hallucinated_answers",), ("answers",)),
     "mean_length": Ratio(("words",), ("answers",)),
+}
+
+
+DIRECTIONS: dict[str, Direction] = {
+    "response_rate": "lower",
+    "mention_rate": "lower",
+    "recall": "higher",
+    "chair_s": "lower",
+    "mean_length": "none",
 }
 
 
@@ -146,13 +156,7 @@ def score_stored(
     return Scores(
         name=name,
         table=table,
-        directions={
-            "response_rate": "lower",
-            "mention_rate": "lower",
-            "recall": "higher",
-            "chair_s": "lower",
-            "mean_length": "none",
-        },
+        directions=DIRECTIONS,
         good=("found_objects",),
         bad=("hallucinated_mentions",),
         samples=samples,

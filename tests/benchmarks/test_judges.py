@@ -489,10 +489,14 @@ def test_whatever_determines_a_reply_is_in_its_key(tmp_path, change):
     assert not CachedJudge(judge, tmp_path).ask([prompt])[0].cached
 
 
-def test_ids_of_prompts_are_not_in_the_key():
+def test_model_and_parameters_are_in_the_key_and_ids_are_not():
     judge = ScriptedJudge({})
     keys = {prompt_key(judge, JudgePrompt(name, "text")) for name in ("a", "b")}
     assert len(keys) == 1
+    for name, value in (("model", "other"), ("parameters", {"temperature": 1})):
+        setattr(judge, name, value)
+        keys.add(prompt_key(judge, JudgePrompt("a", "text")))
+    assert len(keys) == 3
 
 
 def test_equal_prompts_are_asked_once(tmp_path):
