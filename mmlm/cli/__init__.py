@@ -44,7 +44,7 @@ SUMMARIES = {
     "data": "make data (world), list and download the official files of benchmarks",
     "bench": "run a benchmark and score it (chair, pope)",
     "score": "score stored answers again without the model (chair, pope)",
-    "compare": "two or more runs of one benchmark: differences, pictures, a report",
+    "compare": "compare runs of one benchmark with a baseline, in numbers and in pictures",
     "methods": "list the methods with their parameters",
     "calibrate": "measure what a method must know about a model (inter-k, sink-dims, heads)",
     "doctor": "what a model is, which methods it supports, and why not",
