@@ -11,8 +11,8 @@ category is about 30 pictures, so one picture is worth 3 to 7 points. The unit o
 the picture.
 
 Answers are read by the rule of lmms-eval, which took it from Otter (`read_yes_no`): lower-case,
-stripped, full stops removed; then exactly yes or no, a single letter y or n, or whichever of the two
-words the first four characters contain. "Not sure" is a no by this rule.
+stripped, full stops removed; then exactly yes or no, a single letter y or n, or whichever of the
+two words the first four characters contain. "Not sure" is a no by this rule.
 """
 
 from __future__ import annotations
