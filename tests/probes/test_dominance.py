@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 
+import checks
 import pytest
 import tiny
 import torch
@@ -214,6 +216,26 @@ def test_any_attention_and_any_cache_give_the_same_record(implementation, cache)
     _, found = run(model, inputs, TextDominance(), **cache)
     for a, b in zip(found, expected, strict=True):
         close(a, b, 1e-5)
+
+
+#: What every method must keep, without what a probe must not do: change logits, run under beams.
+CHANGING = (checks.changes_logits, checks.image_free_row_is_unchanged)
+KEPT = [
+    check
+    for check in checks.CHECKS
+    if "num_beams" not in inspect.getsource(check) and check not in CHANGING
+]
+
+
+@pytest.mark.parametrize("check", KEPT, ids=lambda check: check.__name__)
+@pytest.mark.parametrize("family", tiny.FAMILIES)
+def test_keeps_the_contract_of_methods(check, family):
+    check(TextDominance(), family)
+
+
+def test_enough_of_the_contract_applies():
+    assert len(KEPT) >= 8
+    assert checks.leaves_no_trace in KEPT
 
 
 class Largest(TorchDispatchMode):
