@@ -118,7 +118,7 @@ def _read(line: Mapping[str, Any], parser: Parser) -> Reading:
     by_rule = parser == "stated-letter"
     letter = (stated_letter(line["text"], count) if by_rule else first_letter(line["text"])).letter
     known = letter in LETTERS[:count] and letter != ""
-    return Reading(letter, known and letter == line["label"], "" if known else "no option")
+    return Reading(letter, letter == line["label"], "" if known else "no option")
 
 
 def _official(scored: Sequence[Scored]) -> dict[str, Any]:

@@ -55,7 +55,7 @@ def positions(
     start, end = first, last
     if bounds is not None:
         # A part that begins behind the clip's end leaves its last frame.
-        start = min(max(first, round(bounds[0] * rate)), last)
+        start = max(first, round(bounds[0] * rate))
         end = max(min(round(bounds[1] * rate), last), start)
     length = (end - start) / count
     return [min(int(start + length / 2 + round(length * part)), last) for part in range(count)]

@@ -66,6 +66,8 @@ def test_of_several_clips_the_one_of_the_tasks_source_is_taken(tmp_path):
     assert mvbench._find(found, "action_sequence", "a.mp4") == found["a.mp4"][1]
     assert mvbench._find(found, "action_localization", "a.mp4") == found["a.mp4"][0]
     assert mvbench._find(found, "action_localization", "b.mp4") is None
+    found["a.mp4"].reverse()  # "star" begins with "sta", and comes first now
+    assert mvbench._find(found, "action_localization", "a.mp4") == tmp_path / "sta" / "a.mp4"
 
 
 @pytest.mark.parametrize(
