@@ -154,7 +154,7 @@ def task(questions: Sequence[Question], pictures: Mapping[int, Path]) -> Task:
     )
     if not items:
         raise InputError("There are no questions to ask.", advice=SOURCE)
-    return Task("object_halbench", items)
+    return Task("object-halbench", items)
 
 
 def official_lines(lines: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -198,7 +198,7 @@ def read_official(
             order, as the authors' scripts do, and by the question where it is given.
 
     Returns:
-        Lines as `mmlm bench object_halbench` stores them.
+        Lines as `mmlm bench object-halbench` stores them.
 
     Raises:
         InputError: If a field is missing, or the answers belong to another question file.

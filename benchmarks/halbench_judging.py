@@ -114,6 +114,6 @@ def stored_question(line: Mapping[str, Any], number: int) -> str:
     if not isinstance(question, str):
         raise InputError(
             f"Line {number} ({line.get('id')!r}) has no text in 'question'.",
-            advice="Score files of `mmlm bench object_halbench`, or add --official.",
+            advice="Score files of `mmlm bench object-halbench`, or add --official.",
         )
     return question

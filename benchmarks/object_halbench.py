@@ -8,7 +8,7 @@ objects in how many of the answers *that name any COCO object*; "Ment." is `ment
 Judge, prompt and phrase reader change the numbers by more than methods do (a user got 9.6 / 5.0
 for a checkpoint published with 8.5 / 4.3), so all of them are part of the name, as is a truth
 other than the official one. Without a judge the answer's own words are read:
-``object_halbench/words``.
+``object-halbench/words``.
 """
 
 from __future__ import annotations
@@ -116,7 +116,7 @@ def score_stored(
     official script stops there). Unit of the bootstrap: the picture.
 
     Args:
-        lines: What `mmlm bench object_halbench` stores: id, image_id, question, text.
+        lines: What `mmlm bench object-halbench` stores: id, image_id, question, text.
         truth: What is in the pictures; by default the shipped table of val2014.
         phrases: Reads the judge's phrases; by default `RulePhrases`.
         extraction: "auto": the judge's lists if the lines have them; "words": never.
@@ -151,7 +151,7 @@ def score_stored(
             advice="Repeat the run, or ask the judge again.",
         )
     parts = ("words",) if judge is None else (judge, reader.name)
-    name = "/".join(part for part in ("object_halbench", *parts, truth.name) if part)
+    name = "/".join(part for part in ("object-halbench", *parts, truth.name) if part)
     table = CountTable.build(images, rows, METRICS)
     return Scores(
         name=name,
@@ -260,7 +260,7 @@ def _image(line: Mapping[str, Any], number: int, truth: Truth) -> int:
     if not isinstance(image, int) or isinstance(image, bool):
         raise InputError(
             f"Line {number} ({line.get('id')!r}): image_id must be a number, found {image!r}.",
-            advice="Score files of `mmlm bench object_halbench`, or add --official.",
+            advice="Score files of `mmlm bench object-halbench`, or add --official.",
         )
     if image not in truth.objects:
         raise InputError(

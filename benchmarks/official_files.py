@@ -174,12 +174,12 @@ OFFICIAL: Mapping[str, Official] = {
         purpose="the 300 questions and pictures of object-halbench",
         parts=(
             RemoteFile(
-                "object_halbench/obj_halbench_300_with_image.jsonl",
+                "object-halbench/obj_halbench_300_with_image.jsonl",
                 "https://raw.githubusercontent.com/RLHF-V/RLAIF-V/main/eval/data/"
                 "obj_halbench_300_with_image.jsonl",
             ),
         ),
-        target="object_halbench/obj_halbench_300_with_image.jsonl",
+        target="object-halbench/obj_halbench_300_with_image.jsonl",
         licence="none stated for the questions; photographs of COCO under Flickr's terms of use",
         source="https://github.com/RLHF-V/RLAIF-V",
     ),

@@ -136,7 +136,7 @@ def score_objects(
     """Scores Object HalBench's descriptions: with the judge's lists if the lines have them.
 
     Args:
-        lines: As `mmlm bench object_halbench` stores them.
+        lines: As `mmlm bench object-halbench` stores them.
         annotations: Instances in COCO format; without any, the table of val2014.
         references: Reference captions in COCO format.
 
@@ -172,7 +172,7 @@ SCORERS = {
     "mmmu": Scorer("benchmarks.multi_image.mmmu:score_stored"),
     "mvbench": Scorer("benchmarks.multi_image.mvbench:score_stored", _last("parser")),
     "nlvr2": Scorer("benchmarks.multi_image.nlvr2:score_stored"),
-    "object_halbench": Scorer(
+    "object-halbench": Scorer(
         "benchmarks.scorers:score_objects", facts=("annotations", "references")
     ),
     "pope": Scorer("benchmarks.pope:score_stored", _last("parser")),

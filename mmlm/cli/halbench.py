@@ -1,4 +1,4 @@
-"""What `bench object_halbench` and `score object_halbench` share: how answers become scores."""
+"""What `bench object-halbench` and `score object-halbench` share: how answers become scores."""
 
 from __future__ import annotations
 

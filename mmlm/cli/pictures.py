@@ -41,7 +41,8 @@ class DataOptions:
             missing more often than the model expects; `heldout_style`, `swapped`: see `mmlm data`.
         count: Number of pictures; for a folder drawn with the seed. Default: 300 of the world, all
             of a folder.
-        subset: `opera500`: the 500 pictures of COCO val2014 in OPERA's released LLaVA-1.5 captions.
+        subset: `opera500`: the 500 pictures of COCO val2014 in OPERA's released LLaVA-1.5 captions;
+            without --images where `mmlm data fetch coco-val2014` puts them.
         seed: Which pictures.
     """
 
@@ -162,11 +163,11 @@ def find(options: DataOptions, world_folder: Path) -> Source:
         raise InputError(f"--count is {options.count}.", advice="Ask for at least 1 picture.")
     if options.seed < 0:
         raise InputError(f"--seed is {options.seed}.", advice="Give a seed of 0 or more.")
-    if options.images is not None:
-        return _folder(options, options.images)
+    if options.images is not None or options.subset != "all":
+        from mmlm.cli.official import given_or_official
+
+        return _folder(options, given_or_official("images", options.images, "coco-val2014"))
     given = [name for name in ("annotations", "references") if getattr(options, name)]
-    if options.subset != "all":
-        given.append("subset")
     if given:
         raise InputError(
             f"--{given[0]} is given without --images.",

@@ -183,7 +183,7 @@ LINES = [
 
 def test_by_hand_without_a_judge():
     scores = score_stored(LINES, truth=TRUTH)
-    assert scores.name == "object_halbench/words"
+    assert scores.name == "object-halbench/words"
     assert scores.counts == {
         "images": 3,
         "answers": 4,
@@ -237,7 +237,7 @@ def test_by_hand_with_a_judge():
         True,
     ]
     scores = score_stored(lines, truth=TRUTH)
-    assert scores.name == "object_halbench/judge-1/mmlm-prompt/rules"
+    assert scores.name == "object-halbench/judge-1/mmlm-prompt/rules"
     # The two cats are one word, and count once.
     assert scores.counts["mentions"] == 3
     assert scores.counts["hallucinated_mentions"] == 1
@@ -256,7 +256,7 @@ def test_the_judges_prompt_is_a_system_message_with_question_and_answer():
     assert "A {question} of {} and {answer} braces" in seen[0].system
     lines = ask([braces], judge, role="user", template=judged.Template("{}|{}", "mine"))
     assert (seen[1].system, seen[1].text) == ("", f"Really {{}}?|{braces['text']}")
-    assert score_stored(lines, truth=TRUTH).name == "object_halbench/judge-1/mine-as-user/rules"
+    assert score_stored(lines, truth=TRUTH).name == "object-halbench/judge-1/mine-as-user/rules"
 
 
 def test_three_words_are_not_sent():
@@ -292,7 +292,7 @@ def test_a_judge_that_never_answers_is_an_error_only_if_nothing_is_left():
     lines = ask([line(0, 1, "There is a dog.")], judge_with({}))
     with pytest.raises(InputError, match="None of the 1 answers can be scored"):
         score_stored(lines, truth=TRUTH)
-    assert score_stored(lines, truth=TRUTH, extraction="words").name == "object_halbench/words"
+    assert score_stored(lines, truth=TRUTH, extraction="words").name == "object-halbench/words"
 
 
 def test_ratios_without_a_denominator_are_undefined():

@@ -1,4 +1,4 @@
-"""`mmlm bench object_halbench` and `mmlm score object_halbench`, with and without a judge."""
+"""`mmlm bench object-halbench` and `mmlm score object-halbench`, with and without a judge."""
 
 import base64
 import io
@@ -70,13 +70,13 @@ def chat_server():
 
 def test_run_resume_score_and_export(tiny_folder, questions, tmp_path, capsys):
     def bench(output):
-        command = ["bench", "object_halbench", "--model", str(tiny_folder), "--data"]
+        command = ["bench", "object-halbench", "--model", str(tiny_folder), "--data"]
         command += [str(questions), "--output", str(tmp_path / output), *SHORT, "--json"]
         assert main(command) == 0
         return json.loads(capsys.readouterr().out)
 
     scores = bench("whole")
-    assert scores["metric"] == "object_halbench/words/val2014-table"
+    assert scores["metric"] == "object-halbench/words/val2014-table"
     assert scores["counts"]["answers"] == 3
     whole = (tmp_path / "whole" / "answers.jsonl").read_bytes()
     (tmp_path / "cut").mkdir()
@@ -87,9 +87,9 @@ def test_run_resume_score_and_export(tiny_folder, questions, tmp_path, capsys):
     assert (tmp_path / "cut" / "answers.jsonl").read_bytes() == whole
     exported = tmp_path / "official.jsonl"
     stored = str(tmp_path / "whole" / "answers.jsonl")
-    assert main(["score", "object_halbench", stored, "--export", str(exported), "--json"]) == 0
+    assert main(["score", "object-halbench", stored, "--export", str(exported), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["metrics"] == scores["metrics"]
-    official = ["score", "object_halbench", str(exported), "--official", "--json"]
+    official = ["score", "object-halbench", str(exported), "--official", "--json"]
     assert main([*official, "--data", str(questions)]) == 0
     assert json.loads(capsys.readouterr().out)["metrics"] == scores["metrics"]
 
@@ -98,9 +98,9 @@ def test_a_judge_is_asked_once_and_only_when_named(
     answers, chat_server, tmp_path, capsys, monkeypatch
 ):
     monkeypatch.setenv("JUDGE_KEY", "sk-secret")
-    command = ["score", "object_halbench", str(answers), "--json", "--quiet"]
+    command = ["score", "object-halbench", str(answers), "--json", "--quiet"]
     assert main(command) == 0
-    assert json.loads(capsys.readouterr().out)["metric"] == "object_halbench/words/val2014-table"
+    assert json.loads(capsys.readouterr().out)["metric"] == "object-halbench/words/val2014-table"
     assert chat_server.bodies == []
     judge = ["--judge", "openai", "--judge.model", "judge-1", "--judge.key_variable", "JUDGE_KEY"]
     judge += ["--judge.base_url", f"http://127.0.0.1:{chat_server.server_port}/v1"]
@@ -108,7 +108,7 @@ def test_a_judge_is_asked_once_and_only_when_named(
     assert main([*command, *judge]) == 0
     asked = json.loads(capsys.readouterr().out)
     assert asked["metric"] == (
-        "object_halbench/judge-1(max_tokens=1024,temperature=0.2)/mmlm-prompt/rules/val2014-table"
+        "object-halbench/judge-1(max_tokens=1024,temperature=0.2)/mmlm-prompt/rules/val2014-table"
     )
     assert len(chat_server.bodies) == 2  # two words are not sent
     assert {body["temperature"] for body in chat_server.bodies} == {0.2}
@@ -118,7 +118,7 @@ def test_a_judge_is_asked_once_and_only_when_named(
     assert json.loads(capsys.readouterr().out) == asked
     assert len(chat_server.bodies) == 2
     assert main([*command, "--extraction", "words"]) == 0
-    assert json.loads(capsys.readouterr().out)["metric"].startswith("object_halbench/words")
+    assert json.loads(capsys.readouterr().out)["metric"].startswith("object-halbench/words")
     files = [path for path in tmp_path.rglob("*") if path.is_file()]
     assert not [path for path in files if b"sk-secret" in path.read_bytes()]
 
@@ -126,7 +126,7 @@ def test_a_judge_is_asked_once_and_only_when_named(
 def test_a_scripted_judge_and_answers_it_does_not_know(answers, tmp_path, capsys):
     replies = tmp_path / "replies.jsonl"
     replies.write_text(json.dumps({"id": "1", "reply": '["motorcycle", "dog"]'}) + "\n")
-    command = ["score", "object_halbench", str(answers), "--json", "--judge", "scripted"]
+    command = ["score", "object-halbench", str(answers), "--json", "--judge", "scripted"]
     assert main([*command, "--judge.replies", str(replies)]) == 3
     scores = json.loads(capsys.readouterr().out)
     assert scores["statuses"] == {
@@ -154,7 +154,7 @@ def test_a_scripted_judge_and_answers_it_does_not_know(answers, tmp_path, capsys
     ],
 )
 def test_requests_that_cannot_be_are_refused(answers, arguments, text, capsys):
-    assert main(["score", "object_halbench", str(answers), *arguments]) == 2
+    assert main(["score", "object-halbench", str(answers), *arguments]) == 2
     assert text in capsys.readouterr().err
     assert [path.name for path in answers.parent.iterdir()] == ["answers.jsonl"]
 
@@ -163,7 +163,7 @@ def test_a_run_without_its_files_is_refused_before_any_work(
     questions, tmp_path, capsys, monkeypatch
 ):
     monkeypatch.setenv("MMLM_DATA_DIR", str(tmp_path / "nothing"))
-    command = ["bench", "object_halbench", "--output", str(tmp_path / "out")]
+    command = ["bench", "object-halbench", "--output", str(tmp_path / "out")]
     assert main(command) == 2
     assert "obj_halbench_300_with_image.jsonl" in capsys.readouterr().err
     (tmp_path / "pictures").mkdir()

@@ -25,7 +25,7 @@ COMMANDS = {
     "mmbench": mmbench.COMMAND,
     "mme": mme.COMMAND,
     "mmhal": mmhal.COMMAND,
-    "object_halbench": object_halbench.COMMAND,
+    "object-halbench": object_halbench.COMMAND,
     "pope": pope.COMMAND,
     "text-dominance": text_dominance.COMMAND,
     **multi_image.COMMANDS,

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Literal
 
 from mmlm.cli.bench.common import BenchOptions, Plan, run_plan
-from mmlm.cli.bench.official import given_or_official
 from mmlm.cli.frame import Command, Terminal
+from mmlm.cli.official import given_or_official
 
 __all__ = ["COMMAND", "BenchMme"]
 

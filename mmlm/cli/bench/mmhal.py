@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mmlm.cli.bench.common import BenchOptions, Plan, run_plan
-from mmlm.cli.bench.official import given_or_official
 from mmlm.cli.frame import Command, Terminal
 from mmlm.cli.judging import JudgeOptions, open_judge
+from mmlm.cli.official import given_or_official
 
 if TYPE_CHECKING:
     from benchmarks.base import Scores

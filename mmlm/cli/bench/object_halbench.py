@@ -1,4 +1,4 @@
-"""``mmlm bench object_halbench``: describe COCO pictures in detail, count invented objects."""
+"""``mmlm bench object-halbench``: describe COCO pictures in detail, count invented objects."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mmlm.cli.bench.common import BenchOptions, Plan, run_plan
-from mmlm.cli.bench.official import given_or_official
 from mmlm.cli.frame import Command, Terminal
 from mmlm.cli.halbench import ReadingOptions, scorer
+from mmlm.cli.official import given_or_official
 from mmlm.errors import InputError
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ __all__ = ["COMMAND", "BenchObjectHalbench"]
 
 @dataclass(frozen=True, kw_only=True)
 class BenchObjectHalbench(ReadingOptions, BenchOptions):
-    """Options of ``mmlm bench object_halbench``.
+    """Options of ``mmlm bench object-halbench``.
 
     Attributes:
         data: The official question file, obj_halbench_300_with_image.jsonl; by default where
@@ -43,7 +43,7 @@ def run(settings: BenchObjectHalbench, terminal: Terminal) -> int:
     if settings.count is not None and settings.count < 1:
         raise InputError(f"--count is {settings.count}.", advice="Ask at least 1 question.")
     questions = halbench_files.read_questions(data)[: settings.count]
-    folder = settings.folder("object_halbench")
+    folder = settings.folder("object-halbench")
     score = scorer(settings, terminal)
     if settings.images is not None:
         found = halbench_files.find_pictures(questions, settings.images)
@@ -56,8 +56,8 @@ def run(settings: BenchObjectHalbench, terminal: Terminal) -> int:
         return halbench_files.task(questions, pictures)
 
     plan = Plan(
-        benchmark="object_halbench",
-        scorer="object_halbench",
+        benchmark="object-halbench",
+        scorer="object-halbench",
         data={"questions": file_hash(data), "count": len(questions)},
         task=task,
         score=lambda lines: score(lines, folder / "answers.jsonl"),
@@ -74,8 +74,8 @@ COMMAND = Command(
     settings=BenchObjectHalbench,
     run=run,
     example=(
-        "mmlm data fetch object-halbench && mmlm bench object_halbench\n"
-        "mmlm bench object_halbench --data obj_halbench_300_with_image.jsonl \\\n"
+        "mmlm data fetch object-halbench && mmlm bench object-halbench\n"
+        "mmlm bench object-halbench --data obj_halbench_300_with_image.jsonl \\\n"
         "    --judge openai --judge.model gpt-3.5-turbo --phrases spacy"
     ),
 )

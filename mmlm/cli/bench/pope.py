@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from mmlm.cli.bench.common import BenchOptions, Plan, run_plan
-from mmlm.cli.bench.official import given_or_official
 from mmlm.cli.frame import Command, Terminal
+from mmlm.cli.official import given_or_official
 from mmlm.cli.pictures import DataOptions, Source, find
 from mmlm.errors import InputError
 

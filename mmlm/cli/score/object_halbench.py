@@ -1,4 +1,4 @@
-"""``mmlm score object_halbench``: count invented objects in stored descriptions."""
+"""``mmlm score object-halbench``: count invented objects in stored descriptions."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ __all__ = ["COMMAND", "ScoreObjectHalbench"]
 
 @dataclass(frozen=True, kw_only=True)
 class ScoreObjectHalbench(ReadingOptions, ScoreOptions):
-    """Options of ``mmlm score object_halbench``.
+    """Options of ``mmlm score object-halbench``.
 
     Attributes:
-        file: Answers of `mmlm bench object_halbench`; with --official, of the authors' scripts.
+        file: Answers of `mmlm bench object-halbench`; with --official, of the authors' scripts.
         official: The file has the authors' format: image_id, question or prompt, answer or text.
         data: The question file, for answers in the authors' format that lack image_id.
         export: Write the answers in the authors' format to this file, to score them there too.
@@ -75,8 +75,8 @@ COMMAND = Command(
     run=run,
     positional=("file",),
     example=(
-        "mmlm score object_halbench bench/object_halbench/answers.jsonl\n"
-        "mmlm score object_halbench answers.jsonl --judge openai --judge.model gpt-3.5-turbo\n"
-        "mmlm score object_halbench obj_halbench_answer.jsonl --official --phrases spacy"
+        "mmlm score object-halbench bench/object-halbench/answers.jsonl\n"
+        "mmlm score object-halbench answers.jsonl --judge openai --judge.model gpt-3.5-turbo\n"
+        "mmlm score object-halbench obj_halbench_answer.jsonl --official --phrases spacy"
     ),
 )
