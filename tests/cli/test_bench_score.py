@@ -160,7 +160,7 @@ def test_bench_pope_with_question_files(tiny, coco, tmp_path, capsys):
         (("--count", "0"), "--count is 0"),
         (("--seed", "-1"), "--seed is -1"),
         (("--annotations", "x.json"), "--annotations is given without --images"),
-        (("--subset", "opera500"), "--subset is given without --images"),
+        (("--subset", "opera500"), "--images is missing. The official files 'coco-val2014'"),
         (("--images", "absent"), "There is no folder 'absent'"),
         (("--method", "Nothing"), "There is no method 'Nothing'"),
         (("--variant", "spacy"), "--variant does not take 'spacy'"),
