@@ -163,10 +163,12 @@ def find(options: DataOptions, world_folder: Path) -> Source:
         raise InputError(f"--count is {options.count}.", advice="Ask for at least 1 picture.")
     if options.seed < 0:
         raise InputError(f"--seed is {options.seed}.", advice="Give a seed of 0 or more.")
-    if options.images is not None or options.subset != "all":
+    if options.images is not None:
+        return _folder(options, options.images)
+    if options.subset != "all":
         from mmlm.cli.official import given_or_official
 
-        return _folder(options, given_or_official("images", options.images, "coco-val2014"))
+        return _folder(options, given_or_official("images", None, "coco-val2014"))
     given = [name for name in ("annotations", "references") if getattr(options, name)]
     if given:
         raise InputError(
