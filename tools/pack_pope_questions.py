@@ -14,7 +14,7 @@ import lzma
 import sys
 from pathlib import Path
 
-from benchmarks.pope_questions import KINDS, VERSIONS, Question, read_questions, recognise
+from benchmarks.pope.questions import KINDS, VERSIONS, Question, read_questions, recognise
 
 TARGET = Path(__file__).parents[1] / "benchmarks" / "data" / "pope_questions.json.xz"
 

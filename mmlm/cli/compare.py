@@ -14,8 +14,8 @@ from mmlm.errors import ImageReadError, InputError
 if TYPE_CHECKING:
     from PIL import Image
 
-    from benchmarks.comparison import Comparison
-    from benchmarks.stored_runs import StoredRun
+    from benchmarks.reports.comparison import Comparison
+    from benchmarks.reports.stored_runs import StoredRun
 
 __all__ = ["COMMAND", "Compare"]
 
@@ -69,8 +69,8 @@ def run(settings: Compare, terminal: Terminal) -> int:
     Returns:
         ``DONE``, or ``SOME_FAILED`` if requests failed (in all runs: else they are refused).
     """
-    from benchmarks import comparable, comparison, markup
-    from benchmarks.compare_page import GENERATOR
+    from benchmarks.reports import comparable, comparison, markup
+    from benchmarks.reports.compare_page import GENERATOR
 
     labels = _labels(settings.runs)
     markup.claim(settings.output / REPORT, GENERATOR)
@@ -92,7 +92,7 @@ def run(settings: Compare, terminal: Terminal) -> int:
 
 
 def _read(path: Path, settings: Compare) -> StoredRun:
-    from benchmarks.stored_runs import read_run
+    from benchmarks.reports.stored_runs import read_run
 
     moved = {name: getattr(settings, name) for name in ("annotations", "references")}
     return read_run(
@@ -111,7 +111,7 @@ def _write(
     terminal: Terminal,
 ) -> None:
     """Shows the tables, writes the page and the numbers."""
-    from benchmarks import compare_page, compare_tables
+    from benchmarks.reports import compare_page, compare_tables
     from mmlm.records import write_json
 
     result = compare_tables.as_json(compared) | {

@@ -31,7 +31,7 @@ from mmlm.errors import InputError, UnsupportedModel
 from mmlm.runner import GenerateSettings
 
 if TYPE_CHECKING:
-    from benchmarks.report import MethodRun
+    from benchmarks.reports.report import MethodRun
     from benchmarks.run import Task
     from mmlm.engine.method import Method
     from mmlm.records import RecordFile
@@ -103,7 +103,7 @@ def run(settings: Demo, terminal: Terminal) -> int:
     source = _source(settings)
     check_model_name(settings.model.id)
     import mmlm
-    from benchmarks import markup, page
+    from benchmarks.reports import markup, page
 
     markup.claim(settings.output / REPORT, page.GENERATOR)
 
@@ -252,7 +252,7 @@ def _run_all(
 ) -> tuple[list[MethodRun], int]:
     """Answers and scores everything; also the number of failed answers."""
     from benchmarks import chair, pope, run
-    from benchmarks.report import MethodRun
+    from benchmarks.reports.report import MethodRun
 
     source, settings = answers.source, answers.settings
     captions = chair.task(source.pictures, source.folder, source.prompt)
@@ -297,7 +297,7 @@ def _show(
     terminal: Terminal,
 ) -> None:
     """Prints the table, writes the page and the numbers."""
-    from benchmarks import page, report
+    from benchmarks.reports import page, report
     from mmlm.inputs import load_image
     from mmlm.records import write_json
 

@@ -13,7 +13,7 @@ from mmlm.errors import InputError
 
 if TYPE_CHECKING:
     from benchmarks.base import Scores
-    from benchmarks.halbench_objects import Phrases
+    from benchmarks.object_halbench.objects import Phrases
     from mmlm.cli.frame import Terminal
 
 __all__ = ["ReadingOptions", "Scorer", "scorer"]
@@ -59,7 +59,8 @@ def scorer(options: ReadingOptions, terminal: Terminal) -> Scorer:
     Raises:
         InputError: If options contradict each other, or a file or package is missing.
     """
-    from benchmarks import judged, object_halbench
+    from benchmarks import object_halbench
+    from benchmarks.judges import judged
 
     if options.extraction == "words" and options.judge.kind != "none":
         raise InputError(
@@ -84,6 +85,6 @@ def scorer(options: ReadingOptions, terminal: Terminal) -> Scorer:
 
 
 def _reader(options: ReadingOptions) -> Phrases:
-    from benchmarks.halbench_objects import RulePhrases, SpacyPhrases
+    from benchmarks.object_halbench.objects import RulePhrases, SpacyPhrases
 
     return RulePhrases() if options.phrases == "rules" else SpacyPhrases(options.spacy_model)

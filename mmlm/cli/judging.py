@@ -83,8 +83,8 @@ def open_judge(
     """
     if options.kind == "none":
         return None
-    from benchmarks.judge_cache import CachedJudge
     from benchmarks.judges import ScriptedJudge, WatchedJudge, read_script
+    from benchmarks.judges.cache import CachedJudge
 
     if options.kind == "scripted":
         if options.replies is None:
@@ -110,7 +110,7 @@ def open_judge(
 
 
 def _server(options: JudgeOptions, official: float) -> Judge:
-    from benchmarks.judge_http import ChatJudge, Patience
+    from benchmarks.judges.http import ChatJudge, Patience
 
     parameters: dict[str, Any] = {options.limit_field: options.max_tokens}
     if options.temperature != "omit":
@@ -140,7 +140,7 @@ def _server(options: JudgeOptions, official: float) -> Judge:
 
 
 def _local(options: JudgeOptions) -> Judge:
-    from benchmarks.judge_local import LocalJudge
+    from benchmarks.judges.local import LocalJudge
 
     if options.temperature not in ("official", "omit", 0.0):
         raise InputError(

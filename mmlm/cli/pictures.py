@@ -18,7 +18,7 @@ from mmlm.errors import InputError
 
 if TYPE_CHECKING:
     from benchmarks.coco import Picture
-    from benchmarks.pope_questions import Question
+    from benchmarks.pope.questions import Question
 
 __all__ = ["COCO_PROMPT", "WORLD_PROMPT", "DataOptions", "Source", "find"]
 
@@ -134,7 +134,8 @@ class Source:
         The world brings its own, whose popular and adversarial objects are those of the training
         scenes; for a folder they are built from its annotations, as POPE's authors do.
         """
-        from benchmarks import pope, pope_questions
+        from benchmarks import pope
+        from benchmarks.pope import questions as pope_questions
 
         if self.polls is not None:
             splits = {

@@ -10,7 +10,11 @@ from types import SimpleNamespace
 import pytest
 from golden import golden
 
-from benchmarks import amber, amber_answers, amber_data, amber_official, amber_words
+from benchmarks import amber
+from benchmarks.amber import answers as amber_answers
+from benchmarks.amber import data as amber_data
+from benchmarks.amber import official as amber_official
+from benchmarks.amber import words as amber_words
 from mmlm.errors import InputError
 
 QUESTIONS = amber_data.shipped_questions()

@@ -61,7 +61,7 @@ def test_marks_stand_in_the_caption_as_it_was_given(caption):
 
 
 def test_marks_are_those_of_the_report():
-    from benchmarks import page
+    from benchmarks.reports import page
 
     (scored,) = chair.score([{"image_id": 1, "caption": "A dog."}], TRUTH).per_caption
     assert scored.marks() == (Mark(2, 5, "good", "dog: in the picture"),)

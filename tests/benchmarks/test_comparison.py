@@ -10,12 +10,12 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from benchmarks import comparable, compare_page, compare_tables, comparison
 from benchmarks.base import CountTable, Mark, Ratio, Sample, Scores
-from benchmarks.comparison import Contender, compare, holm, sign_test
+from benchmarks.reports import comparable, compare_page, compare_tables, comparison
+from benchmarks.reports.comparison import Contender, compare, holm, sign_test
+from benchmarks.reports.scorers import SCORERS
+from benchmarks.reports.stored_runs import StoredRun, provisions, read_run, score_file
 from benchmarks.run import Item, Task
-from benchmarks.scorers import SCORERS
-from benchmarks.stored_runs import StoredRun, provisions, read_run, score_file
 from mmlm.errors import InputError
 from mmlm.runner import Request
 

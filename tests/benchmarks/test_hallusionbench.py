@@ -8,7 +8,8 @@ from dataclasses import asdict
 import pytest
 from golden import golden
 
-from benchmarks import hallusion_counts, hallusionbench
+from benchmarks import hallusionbench
+from benchmarks.hallusionbench import counts as hallusion_counts
 from benchmarks.judges import ScriptedJudge
 from mmlm.errors import InputError
 
@@ -378,7 +379,7 @@ def test_official_file_goes_there_and_back(tmp_path, data_folder):
 
 
 def test_compared_by_set_with_all_its_questions():
-    from benchmarks.comparison import Contender, compare, samples_by_picture
+    from benchmarks.reports.comparison import Contender, compare, samples_by_picture
 
     plain = hallusionbench.score_stored(answered("Yes"))
     right = hallusionbench.score_stored(answered(lambda e: e.label))

@@ -14,8 +14,6 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.judge_cache import CachedJudge
-from benchmarks.judge_http import ChatJudge, Patience
 from benchmarks.judges import (
     JudgePrompt,
     ScriptedJudge,
@@ -26,6 +24,8 @@ from benchmarks.judges import (
     prompt_key,
     read_script,
 )
+from benchmarks.judges.cache import CachedJudge
+from benchmarks.judges.http import ChatJudge, Patience
 from mmlm.errors import InputError
 
 ROOT = Path(__file__).parents[2]
@@ -262,7 +262,7 @@ def test_a_server_that_takes_for_ever_is_left(server, behaviour):
 
 
 def test_an_endless_answer_is_left(server, monkeypatch):
-    monkeypatch.setattr("benchmarks.judge_http.LARGEST_BODY", 1000)
+    monkeypatch.setattr("benchmarks.judges.http.LARGEST_BODY", 1000)
     server.behaviours = [replies("x" * 2000), echo]
     assert client(server).ask(prompts(1))[0].reply == "re: question 0"
     assert client(server, retries=0).ask(prompts(1))[0].status == "ok"
@@ -575,7 +575,7 @@ def test_kill_nine_loses_nothing_that_was_paid_for(tmp_path):
 import sys, time
 sys.path.insert(0, {str(ROOT)!r})
 from pathlib import Path
-from benchmarks.judge_cache import CachedJudge
+from benchmarks.judges.cache import CachedJudge
 from benchmarks.judges import JudgePrompt, ScriptedJudge
 judge = CachedJudge(ScriptedJudge(lambda prompt: "paid " + prompt.id), Path({str(tmp_path)!r}))
 for verdict in judge.verdicts([JudgePrompt(f"p{{n}}", f"question {{n}}") for n in range(50)]):
@@ -718,7 +718,7 @@ def language_model(tmp_path_factory):
 
 
 def local(folder, **options):
-    from benchmarks.judge_local import LocalJudge
+    from benchmarks.judges.local import LocalJudge
 
     return LocalJudge(str(folder), **{"max_tokens": 8, "device": "cpu", **options})
 

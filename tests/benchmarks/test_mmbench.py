@@ -9,7 +9,7 @@ import pytest
 
 from benchmarks import mmbench
 from benchmarks.judges import ScriptedJudge
-from benchmarks.mmbench_files import SHIFT, Edition
+from benchmarks.mmbench.files import SHIFT, Edition
 from benchmarks.multi_image.rows import Pictures
 from mmlm.errors import InputError
 

@@ -7,8 +7,8 @@ import pytest
 from golden import golden
 from PIL import Image
 
-from benchmarks import judged, mmhal
-from benchmarks.judges import ScriptedJudge
+from benchmarks import mmhal
+from benchmarks.judges import ScriptedJudge, judged
 from mmlm.errors import InputError
 
 QUESTIONS = mmhal.read_questions()

@@ -7,8 +7,11 @@ from types import SimpleNamespace
 
 import pytest
 
-from benchmarks import halbench_files, judged, object_halbench
-from benchmarks.halbench_objects import (
+from benchmarks import object_halbench
+from benchmarks.judges import ScriptedJudge, judged
+from benchmarks.object_halbench import Truth, ask, read_truth, score_stored
+from benchmarks.object_halbench import files as halbench_files
+from benchmarks.object_halbench.objects import (
     RulePhrases,
     SpacyPhrases,
     named_by,
@@ -17,8 +20,6 @@ from benchmarks.halbench_objects import (
     refined_nodes,
     two_word_names,
 )
-from benchmarks.judges import ScriptedJudge
-from benchmarks.object_halbench import Truth, ask, read_truth, score_stored
 from mmlm.errors import InputError
 
 TRUTH = Truth({1: {"dog", "dining table"}, 2: {"person", "kite", "car"}, 3: set()})

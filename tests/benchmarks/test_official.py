@@ -12,9 +12,10 @@ from contextlib import contextmanager
 
 import pytest
 
-from benchmarks import download, fetch, official
-from benchmarks.official_files import OFFICIAL
-from benchmarks.remote import Official, RemoteFile, Snapshot
+from benchmarks import official
+from benchmarks.official import download, fetch
+from benchmarks.official.files import OFFICIAL
+from benchmarks.official.remote import Official, RemoteFile, Snapshot
 from mmlm.cli import main
 from mmlm.errors import InputError
 
@@ -390,7 +391,7 @@ class TestSnapshot:
         monkeypatch.setattr("benchmarks.official.OFFICIAL", {"set": row})
         (tmp_path / "set" / "video" / "star").mkdir(parents=True)  # of an interrupted run
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("benchmarks.fetch.unpack", None)
+            patch.setattr("benchmarks.official.fetch.unpack", None)
             fetch.fetch("set", tmp_path)
         (tmp_path / "set.revision").unlink()
         (tmp_path / "set" / "video" / "star").rmdir()

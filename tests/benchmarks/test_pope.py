@@ -5,7 +5,8 @@ import random
 
 import pytest
 
-from benchmarks import pope, pope_questions
+from benchmarks import pope
+from benchmarks.pope import questions as pope_questions
 from mmlm.errors import InputError
 
 Y, N, U = True, False, None

@@ -7,7 +7,8 @@ from collections import Counter
 import pytest
 from golden import golden
 
-from benchmarks import pope, pope_questions
+from benchmarks import pope
+from benchmarks.pope import questions as pope_questions
 
 pytestmark = pytest.mark.golden
 

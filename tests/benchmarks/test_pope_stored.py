@@ -6,8 +6,10 @@ import random
 
 import pytest
 
-from benchmarks import pope, pope_answers, pope_questions
+from benchmarks import pope
 from benchmarks.complete import require_complete
+from benchmarks.pope import answers as pope_answers
+from benchmarks.pope import questions as pope_questions
 from mmlm.errors import InputError
 
 VERSION = "coco-2023-11"

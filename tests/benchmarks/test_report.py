@@ -7,7 +7,8 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
-from benchmarks import chair, page, pope, report
+from benchmarks import chair, pope
+from benchmarks.reports import page, report
 from benchmarks.run import Speed
 
 TRUTH = {i: {"dog", "cat"} for i in range(40)}

@@ -11,7 +11,7 @@ import pytest
 
 from benchmarks.base import read_records
 from benchmarks.text_dominance import NOTE, rebalanced, score_stored
-from benchmarks.text_dominance_records import Masses
+from benchmarks.text_dominance.records import Masses
 from mmlm.engine.stages import stage_layers
 from mmlm.errors import InputError
 

@@ -214,7 +214,7 @@ def test_mme_without_its_folder(bench, tmp_path, capsys):
 
 
 def test_judged_runs_can_be_compared(bench, hallusion, tmp_path, capsys):
-    from benchmarks.stored_runs import read_run
+    from benchmarks.reports.stored_runs import read_run
 
     entries, arguments = hallusion
     judge = write_replies(

@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 import mmlm
-from benchmarks.text_dominance_records import Masses
+from benchmarks.text_dominance.records import Masses
 from decoding.pai import PAI
 from decoding.var import VAR
 from decoding.vhr import VHR

@@ -14,7 +14,7 @@ from mmlm.errors import InputError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from benchmarks.amber_data import Question
+    from benchmarks.amber.data import Question
 
 __all__ = ["COMMAND", "BenchAmber"]
 
@@ -49,7 +49,7 @@ class BenchAmber(BenchOptions):
 def run(settings: BenchAmber, terminal: Terminal) -> int:
     """Asks AMBER's questions and scores the answers."""
     from benchmarks import amber
-    from benchmarks.amber_words import similarity
+    from benchmarks.amber.words import similarity
     from benchmarks.stored import content_hash
 
     questions = _questions(settings)
@@ -71,7 +71,7 @@ def run(settings: BenchAmber, terminal: Terminal) -> int:
 
 def _questions(settings: BenchAmber) -> Sequence[Question]:
     """What is asked: the questions of the evaluation about the first pictures."""
-    from benchmarks.amber_data import questions_of, read_questions
+    from benchmarks.amber.data import questions_of, read_questions
 
     if settings.count is not None and settings.count < 1:
         raise InputError(f"--count is {settings.count}.", advice="Ask for at least 1 picture.")

@@ -97,7 +97,7 @@ def run_plan(settings: BenchOptions, terminal: Terminal, plan: Plan) -> int:
         MmlmError: For everything that makes the run impossible, before any work.
     """
     from benchmarks import run
-    from benchmarks.stored_runs import provisions
+    from benchmarks.reports.stored_runs import provisions
     from mmlm.records import INFORMATION, RecordFile, locked
     from mmlm.runner import fingerprint
     from mmlm.sharding import this_shard

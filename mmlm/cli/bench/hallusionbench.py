@@ -42,7 +42,8 @@ class BenchHallusionbench(BenchOptions):
 
 def run(settings: BenchHallusionbench, terminal: Terminal) -> int:
     """Asks the questions, has the answers judged if a judge is named, and scores them."""
-    from benchmarks import hallusionbench, judged
+    from benchmarks import hallusionbench
+    from benchmarks.judges import judged
     from benchmarks.stored import content_hash
     from mmlm.records import file_hash
 

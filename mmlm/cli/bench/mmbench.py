@@ -11,7 +11,7 @@ from mmlm.cli.frame import Command, Terminal
 from mmlm.errors import InputError
 
 if TYPE_CHECKING:
-    from benchmarks.mmbench_files import Edition
+    from benchmarks.mmbench.files import Edition
 
 __all__ = ["COMMAND", "BenchMmbench", "edition_of"]
 
@@ -62,7 +62,7 @@ def edition_of(path: Path, given: str) -> Edition:
     Raises:
         InputError: If there is neither.
     """
-    from benchmarks.mmbench_files import Edition, recognise
+    from benchmarks.mmbench.files import Edition, recognise
 
     parts = given.split("-")
     allowed = (("v1.0", "v1.1"), ("dev", "test"), ("en", "cn"))

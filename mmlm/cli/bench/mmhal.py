@@ -42,7 +42,8 @@ def run(settings: BenchMmhal, terminal: Terminal) -> int:
     """Asks the questions, has the answers judged, and scores them."""
     from dataclasses import asdict
 
-    from benchmarks import judged, mmhal
+    from benchmarks import mmhal
+    from benchmarks.judges import judged
     from benchmarks.stored import content_hash
     from mmlm.records import file_hash
 

@@ -36,7 +36,7 @@ class BenchObjectHalbench(ReadingOptions, BenchOptions):
 
 def run(settings: BenchObjectHalbench, terminal: Terminal) -> int:
     """Asks the questions and scores the answers; a judge is asked only if one is named."""
-    from benchmarks import halbench_files
+    from benchmarks.object_halbench import files as halbench_files
     from mmlm.records import file_hash
 
     data = given_or_official("data", settings.data, "object-halbench")

@@ -16,7 +16,7 @@ from mmlm.cli.pictures import DataOptions, Source, find
 from mmlm.errors import InputError
 
 if TYPE_CHECKING:
-    from benchmarks.pope_questions import Question
+    from benchmarks.pope.questions import Question
     from benchmarks.run import Task
 
 __all__ = ["COMMAND", "BenchPope"]
@@ -110,7 +110,7 @@ def _asked(settings: BenchPope) -> tuple[dict[str, Sequence[Question]], Source]:
 def _published(settings: BenchPope, folder: Path) -> tuple[dict[str, Sequence[Question]], Source]:
     """The authors' questions, or those about some of their pictures."""
     from benchmarks import pope
-    from benchmarks.pope_questions import digest
+    from benchmarks.pope.questions import digest
 
     asked: dict[str, Sequence[Question]] = dict(pope.published(settings.version))
     images = list(dict.fromkeys(q.image for questions in asked.values() for q in questions))

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 from mmlm.cli.frame import DONE, Command, Terminal
 
 if TYPE_CHECKING:
-    from benchmarks.download import Progress
-    from benchmarks.fetch import Fetched
+    from benchmarks.official.download import Progress
+    from benchmarks.official.fetch import Fetched
 
 __all__ = ["COMMAND", "FetchData", "run"]
 
@@ -36,8 +36,8 @@ def run(settings: FetchData, terminal: Terminal) -> int:
     Raises:
         InputError: If it cannot be had, or is not the official file.
     """
-    from benchmarks.fetch import fetch
     from benchmarks.official import entry, locate
+    from benchmarks.official.fetch import fetch
 
     wanted = entry(settings.name)
     terminal.note(f"{settings.name}: {wanted.purpose}. Licence: {wanted.licence}.")

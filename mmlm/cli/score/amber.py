@@ -46,8 +46,8 @@ class ScoreAmber(ScoreOptions):
 def run(settings: ScoreAmber, terminal: Terminal) -> int:
     """Scores answers to AMBER's questions."""
     from benchmarks import amber
-    from benchmarks.amber_answers import write_official
-    from benchmarks.amber_words import similarity
+    from benchmarks.amber.answers import write_official
+    from benchmarks.amber.words import similarity
 
     near = similarity(settings.similarity)
 
@@ -74,8 +74,8 @@ def run(settings: ScoreAmber, terminal: Terminal) -> int:
 
 def _lines(path: Path, settings: ScoreAmber) -> list[dict[str, Any]]:
     """Stored lines, or answers in the authors' format with their questions."""
-    from benchmarks.amber_answers import match_answers
-    from benchmarks.amber_data import read_questions
+    from benchmarks.amber.answers import match_answers
+    from benchmarks.amber.data import read_questions
     from benchmarks.base import read_records
 
     records = read_records(path)

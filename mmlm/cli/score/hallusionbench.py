@@ -45,7 +45,8 @@ class ScoreHallusionbench(ScoreOptions):
 
 def run(settings: ScoreHallusionbench, terminal: Terminal) -> int:
     """Scores answers."""
-    from benchmarks import hallusionbench, judged
+    from benchmarks import hallusionbench
+    from benchmarks.judges import judged
 
     templates = hallusionbench.read_templates(settings.template, settings.same_template)
     judge = open_judge(settings.judge, terminal, temperature=1.0)

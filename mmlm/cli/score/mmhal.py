@@ -41,7 +41,8 @@ class ScoreMmhal(ScoreOptions):
 
 def run(settings: ScoreMmhal, terminal: Terminal) -> int:
     """Scores answers."""
-    from benchmarks import judged, mmhal
+    from benchmarks import mmhal
+    from benchmarks.judges import judged
 
     template = mmhal.JUDGE_TEMPLATE
     if settings.template is not None:

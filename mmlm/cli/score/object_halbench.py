@@ -51,7 +51,7 @@ def run(settings: ScoreObjectHalbench, terminal: Terminal) -> int:
 def _score(
     settings: ScoreObjectHalbench, score: Scorer, path: Path, *, export: bool
 ) -> tuple[Scores, int]:
-    from benchmarks.halbench_files import write_official
+    from benchmarks.object_halbench.files import write_official
 
     lines = _lines(settings, path)
     if export and settings.export is not None:
@@ -61,7 +61,8 @@ def _score(
 
 
 def _lines(settings: ScoreObjectHalbench, path: Path) -> Sequence[Mapping[str, Any]]:
-    from benchmarks import halbench_files, judged
+    from benchmarks.judges import judged
+    from benchmarks.object_halbench import files as halbench_files
 
     if not settings.official:
         return judged.read_answers(path)

@@ -13,7 +13,7 @@ from mmlm.errors import InputError
 
 if TYPE_CHECKING:
     from benchmarks.pope import PopeSummary
-    from benchmarks.pope_questions import Question
+    from benchmarks.pope.questions import Question
 
 __all__ = ["COMMAND", "ScorePope"]
 

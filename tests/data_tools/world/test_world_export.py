@@ -12,7 +12,8 @@ import pytest
 from PIL import Image
 from pycocotools.coco import COCO
 
-from benchmarks import coco, pope_questions
+from benchmarks import coco
+from benchmarks.pope import questions as pope_questions
 from data_tools.world import CATEGORIES, NAMES, SPLITS, export, polling, render, scene
 from data_tools.world.export import write_split
 from mmlm.errors import InputError
