@@ -84,7 +84,7 @@ def judge_answers(
     """Asks a judge whether answers are right, and where it matters whether an answer changed.
 
     The authors ask for the second about every entry; here only where the reason of an error
-    depends on it (`hallusion_counts.needs_same`), which gives the same numbers for less money.
+    depends on it (`counts.needs_same`), which gives the same numbers for less money.
 
     Args:
         lines: Stored answers.

@@ -1,7 +1,7 @@
 """How a free answer is read as yes or no: the rules of the scorers in use, by name.
 
-No two of them agree on every answer; `benchmarks.pope` therefore puts the parser's name into the name
-of every number.
+No two of them agree on every answer; `benchmarks.pope` therefore puts the parser's name into the
+name of every number.
 """
 
 from __future__ import annotations
