@@ -4,7 +4,7 @@ from PIL import Image
 
 from mmlm.batching import WINDOW, batches
 from mmlm.runner import Request
-from tests.tiny import shared
+from tiny import shared
 
 
 def ids(cut):
