@@ -1,10 +1,10 @@
 """Which questions are answered together."""
 
 from PIL import Image
+from tiny import shared
 
 from mmlm.batching import WINDOW, batches
 from mmlm.runner import Request
-from tiny import shared
 
 
 def ids(cut):
