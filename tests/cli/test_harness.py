@@ -21,7 +21,7 @@ def requests():
     return [Request(f"q{n}", (picture(n % 3),), text) for n, text in enumerate(QUESTIONS)]
 
 
-def inputs(model, processor, rows=len(QUESTIONS)):
+def inputs(model, processor, rows=4):
     return prepare(
         processor,
         [[message("user", text, n_images=1)] for text in QUESTIONS[:rows]],
