@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "CountTable",
+    "Counted",
     "Direction",
     "Mark",
     "Measure",
@@ -266,8 +267,38 @@ class Scored(Protocol):
         """Everything but the answers, as plain JSON."""
 
 
+class Counted:
+    """What follows from a name and a table of counts, the same for every kind of scores."""
+
+    name: str
+    table: CountTable
+
+    @property
+    def metrics(self) -> dict[str, float | None]:
+        """Every metric as a fraction; None where undefined."""
+        return {name: measure.value for name, measure in self.table.measures().items()}
+
+    @property
+    def counts(self) -> dict[str, int | float]:
+        """The sums behind the metrics, and the number of images."""
+        return {"images": len(self.table.images), **self.table.sums()}
+
+    def measures(self, *, resamples: int = stats.RESAMPLES, seed: int = 0) -> dict[str, Measure]:
+        """Every metric with its counts and a 95 % bootstrap interval over images."""
+        return self.table.measures(resamples=resamples, seed=seed)
+
+    def as_json(self, *, resamples: int = stats.RESAMPLES, seed: int = 0) -> dict[str, Any]:
+        """Everything but the answers, as plain JSON."""
+        measures = self.measures(resamples=resamples, seed=seed)
+        return {
+            "metric": self.name,
+            "metrics": {name: measure.as_json() for name, measure in measures.items()},
+            "counts": self.counts,
+        }
+
+
 @dataclass(frozen=True)
-class Scores:
+class Scores(Counted):
     """A scored file of any benchmark whose metrics are ratios of counts.
 
     Attributes:
@@ -293,28 +324,9 @@ class Scores:
     statuses: Mapping[str, int] = field(default_factory=dict)
     details: Mapping[str, Any] = field(default_factory=dict)
 
-    @property
-    def metrics(self) -> dict[str, float | None]:
-        """Every metric as a fraction; None where undefined."""
-        return {name: measure.value for name, measure in self.table.measures().items()}
-
-    @property
-    def counts(self) -> dict[str, int | float]:
-        """The sums behind the metrics, and the number of images."""
-        return {"images": len(self.table.images), **self.table.sums()}
-
-    def measures(self, *, resamples: int = stats.RESAMPLES, seed: int = 0) -> dict[str, Measure]:
-        """Every metric with its counts and a 95 % bootstrap interval over images."""
-        return self.table.measures(resamples=resamples, seed=seed)
-
     def as_json(self, *, resamples: int = stats.RESAMPLES, seed: int = 0) -> dict[str, Any]:
         """Everything but the answers, as plain JSON."""
-        measures = self.measures(resamples=resamples, seed=seed)
-        record: dict[str, Any] = {
-            "metric": self.name,
-            "metrics": {name: measure.as_json() for name, measure in measures.items()},
-            "counts": self.counts,
-        }
+        record = super().as_json(resamples=resamples, seed=seed)
         for part in ("official", "statuses", "details"):
             if getattr(self, part):
                 record[part] = dict(getattr(self, part))

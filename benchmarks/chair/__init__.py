@@ -18,7 +18,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from benchmarks import stats
-from benchmarks.base import CountTable, Direction, Measure, Ratio, Sample
+from benchmarks.base import Counted, CountTable, Direction, Measure, Ratio, Sample
 from benchmarks.chair.captions import CaptionScore
 from benchmarks.chair.files import (
     fields_of,
@@ -91,7 +91,7 @@ _DIRECTIONS: dict[str, Direction] = {
 
 
 @dataclass(frozen=True)
-class ChairResult:
+class ChairResult(Counted):
     """Scores of a set of captions.
 
     Attributes:
@@ -132,20 +132,6 @@ class ChairResult:
         """The captions one by one, with the named objects marked."""
         return tuple(caption.sample() for caption in self.per_caption)
 
-    @property
-    def metrics(self) -> dict[str, float | None]:
-        """Every metric as a fraction (`mean_length` in words); None where undefined."""
-        return {name: measure.value for name, measure in self.table.measures().items()}
-
-    @property
-    def counts(self) -> dict[str, int | float]:
-        """The sums behind the metrics, and the number of pictures."""
-        return {"images": len(self.table.images), **self.table.sums()}
-
-    def measures(self, *, resamples: int = stats.RESAMPLES, seed: int = 0) -> dict[str, Measure]:
-        """Every metric with its counts and a 95 % bootstrap interval over pictures."""
-        return self.table.measures(resamples=resamples, seed=seed)
-
     def by_sentence(self) -> list[Measure]:
         """Share of hallucinated mentions in the first, second, ... sentence of the captions."""
         last = max((m.sentence for c in self.per_caption for m in c.mentions), default=-1)
@@ -172,11 +158,7 @@ class ChairResult:
 
     def as_json(self, *, resamples: int = stats.RESAMPLES, seed: int = 0) -> dict[str, Any]:
         """Everything but the captions, as plain JSON."""
-        measures = self.measures(resamples=resamples, seed=seed)
-        record: dict[str, Any] = {
-            "metric": self.name,
-            "metrics": {name: measure.as_json() for name, measure in measures.items()},
-            "counts": self.counts,
+        record = super().as_json(resamples=resamples, seed=seed) | {
             "hallucination_by_sentence": [measure.as_json() for measure in self.by_sentence()],
             "hallucination_by_third": [measure.as_json() for measure in self.by_third()],
         }

@@ -14,12 +14,11 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from benchmarks.base import Scores, read_json
+from benchmarks.base import Scores
 from benchmarks.choices import LETTERS, first_letter, stated_letter
-from benchmarks.multi_image.questions import Question, join_answers, make_task, mark_pictures
+from benchmarks.multi_image.questions import Question, make_task, mark_pictures, read_answers_by_id
 from benchmarks.multi_image.rows import Pictures, Row, read_rows
 from benchmarks.multi_image.scoring import Reading, Scored, answered_lines, score_lines
-from mmlm.errors import InputError
 from mmlm.records import write_json
 
 if TYPE_CHECKING:
@@ -150,10 +149,5 @@ def read_official(
     Raises:
         InputError: If it is no such file, or not about exactly these questions.
     """
-    answers = read_json(path)
-    if not isinstance(answers, dict):
-        raise InputError(
-            f"{path} holds a {type(answers).__name__}, not answers by question id.",
-            advice='It should look like {"val_Counting_1": "(A)", ...}.',
-        )
-    return join_answers("blink", split, questions, answers)
+    example = '{"val_Counting_1": "(A)", ...}'
+    return read_answers_by_id(path, "blink", split, questions, example)

@@ -13,12 +13,11 @@ import ast
 import re
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.base import Scores, read_json
+from benchmarks.base import Scores
 from benchmarks.choices import LETTERS, is_open_answer_right, last_named_option
-from benchmarks.multi_image.questions import Question, join_answers, make_task
+from benchmarks.multi_image.questions import Question, make_task, read_answers_by_id
 from benchmarks.multi_image.rows import Pictures, Row, read_rows
 from benchmarks.multi_image.scoring import Reading, Scored, answered_lines, score_lines
-from mmlm.errors import InputError
 from mmlm.records import write_json
 
 if TYPE_CHECKING:
@@ -200,10 +199,5 @@ def read_official(
     Raises:
         InputError: If it is no such file, or not about exactly these questions.
     """
-    answers = read_json(path)
-    if not isinstance(answers, dict):
-        raise InputError(
-            f"{path} holds a {type(answers).__name__}, not answers by question id.",
-            advice='It should look like {"validation_Art_1": "A", ...}.',
-        )
-    return join_answers("mmmu", split, questions, answers)
+    example = '{"validation_Art_1": "A", ...}'
+    return read_answers_by_id(path, "mmmu", split, questions, example)

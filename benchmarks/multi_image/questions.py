@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from benchmarks.base import read_json
 from benchmarks.run import Item, Task
 from benchmarks.stored import content_hash
 from mmlm.errors import InputError
@@ -22,6 +23,7 @@ __all__ = [
     "check_ids",
     "digest",
     "join_answers",
+    "read_answers_by_id",
     "make_task",
     "mark_pictures",
 ]
@@ -135,6 +137,30 @@ def make_task(benchmark: str, split: str, variant: str, questions: Sequence[Ques
 def digest(task: Task) -> str:
     """A hash of all that is asked and known: ids, prompts, options, labels, names of pictures."""
     return content_hash([[i.request.id, i.request.prompt, dict(i.facts)] for i in task.items])
+
+
+def read_answers_by_id(
+    path: Path, benchmark: str, split: str, questions: Sequence[Question], example: str
+) -> list[dict[str, Any]]:
+    """Reads a JSON object of answers by question id, as lines to score.
+
+    Args:
+        path: The file.
+        benchmark: Its benchmark.
+        split: Its split.
+        questions: What was asked; all of it must be answered, and nothing else.
+        example: How such a file looks, for the message.
+
+    Raises:
+        InputError: If it is no such file, or not about exactly these questions.
+    """
+    answers = read_json(path)
+    if not isinstance(answers, dict):
+        raise InputError(
+            f"{path} holds a {type(answers).__name__}, not answers by question id.",
+            advice=f"It should look like {example}.",
+        )
+    return join_answers(benchmark, split, questions, answers)
 
 
 def join_answers(

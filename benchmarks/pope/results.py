@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from benchmarks import stats
-from benchmarks.base import CountTable, Direction, Measure, Sample
+from benchmarks.base import Counted, CountTable, Direction, Measure, Sample
 from benchmarks.pope.parsers import PARSERS
 from benchmarks.pope.questions import KINDS
 
@@ -31,7 +31,7 @@ _BAD = ("fp", "fn", "neither_yes", "neither_no")
 
 
 @dataclass(frozen=True)
-class PopeResult:
+class PopeResult(Counted):
     """Scores of the answers to one question file.
 
     Attributes:
@@ -71,27 +71,9 @@ class PopeResult:
         return _BAD
 
     @property
-    def metrics(self) -> dict[str, float | None]:
-        """Every metric as a fraction; None where undefined."""
-        return {name: measure.value for name, measure in self.table.measures().items()}
-
-    @property
     def counts(self) -> dict[str, int | float]:
         """tp, fp, tn, fn, answers that are neither (by label), answers, yes labels."""
         return self.table.sums()
-
-    def measures(self, *, resamples: int = stats.RESAMPLES, seed: int = 0) -> dict[str, Measure]:
-        """Every metric with its counts and a 95 % bootstrap interval over pictures."""
-        return self.table.measures(resamples=resamples, seed=seed)
-
-    def as_json(self, *, resamples: int = stats.RESAMPLES, seed: int = 0) -> dict[str, Any]:
-        """Everything but the answers, as plain JSON."""
-        measures = self.measures(resamples=resamples, seed=seed)
-        return {
-            "metric": self.name,
-            "metrics": {name: measure.as_json() for name, measure in measures.items()},
-            "counts": self.counts,
-        }
 
 
 @dataclass(frozen=True)
