@@ -7,10 +7,10 @@ from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from benchmarks import words
 from benchmarks.base import read_json
-from benchmarks.objects import Variant, check_variant, node_of_word, node_words
 from mmlm.errors import InputError
+from mmlm.language.objects import Variant, check_variant, node_of_word, node_words
+from mmlm.language.tables import load_table
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -141,7 +141,7 @@ def subset_ids(name: str) -> list[int]:
     """
     if name != "opera500":
         raise InputError(f"There is no subset {name!r}.", advice="There is: opera500.")
-    return [int(image) for image in words.load_table("opera500.json")]
+    return [int(image) for image in load_table("opera500.json", "benchmarks")]
 
 
 def _coco(path: str | Path, tables: dict[str, str]) -> dict[str, Any]:

@@ -1,7 +1,8 @@
 """The one text form of a method: its Python call, e.g. ``VHR(alpha=2.0)``.
 
 The same text stands on the command line, in YAML, in run records, reports and served model names,
-and equals the ``repr`` of the object. Only literals are accepted; nothing is evaluated.
+and equals the ``repr`` of the object. Only literals are accepted; nothing is evaluated. Detectors
+of the data pipelines are written in the same way (`parse_part`).
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import ast
 import dataclasses
 import difflib
 import importlib
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import mmlm
@@ -18,7 +20,10 @@ from mmlm.errors import InputError
 if TYPE_CHECKING:
     from mmlm.engine.method import Method
 
-__all__ = ["method_names", "parse_method"]
+__all__ = ["method_names", "parse_method", "parse_part"]
+
+
+_EXAMPLES = {"method": "VHR(alpha=2.0)", "detector": "HFDetector(model='path')"}
 
 
 def method_names() -> list[str]:
@@ -43,39 +48,75 @@ def parse_method(text: str) -> Method:
             refuses a value.
     """
     path, arguments = _split(text)
-    cls = _find_class(path)
-    known = [field.name for field in dataclasses.fields(cls)]  # type: ignore[arg-type]
+    return _build(text, path, _find_class(path), arguments, f"See: mmlm methods {path}")
+
+
+def parse_part(text: str, known: Mapping[str, str], kind: str) -> Any:
+    """Turns the text form of a part that is no method, e.g. a detector, into the object.
+
+    Args:
+        text: The Python call, keyword arguments only, literals only. A bare name means the
+            defaults; a dotted path names a class outside mmlm.
+        known: Where the shipped classes are: name -> ``package.module:Class``.
+        kind: What they are, for messages: "detector".
+
+    Returns:
+        The object.
+
+    Raises:
+        InputError: If the text is no such call, the name or a parameter is unknown, or the class
+            refuses a value.
+    """
+    path, arguments = _split(text, kind)
+    target = known.get(path)
+    if target is None and "." not in path:
+        raise InputError(
+            f"There is no {kind} {path!r}; there are: {', '.join(known)}.",
+            advice=_did_you_mean(path, list(known))
+            or f"A {kind} of your own is named by its dotted path, my_package.MyClass.",
+        )
+    module, _, name = target.partition(":") if target else path.rpartition(".")
+    cls = _import(module, name, kind, path)
+    if not dataclasses.is_dataclass(cls):
+        raise InputError(
+            f"The {kind} {path!r} is no dataclass.", advice="Declare its parameters as fields."
+        )
+    return _build(text, path, cls, arguments, f"Its docstring explains them: help({path}).")
+
+
+def _build(text: str, path: str, cls: Any, arguments: dict[str, Any], advice: str) -> Any:
+    known = [field.name for field in dataclasses.fields(cls)]
     unknown = [name for name in arguments if name not in known]
     if unknown:
         raise InputError(
             f"{path} has no parameter {unknown[0]!r}; it has: {', '.join(known)}.",
-            advice=_did_you_mean(unknown[0], known) or f"See: mmlm methods {path}",
+            advice=_did_you_mean(unknown[0], known) or advice,
         )
     try:
         return cls(**arguments)
     except (TypeError, ValueError) as error:
         raise InputError(
             f"{text.strip()!r} is refused: {error}",
-            advice="Change that value; `mmlm methods` lists parameters and ranges.",
+            advice=f"Change that value. {advice}",
         ) from error
 
 
-def _split(text: str) -> tuple[str, dict[str, Any]]:
-    advice = 'Write a method as a Python call, e.g. "VHR(alpha=2.0)".'
+def _split(text: str, kind: str = "method") -> tuple[str, dict[str, Any]]:
+    advice = f'Write a {kind} as a Python call, e.g. "{_EXAMPLES.get(kind, "Name(value=2.0)")}".'
     try:
         node = ast.parse(text.strip(), mode="eval").body
     except SyntaxError as error:
-        raise InputError(f"{text!r} is not a method: {error.msg}.", advice=advice) from error
+        raise InputError(f"{text!r} is not a {kind}: {error.msg}.", advice=advice) from error
     keywords: list[ast.keyword] = []
     if isinstance(node, ast.Call):
         if node.args or any(k.arg is None for k in node.keywords):
             raise InputError(
-                f"{text!r} uses positional arguments; a method takes named ones only.",
+                f"{text!r} uses positional arguments; a {kind} takes named ones only.",
                 advice=advice,
             )
         keywords, node = node.keywords, node.func
     if not isinstance(node, ast.Name | ast.Attribute):
-        raise InputError(f"{text!r} is not a method.", advice=advice)
+        raise InputError(f"{text!r} is not a {kind}.", advice=advice)
     values = {}
     for keyword in keywords:
         try:
@@ -106,19 +147,23 @@ def _find_class(path: str) -> type[Method]:
             )
         return getattr(mmlm, path)
     module_name, _, class_name = path.rpartition(".")
-    try:
-        found = getattr(importlib.import_module(module_name), class_name)
-    except (ImportError, AttributeError) as error:
-        raise InputError(
-            f"The method {path!r} cannot be imported: {error}.",
-            advice="Check the dotted path and that the package is installed.",
-        ) from error
+    found = _import(module_name, class_name, "method", path)
     if not (isinstance(found, type) and issubclass(found, Method)):
         raise InputError(
             f"{path!r} is not a subclass of mmlm.Method.",
             advice="See docs/writing-a-method.md.",
         )
     return found
+
+
+def _import(module: str, name: str, kind: str, path: str) -> Any:
+    try:
+        return getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError) as error:
+        raise InputError(
+            f"The {kind} {path!r} cannot be imported: {error}.",
+            advice="Check the dotted path and that the package is installed.",
+        ) from error
 
 
 def _did_you_mean(given: str, known: list[str]) -> str:

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from benchmarks.base import read_json
-from benchmarks.words import load_table
 from mmlm.errors import InputError
+from mmlm.language.tables import load_table
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -98,7 +98,9 @@ class Question(NamedTuple):
 @functools.cache
 def shipped_questions() -> tuple[Question, ...]:
     """The 1,004 descriptions and 14,216 yes/no questions of the official files."""
-    return tuple(_question(entry, "shipped") for entry in load_table("amber_questions.json.xz"))
+    return tuple(
+        _question(entry, "shipped") for entry in load_table("amber_questions.json.xz", "benchmarks")
+    )
 
 
 def read_questions(folder: str | Path | None = None) -> tuple[Question, ...]:

@@ -14,8 +14,9 @@ import warnings
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
-from benchmarks import words
 from mmlm.errors import InputError
+from mmlm.language import words
+from mmlm.language.tables import load_table
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -63,7 +64,7 @@ class Vocabulary(NamedTuple):
 @functools.cache
 def vocabulary() -> Vocabulary:
     """The word tables shipped in ``benchmarks/data``."""
-    raw = words.load_table("amber_words.json")
+    raw = load_table("amber_words.json", "benchmarks")
     associated = {word: tuple(others) for word, others in raw["relation"].items()}
     known = frozenset(associated).union(*associated.values())
     return Vocabulary(associated, known, frozenset(raw["safe_words"]), raw["noun_lemmas"])

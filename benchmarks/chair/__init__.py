@@ -29,7 +29,8 @@ from benchmarks.chair.files import (
     write_official,
 )
 from benchmarks.coco import subset_ids, truth_from_coco, truth_of_val2014
-from benchmarks.objects import (
+from mmlm.errors import InputError
+from mmlm.language.objects import (
     VARIANTS,
     CaptionWords,
     Mention,
@@ -40,7 +41,6 @@ from benchmarks.objects import (
     node_of_word,
     node_words,
 )
-from mmlm.errors import InputError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Mapping, Sequence

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from benchmarks.base import Mark, Sample
-from benchmarks.objects import CaptionWords, Mention, without_toilet_seats
+from mmlm.language.objects import CaptionWords, Mention, without_toilet_seats
 
 __all__ = ["CaptionScore", "IndexScheme"]
 

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 from benchmarks.base import read_records
 from benchmarks.run import Item, Task
 from benchmarks.stored import check_ids, check_texts
-from benchmarks.words import load_table
 from mmlm.errors import InputError
+from mmlm.language.tables import load_table
 from mmlm.runner import Request
 
 if TYPE_CHECKING:
@@ -94,7 +94,9 @@ def read_entries(path: Path | None = None) -> list[Entry]:
         InputError: If the file cannot be read, a field is missing, a question is there twice, or
             the question about the original figure is missing.
     """
-    records = load_table("hallusionbench.json.xz") if path is None else read_records(path)
+    records = (
+        load_table("hallusionbench.json.xz", "benchmarks") if path is None else read_records(path)
+    )
     place = "HallusionBench" if path is None else str(path)
     return _checked(
         [entry_of(record, f"{place}, entry {i}") for i, record in enumerate(records, 1)]

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 from benchmarks.base import read_records
 from benchmarks.run import Item, Task
 from benchmarks.stored import answer_text, check_ids, check_texts
-from benchmarks.words import load_table
 from mmlm.errors import InputError
+from mmlm.language.tables import load_table
 from mmlm.runner import Request
 
 if TYPE_CHECKING:
@@ -66,7 +66,9 @@ def read_questions(path: Path | None = None) -> list[Question]:
         InputError: If the file cannot be read, has another number of questions, or their types do
             not come in the official order.
     """
-    records = load_table("mmhal_bench.json.xz") if path is None else read_records(path)
+    records = (
+        load_table("mmhal_bench.json.xz", "benchmarks") if path is None else read_records(path)
+    )
     place = "MMHal-Bench" if path is None else str(path)
     if len(records) != COUNT:
         raise InputError(

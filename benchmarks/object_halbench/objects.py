@@ -15,8 +15,9 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from benchmarks import words
 from mmlm.errors import InputError
+from mmlm.language import words
+from mmlm.language.tables import load_table
 
 __all__ = [
     "Named",
@@ -78,7 +79,7 @@ class Phrases(Protocol):
 @functools.cache
 def refined_nodes() -> dict[str, str]:
     """COCO object of every word of the refined list."""
-    rows: list[list[str]] = words.load_table("synonyms.json")
+    rows: list[list[str]] = load_table("synonyms.json")
     return {word.strip(): row[0].strip() for row in rows for word in row} | ADDED
 
 
@@ -90,7 +91,7 @@ def two_word_names() -> dict[str, str]:
     seat" a toilet), and two names that only hide a word ("home plate", "train track").
     """
     listed = {word: word for word in refined_nodes() if " " in word}
-    rules: dict[str, str] = words.load_table("double_words.json")
+    rules: dict[str, str] = load_table("double_words.json")
     return listed | rules
 
 

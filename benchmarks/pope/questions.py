@@ -22,9 +22,9 @@ import re
 from collections import Counter
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
-from benchmarks import words
 from benchmarks.base import read_records
 from mmlm.errors import InputError
+from mmlm.language.tables import load_table
 
 if TYPE_CHECKING:
     import random
@@ -145,7 +145,7 @@ def published(version: str) -> dict[Kind, tuple[Question, ...]]:
             f"There is no version {version!r} of POPE's questions.",
             advice=f"There are: {', '.join(VERSIONS)}; or give question files.",
         )
-    table = words.load_table("pope_questions.json.xz")[version]
+    table = load_table("pope_questions.json.xz", "benchmarks")[version]
     return {
         kind: tuple(Question(number, *row) for number, row in enumerate(table[kind], start=1))
         for kind in KINDS

@@ -154,7 +154,7 @@ def _run(arguments: Sequence[str], summaries: Mapping[str, str]) -> int:
     name, *rest = arguments
     command = _find(name, summaries)
     title = f"mmlm {name}"
-    if isinstance(command, Mapping):
+    while isinstance(command, Mapping):
         if not rest or rest[0] in ("-h", "--help"):
             print(_group_help(title, command), file=sys.stdout if rest else sys.stderr)
             return DONE if rest else MISUSE
@@ -194,10 +194,15 @@ def closest(given: str, known: Iterable[str]) -> str:
     return f"Did you mean {match[0]!r}?" if match else ""
 
 
-def _group_help(title: str, commands: Mapping[str, Command]) -> str:
+def _group_help(title: str, commands: Mapping[str, Any]) -> str:
     width = max(map(len, commands))
-    lines = "\n".join(f"  {name:<{width}}  {c.summary}" for name, c in commands.items())
+    lines = "\n".join(f"  {name:<{width}}  {_line_of(c)}" for name, c in commands.items())
     return f"usage: {title} COMMAND [options]\n\ncommands:\n{lines}\n\nSee: {title} COMMAND --help"
+
+
+def _line_of(command: Any) -> str:
+    """One line about a command, or about a group by naming what is in it."""
+    return ", ".join(command) if isinstance(command, Mapping) else command.summary
 
 
 def _explain(message: str, advice: str, debug: bool) -> None:

@@ -7,8 +7,9 @@ import sys
 
 import pytest
 
-from benchmarks import chair, words
+from benchmarks import chair
 from mmlm.errors import InputError
+from mmlm.language import words
 
 TRUTH = {1: {"dog", "person"}, 2: {"cat"}, 3: set()}
 CAPTIONS = [

@@ -120,11 +120,11 @@ def test_opera500_is_the_picture_list_of_the_llava_log(root):
 def test_shipped_tables_equal_the_data_they_were_made_from(data_folder):
     import numpy as np
 
-    from benchmarks import words
+    from mmlm.language.tables import load_table
 
     for name in ("synonyms", "double_words", "pattern_singularize", "wordnet_lemmas"):
         source = json.loads((folder("MMLM_DATA", "data") / "chair" / f"{name}.json").read_text())
-        assert words.load_table(f"{name}.json") == source
+        assert load_table(f"{name}.json") == source
     with np.load(data_folder / "chair" / "coco_val2014_objects.npz") as table:
         images = {int(image) for image in table["image_ids"]}
     assert set(chair.truth_of_val2014()) == images

@@ -119,9 +119,9 @@ def hallusion(tmp_path, data_records):
 
 @pytest.fixture(scope="session")
 def data_records():
-    from benchmarks.words import load_table
+    from mmlm.language.tables import load_table
 
-    return load_table("hallusionbench.json.xz")
+    return load_table("hallusionbench.json.xz", "benchmarks")
 
 
 def test_hallusionbench_by_yes_and_no_then_by_a_judge(bench, hallusion, tmp_path, capsys):

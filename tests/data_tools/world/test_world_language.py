@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks.objects import node_words
 from data_tools.world import (
     CAPTION_QUESTIONS,
     NAMES,
@@ -25,6 +24,7 @@ from data_tools.world import (
     theme_classes,
     vocabulary,
 )
+from mmlm.language.objects import node_words
 
 ROOT = Path(__file__).parents[3]
 TRAIN = SPLITS["train"]

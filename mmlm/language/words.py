@@ -1,7 +1,7 @@
 """From a caption to words: sentences, tokens, parts of speech and dictionary forms, offline.
 
-CHAIR and AMBER depend on what NLTK makes of a caption. NLTK's code is used as it is; the
-data it would download lies compactly in ``benchmarks/data`` (see the README there), so nothing is
+CHAIR and AMBER depend on what NLTK makes of a caption. NLTK's code is used as it is; the data it
+would download lies compactly in ``mmlm/language/data`` (see the README there), so nothing is
 fetched. The whole WordNet corpus is replaced by a table of the forms that matter for CHAIR.
 
 Nothing here is imported before the first caption is scored: NLTK and the tables load on first use.
@@ -10,11 +10,10 @@ Nothing here is imported before the first caption is scored: NLTK and the tables
 from __future__ import annotations
 
 import functools
-import json
-import lzma
 import re
-from importlib import resources
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
+
+from mmlm.language.tables import load_table
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -26,18 +25,11 @@ if TYPE_CHECKING:
 __all__ = [
     "Tokens",
     "lemmatize",
-    "load_table",
     "part_of_speech",
     "penn_tags",
     "singularize",
     "tokenize",
 ]
-
-
-def load_table(name: str) -> Any:
-    """Reads a JSON table shipped in ``benchmarks/data``; ``.xz`` files are unpacked."""
-    raw = resources.files("benchmarks").joinpath("data", name).read_bytes()
-    return json.loads(lzma.decompress(raw) if name.endswith(".xz") else raw)
 
 
 class Tokens(NamedTuple):

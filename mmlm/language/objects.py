@@ -11,7 +11,8 @@ import functools
 from dataclasses import dataclass
 from typing import Literal
 
-from benchmarks import words
+from mmlm.language import words
+from mmlm.language.tables import load_table
 
 __all__ = [
     "VARIANTS",
@@ -131,7 +132,7 @@ def node_of_word() -> dict[str, str]:
     Spelling and stray blanks are the official ones: " motor bike", " cheesecake" and "iPhone" are
     in it and can never match. A few words stand in two rows; the later row wins, as in the scorer.
     """
-    return {word: row[0] for row in words.load_table("synonyms.json") for word in row}
+    return {word: row[0] for row in load_table("synonyms.json") for word in row}
 
 
 def check_variant(variant: str) -> None:
@@ -146,4 +147,4 @@ def check_variant(variant: str) -> None:
 
 @functools.cache
 def _double_words() -> dict[str, str]:
-    return words.load_table("double_words.json")
+    return load_table("double_words.json")
