@@ -23,8 +23,11 @@ from mmlm.errors import InputError
 
 __all__ = [
     "RecordFile",
+    "append_lines",
+    "differences",
     "file_hash",
     "locked",
+    "plain_json",
     "read_lines",
     "run_record_path",
     "write_json",
@@ -140,7 +143,7 @@ class RecordFile:
         self.path = path
         self.done: dict[Any, dict[str, Any]] = {}
         self._key = key
-        self._run = _plain_json(run)
+        self._run = plain_json(run)
         self._order: list[Any] = []
         self._written = 0
         self._early: dict[Any, dict[str, Any]] = {}
@@ -179,7 +182,7 @@ class RecordFile:
         Raises:
             InputError: If the file turns out to belong to another run.
         """
-        self._run |= _plain_json(facts)
+        self._run |= plain_json(facts)
         self._read(complete=False)
 
     def _read(self, *, complete: bool) -> None:
@@ -236,7 +239,7 @@ class RecordFile:
             raise InputError(f"The run record {str(path)!r} is damaged.", advice=advice) from error
         different = [
             f"{name} was {old}, now {new}"
-            for name, old, new in _differences(stored, self._run)
+            for name, old, new in differences(stored, self._run)
             if complete or name.partition(".")[0] in self._run
         ]
         if different:
@@ -298,7 +301,7 @@ class RecordFile:
     def _write(self, records: Sequence[Mapping[str, Any]]) -> None:
         """Puts records on the disk: in the file as far as it is their turn, else in the journal."""
         if not self._order:
-            _append(self._stream, records)
+            append_lines(self._stream, records)
             return
         waiting = self._early | {record[self._key]: dict(record) for record in records}
         ready = []
@@ -308,16 +311,16 @@ class RecordFile:
             ready.append(waiting.pop(identifier))
         if new := [one for key, one in waiting.items() if key not in self._early]:
             with self._journal.open("ab") as journal:
-                _append(journal, new)
+                append_lines(journal, new)
         if ready:
-            _append(self._stream, ready)
+            append_lines(self._stream, ready)
         self._written += len(ready)
         self._early = waiting
         if not waiting:
             self._journal.unlink(missing_ok=True)
 
 
-def _append(stream: BinaryIO, records: Sequence[Mapping[str, Any]]) -> None:
+def append_lines(stream: BinaryIO, records: Sequence[Mapping[str, Any]]) -> None:
     """Writes records at once and waits until they are on the disk."""
     lines = "".join(
         json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n" for record in records
@@ -332,15 +335,26 @@ def _whole_lines(data: bytes) -> bytes:
     return data[: data.rfind(b"\n") + 1]
 
 
-def _plain_json(value: Any) -> Any:
-    return json.loads(json.dumps(value))  # tuples become lists, as in the stored record
+def plain_json(value: Any) -> Any:
+    """A value as it comes back from a JSON file: tuples as lists, keys as text."""
+    return json.loads(json.dumps(value))
 
 
-def _differences(old: Any, new: Any, name: str = "") -> Iterable[tuple[str, Any, Any]]:
+def differences(old: Any, new: Any, name: str = "") -> Iterable[tuple[str, Any, Any]]:
+    """Where two run records differ, the key ``information`` left out.
+
+    Args:
+        old: The stored one.
+        new: The one of this run, as plain JSON values.
+        name: Dotted name of what is compared.
+
+    Yields:
+        Dotted name, old value, new value.
+    """
     if isinstance(old, dict) and isinstance(new, dict):
         for key in sorted(old.keys() | new.keys()):
             if name or key != INFORMATION:
                 path = f"{name}.{key}" if name else key
-                yield from _differences(old.get(key), new.get(key), path)
+                yield from differences(old.get(key), new.get(key), path)
     elif old != new:
         yield name or "record", old, new

@@ -1,0 +1,143 @@
+"""How a stage runs over many records: resumed, sharded, one line of progress, in one process.
+
+A stage is an object with a ``process`` method over any number of records; what it computes does
+not depend on which other records it was given. That is all that sharding, resuming and actors on
+other machines (`data_tools.ray_stage`) need.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, Protocol
+
+from data_tools.records import Outcome, StageOutput
+from mmlm.errors import InputError
+
+__all__ = ["Record", "Stage", "check_ids", "pending", "run_stage", "tracked"]
+
+Record = Mapping[str, Any]
+"""One record of a stage's input: JSON values, with an ``id``."""
+
+
+class Stage(Protocol):
+    """One step of a pipeline.
+
+    Attributes:
+        kinds: Names of the files of lines it writes.
+    """
+
+    kinds: tuple[str, ...]
+
+    def process(self, records: Iterable[Record]) -> Iterator[Outcome]:
+        """Works on records, several at once if it likes.
+
+        Args:
+            records: The records; taken from the iterable when there is room for them.
+
+        Yields:
+            One outcome per record, in any order, as soon as it is there.
+        """
+
+
+def check_ids(records: Sequence[Record], source: str) -> None:
+    """Refuses records without an identifier, or with one that is there twice.
+
+    Args:
+        records: The records.
+        source: Where they come from, for the message.
+
+    Raises:
+        InputError: Names the first offender.
+    """
+    counts: Counter[Any] = Counter()
+    for number, record in enumerate(records, start=1):
+        identifier = record.get("id")
+        if not isinstance(identifier, str) or not identifier:
+            raise InputError(
+                f"{source}, record {number}: `id` must be text, got {identifier!r}.",
+                advice="Give every record its own id.",
+            )
+        counts[identifier] += 1
+    if twice := [identifier for identifier, count in counts.items() if count > 1]:
+        raise InputError(
+            f"{source}: the id {twice[0]!r} is there {counts[twice[0]]} times.",
+            advice="Give every record its own id.",
+        )
+
+
+def pending(records: Sequence[Record], output: StageOutput) -> list[Record]:
+    """The records of the output's shard that are not done."""
+    mine = [record for record in records if output.shard.owns(record["id"])]
+    return [record for record in mine if record["id"] not in output.done]
+
+
+def run_stage(
+    stage: Stage, records: Sequence[Record], output: StageOutput, *, progress: bool = False
+) -> Counter[str]:
+    """Runs a stage over what is not done yet, and stores every outcome as it comes.
+
+    Args:
+        stage: The stage, its models loaded.
+        records: All records of the stage, whatever the shard.
+        output: Where the lines go; opened by this function.
+        progress: Show a progress bar on standard error.
+
+    Returns:
+        How many records have which status, earlier sessions included.
+    """
+    check_ids(records, "The input")
+    with output, tracked(len(records), progress) as advance:
+        todo = pending(records, output)
+        advance(len(records) - len(todo), "")
+        for outcome in stage.process(todo):
+            output.write([outcome])
+            advance(1, outcome.status)
+    return Counter(output.done.values())
+
+
+@contextlib.contextmanager
+def tracked(total: int, show: bool, title: str = "records") -> Iterator[Any]:
+    """A progress bar on standard error that also counts statuses other than ok.
+
+    Args:
+        total: Number of records.
+        show: Whether to draw it.
+        title: What is counted.
+
+    Yields:
+        A function of a number of records and their status that advances the bar.
+    """
+    if not show:
+        yield lambda count, status: None
+        return
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[others]}"),
+    )
+    statuses: Counter[str] = Counter()
+    with Progress(*columns, console=Console(stderr=True)) as bar:
+        task = bar.add_task(title, total=total, others="")
+
+        def advance(count: int, status: str) -> None:
+            if status and status != "ok":
+                statuses[status] += count
+            others = ", ".join(f"{n} {name}" for name, n in statuses.most_common(3))
+            bar.update(task, advance=count, others=others)
+
+        yield advance
