@@ -41,6 +41,7 @@ __all__ = ["DONE", "RUN", "Outcome", "StageOutput", "merge_shards", "read_kind"]
 
 DONE = "done"
 RUN = "run.json"
+WHOLE = Shard()
 
 
 @dataclass(frozen=True)
@@ -94,7 +95,7 @@ class StageOutput:
         folder: Path,
         run: Mapping[str, Any],
         kinds: Sequence[str],
-        shard: Shard = Shard(),
+        shard: Shard = WHOLE,
         *,
         total: int | None = None,
         overwrite: bool = False,
@@ -253,7 +254,7 @@ class StageOutput:
 
 
 def read_kind(
-    folder: Path, kind: str, shard: Shard = Shard()
+    folder: Path, kind: str, shard: Shard = WHOLE
 ) -> Iterator[tuple[str, list[dict[str, Any]]]]:
     """Reads the lines of a kind, record by record; lines whose record is not done are left out.
 

@@ -68,8 +68,8 @@ def check_ids(records: Sequence[Record], source: str) -> None:
 
 
 def pending(records: Sequence[Record], output: StageOutput) -> list[Record]:
-    """The records of the output's shard that are not done."""
-    mine = [record for record in records if output.shard.owns(record["id"])]
+    """The records of the output's shard that are not done; the output must be open."""
+    mine = (record for record in records if output.shard.owns(record["id"]))
     return [record for record in mine if record["id"] not in output.done]
 
 
@@ -88,9 +88,10 @@ def run_stage(
         How many records have which status, earlier sessions included.
     """
     check_ids(records, "The input")
-    with output, tracked(len(records), progress) as advance:
+    mine = sum(output.shard.owns(record["id"]) for record in records)
+    with output, tracked(mine, progress) as advance:
         todo = pending(records, output)
-        advance(len(records) - len(todo), "")
+        advance(mine - len(todo), "")
         for outcome in stage.process(todo):
             output.write([outcome])
             advance(1, outcome.status)

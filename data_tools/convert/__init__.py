@@ -1,0 +1,1 @@
+"""Published preference formats in, the columns of training programs out."""

@@ -1,0 +1,1 @@
+"""MIA-DPO: multi-image preference pairs selected by attention (arXiv 2410.17637)."""

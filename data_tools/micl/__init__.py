@@ -1,0 +1,1 @@
+"""Procedural tasks that cannot be solved without their demonstrations, after TrueMICL."""
