@@ -34,7 +34,11 @@ _METHODS = {
     "VISTA": "decoding.vista",
     "ZeroTuning": "decoding.zerotuning",
 }
-_PROBES = {"TextDominance": "mmlm.probes.dominance"}
+_PROBES = {
+    "Confidence": "mmlm.probes.confidence",
+    "ImageAttention": "mmlm.probes.image_attention",
+    "TextDominance": "mmlm.probes.dominance",
+}
 _EXPORTS = {
     **_METHODS,
     **_PROBES,
@@ -70,7 +74,9 @@ if TYPE_CHECKING:
     from mmlm.engine.layout import TokenLayout
     from mmlm.engine.method import Method
     from mmlm.model.checkpoint import load
+    from mmlm.probes.confidence import Confidence
     from mmlm.probes.dominance import TextDominance
+    from mmlm.probes.image_attention import ImageAttention
     from mmlm.text_form import method_names, parse_method
 
 __all__ = [

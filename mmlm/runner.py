@@ -92,6 +92,7 @@ class Result:
         turns: Every question with its answer if there were follow-ups, the first included.
         measures: What attached probes measured while the first answer was generated, by the name
             under which it is stored; see `mmlm.measured`.
+        tokens: Ids of the new tokens of the first answer, the end token included.
     """
 
     id: str
@@ -102,6 +103,7 @@ class Result:
     templated: str = ""
     turns: tuple[Turn, ...] = ()
     measures: Mapping[str, Any] = field(default_factory=dict)
+    tokens: tuple[int, ...] = ()
 
 
 def generate_all(
@@ -201,6 +203,7 @@ class _Row:
     pictures: list[Image.Image] = field(default_factory=list)
     turns: list[Turn] = field(default_factory=list)
     measures: dict[str, Any] = field(default_factory=dict)
+    tokens: tuple[int, ...] = ()
     templated: str = ""
     error: str | None = None
 
@@ -242,6 +245,7 @@ class _Row:
             templated=self.templated,
             turns=tuple(self.turns) if self.request.follow_ups else (),
             measures=self.measures,
+            tokens=self.tokens,
         )
 
 
@@ -317,6 +321,7 @@ class _Batch:
             ) from error
         for row, answer, length, found in zip(rows, answers, lengths, measured, strict=True):
             row.measures = row.measures or found
+            row.tokens = row.tokens or tuple(answer[:length].tolist())
             row.templated = render(self.processor, row.conversation)
             text = self.processor.decode(answer, skip_special_tokens=True).strip()
             row.turns.append(Turn(row.prompt, text, length))
