@@ -21,6 +21,7 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from mmlm.errors import ImageReadError, InputError
+from mmlm.interleaving import in_prompt_order
 
 if TYPE_CHECKING:
     import torch
@@ -276,19 +277,27 @@ def _template(processor: Any) -> Any:
 def render(processor: Any, conversation: Sequence[Message]) -> str:
     """The text of a conversation after templating, ending where the answer begins.
 
+    Pictures stay where the messages have them, also if the template would print them first
+    (:mod:`mmlm.interleaving`).
+
     Raises:
         InputError: If the processor has no chat template, or the template refuses the messages.
     """
     from jinja2.exceptions import TemplateError
 
     use_chat_template(processor, "model")
-    try:
+
+    def template(messages: Sequence[Message]) -> str:
         return processor.apply_chat_template(
-            list(conversation),
+            list(messages),
             chat_template=_template(processor),
             tokenize=False,
             add_generation_prompt=True,
         )
+
+    try:
+        image_token = getattr(processor, "image_token", None)
+        return template(in_prompt_order(conversation, template, image_token))
     except TemplateError as error:
         raise InputError(
             f"The chat template refuses the conversation: {error}.",
@@ -303,6 +312,8 @@ def prepare(
     images: Sequence[Sequence[Image.Image]],
     device: str | torch.device = "cpu",
     dtype: torch.dtype | None = None,
+    *,
+    begun: Sequence[str] = (),
 ) -> dict[str, torch.Tensor]:
     """Turns a batch of conversations into inputs for ``model.generate``.
 
@@ -312,6 +323,8 @@ def prepare(
         images: The pictures of each row, in the order of its placeholders.
         device: Where the tensors go.
         dtype: Number format of the pixels; default: as the processor makes them.
+        begun: What each answer begins with, with the blank before it if it needs one: it is put
+            behind the template's text, in a turn that stays open. Default: nothing.
 
     Returns:
         The processor's tensors: ``input_ids`` and ``attention_mask`` [B, N], padded on the left,
@@ -335,6 +348,8 @@ def prepare(
             advice="Give every question a picture, or use another model.",
         )
     texts = [render(processor, conversation) for conversation in conversations]
+    if begun:
+        texts = [text + start for text, start in zip(texts, begun, strict=True)]
     options: dict[str, Any] = {"return_tensors": "pt", "padding": True, "padding_side": "left"}
     if _starts_with_bos(processor, texts[0]):
         # The template wrote it already; the tokenizer would add a second one.
