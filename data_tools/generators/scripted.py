@@ -1,4 +1,4 @@
-"""A generator that says what it was told: for tests, and for dry runs of a pipeline without a model."""
+"""A generator that says what it was told: for tests, and for dry runs without a model."""
 
 from __future__ import annotations
 

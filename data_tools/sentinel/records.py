@@ -31,11 +31,12 @@
                                 "objects": [["dog", 2, 5], ...],  name, first character, end
                                 "drawn": 3,               samples with this text
                                 "finished": true,         only if the caption ended with it
+                                "pronoun": true,          only if it is about an unnamed "it"
                                 "chosen": [0], "rejected": [1]},  numbers of pairs; only if any
                                ...],
                 "ended": 1,           samples that were empty: the model ended the caption
                 "next": 4},           candidate that extended the context; null ends the picture
-               ...],
+               ...],                  the last step may have no candidates: the caption ended
      "error": "why"}                  only with unreadable_image, model_error and failed detectors
 
 The context of a step is the texts of the earlier steps' ``next`` candidates. Pictures that cannot
@@ -141,6 +142,8 @@ def step_line(
         }
         if candidate.finished:
             line["finished"] = True
+        if candidate.pronoun:
+            line["pronoun"] = True
         if chosen := [k for k, pair in pairs.items() if pair.chosen is candidate]:
             line["chosen"] = chosen
         if rejected := [k for k, pair in pairs.items() if pair.rejected is candidate]:
