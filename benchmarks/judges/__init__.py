@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from benchmarks.base import read_records
+from mmlm.chat_server.wire import valid_text
 from mmlm.errors import InputError
 
 __all__ = [
@@ -39,7 +40,6 @@ __all__ = [
     "judge_name",
     "prompt_key",
     "read_script",
-    "valid_text",
 ]
 
 
@@ -232,11 +232,6 @@ def count_failures(verdicts: Iterable[Verdict]) -> dict[str, int]:
     """How many prompts have no reply, by reason, the most frequent reason first."""
     reasons = Counter(verdict.reason for verdict in verdicts if verdict.status == "failed")
     return dict(reasons.most_common())
-
-
-def valid_text(text: str) -> str:
-    """The text with everything that UTF-8 cannot express replaced by question marks."""
-    return text.encode("utf-8", "replace").decode("utf-8")
 
 
 def _plain(value: Any) -> str:

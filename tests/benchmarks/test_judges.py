@@ -1,18 +1,30 @@
 """Judges: the cache, the client against a server that misbehaves, a model on this machine."""
 
-import contextlib
 import json
 import os
 import signal
 import subprocess
 import sys
-import threading
 import time
 from email.utils import formatdate
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+from misbehaving import (
+    DRIPS,
+    Clock,
+    completion,
+    drip,
+    echo,
+    half_body,
+    hang_up,
+    raw,
+    replies,
+    serving,
+    stall,
+    status,
+)
 
 from benchmarks.judges import (
     JudgePrompt,
@@ -30,137 +42,19 @@ from mmlm.errors import InputError
 
 ROOT = Path(__file__).parents[2]
 KEY = "sk-very-secret"
-DRIPS = 60
 
 
 def prompts(count):
     return [JudgePrompt(f"p{number}", f"question {number}") for number in range(count)]
 
 
-# --- a server that misbehaves -------------------------------------------------------------------
-
-
-def completion(text="fine", finish="stop", **message):
-    content = {"role": "assistant", "content": text} | message
-    return {"choices": [{"index": 0, "message": content, "finish_reason": finish}]}
-
-
-def send(handler, status, body, headers=(), length=None):
-    raw = body if isinstance(body, bytes) else json.dumps(body).encode()
-    handler.send_response(status)
-    for name, value in headers:
-        handler.send_header(name, value)
-    handler.send_header("Content-Length", str(len(raw) if length is None else length))
-    handler.end_headers()
-    handler.wfile.write(raw)
-
-
-def replies(text="fine", **how):
-    return lambda handler, body: send(handler, 200, completion(text, **how))
-
-
-def echo(handler, body):
-    send(handler, 200, completion("re: " + body["messages"][-1]["content"]))
-
-
-def status(code, body=b"", **headers):
-    named = [(name.replace("_", "-"), value) for name, value in headers.items()]
-    return lambda handler, _: send(handler, code, body, named)
-
-
-def raw(content):
-    return lambda handler, _: send(handler, 200, content)
-
-
-def half_body(handler, _):
-    send(handler, 200, json.dumps(completion()).encode()[:30], length=500)
-    handler.close_connection = True
-
-
-def hang_up(handler, _):
-    handler.close_connection = True
-
-
-def stall(handler, _):
-    time.sleep(1.5)
-
-
-def drip(handler, _):
-    handler.send_response(200)
-    handler.end_headers()
-    with contextlib.suppress(OSError):  # until the client has had enough
-        for _ in range(DRIPS):
-            handler.wfile.write(b" ")
-            handler.server.drips += 1
-            time.sleep(0.03)
-
-
-class Server(ThreadingHTTPServer):
-    """Behaves as told, request by request; the last behaviour goes on for ever."""
-
-    daemon_threads = True
-
-    def __init__(self):
-        super().__init__(("127.0.0.1", 0), Handler)
-        self.behaviours = [echo]
-        self.bodies, self.headers = [], []
-        self.lock = threading.Lock()
-        self.under_way = self.most_under_way = self.drips = 0
-
-    @property
-    def url(self):
-        return f"http://127.0.0.1:{self.server_port}/v1"
-
-    def handle_error(self, request, client_address):
-        """The client may leave whenever it likes."""
-
-
-class Handler(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-
-    def do_POST(self):
-        server = self.server
-        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        with server.lock:
-            server.bodies.append(body)
-            server.headers.append(dict(self.headers) | {"path": self.path})
-            behaviours = server.behaviours
-            act = behaviours.pop(0) if len(behaviours) > 1 else behaviours[0]
-            server.under_way += 1
-            server.most_under_way = max(server.most_under_way, server.under_way)
-        try:
-            act(self, body)
-        finally:
-            with server.lock:
-                server.under_way -= 1
-
-    def log_message(self, *_):
-        pass
+# --- the client against a server that misbehaves -------------------------------------------------
 
 
 @pytest.fixture
 def server():
-    with Server() as server:
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
-        thread.start()
+    with serving() as server:
         yield server
-        server.shutdown()
-        thread.join()
-
-
-class Clock:
-    """A clock that moves only when somebody sleeps."""
-
-    def __init__(self):
-        self.time = 0.0
-        self.sleeps = []
-
-    def now(self):
-        return self.time
-
-    def sleep(self, seconds):
-        self.sleeps.append(seconds)
-        self.time += seconds
 
 
 def client(server, clock=None, *, key=KEY, parameters=None, **patience):
@@ -262,7 +156,7 @@ def test_a_server_that_takes_for_ever_is_left(server, behaviour):
 
 
 def test_an_endless_answer_is_left(server, monkeypatch):
-    monkeypatch.setattr("benchmarks.judges.http.LARGEST_BODY", 1000)
+    monkeypatch.setattr("mmlm.chat_server.client.LARGEST_BODY", 1000)
     server.behaviours = [replies("x" * 2000), echo]
     assert client(server).ask(prompts(1))[0].reply == "re: question 0"
     assert client(server, retries=0).ask(prompts(1))[0].status == "ok"
@@ -382,7 +276,7 @@ def test_a_dead_server_is_given_up(server):
     verdicts = client(server, retries=1, give_up_after=3).ask(prompts(50))
     assert len(server.bodies) == 1 + 3 * 2
     assert count_failures(verdicts) == {
-        "not asked: 3 prompts in a row got no reply": 46,
+        "not asked: 3 requests in a row got no reply": 46,
         "HTTP 500": 3,
     }
 
@@ -394,9 +288,8 @@ def test_single_failures_do_not_give_the_server_up(server):
 
 
 def test_no_server_at_all(server):
-    judge = client(server, retries=1)
-    judge.url = "http://127.0.0.1:9/v1/chat/completions"  # the discard port: nobody listens
-    verdicts = judge.ask(prompts(7))
+    nobody = SimpleNamespace(url="http://127.0.0.1:9/v1")  # the discard port
+    verdicts = client(nobody, retries=1).ask(prompts(7))
     assert {v.status for v in verdicts} == {"failed"}
     assert verdicts[0].reason == "no connection, or a lost one (ConnectError)"
 

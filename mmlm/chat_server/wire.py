@@ -7,19 +7,22 @@ import json
 import re
 import time
 from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
 from urllib.parse import urlsplit
 
-from benchmarks.judges import valid_text
 from mmlm.errors import InputError
 
 __all__ = [
     "OPENAI",
+    "Choice",
     "Passing",
     "Refused",
     "check_status",
     "checked_key",
     "checked_url",
-    "read_reply",
+    "read_choices",
+    "valid_text",
 ]
 
 OPENAI = "https://api.openai.com/v1"
@@ -49,6 +52,25 @@ class Refused(Exception):  # noqa: N818
         self.reason = reason
         self.silent = silent
         self.advice = advice
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One of the replies in a chat completion.
+
+    Attributes:
+        text: What was said, valid UTF-8; None if the server gave no text at all.
+        finish: Why it ended: "stop" (by itself, or at a stop sequence), "length", ...; "" if the
+            server does not say.
+        refused: The model, or a filter behind it, would not reply.
+        stopped_by: The stop sequence that ended it, where the server says so: vLLM in
+            ``stop_reason``, SGLang in ``matched_stop``.
+    """
+
+    text: str | None
+    finish: str = ""
+    refused: bool = False
+    stopped_by: str | None = None
 
 
 def check_status(status: int, headers: Mapping[str, str], body: bytes) -> None:
@@ -88,31 +110,47 @@ def _retry_after(value: str | None) -> float | None:
     return max(0.0, date.timestamp() - time.time())
 
 
-def read_reply(body: bytes) -> str:
-    """The text of a chat completion.
+def read_choices(body: bytes) -> list[Choice]:
+    """The replies in a chat completion, at least one, in the order of their ``index``.
 
     Raises:
         Passing: If the body is not what the interface promises.
-        Refused: If it is, and holds no whole reply.
     """
     try:
-        choice = json.loads(body)["choices"][0]
-        message, finish = choice["message"], choice.get("finish_reason")
-        text = message.get("content")
-        refusal = message.get("refusal")
+        choices = json.loads(body)["choices"]
+        ordered = sorted(choices, key=_index)
+        read = [_choice(choice) for choice in ordered]
     except (ValueError, RecursionError) as error:
         raise Passing("an answer that is no JSON") from error
-    except (KeyError, IndexError, TypeError, AttributeError) as error:
+    except (KeyError, TypeError, AttributeError) as error:
         raise Passing("an answer that is no chat completion") from error
-    if finish == "length":
-        raise Refused("the reply was cut off at the token limit")
-    if finish == "content_filter" or refusal:
-        raise Refused("the judge refused to reply")
-    if not isinstance(text, str):
+    if not read:
+        raise Passing("an answer that is no chat completion")
+    return read
+
+
+def _index(choice: Mapping[str, Any]) -> int:
+    index = choice.get("index", 0)
+    return index if isinstance(index, int) else 0  # without numbers: as they came
+
+
+def _choice(choice: Mapping[str, Any]) -> Choice:
+    message, finish = choice["message"], choice.get("finish_reason")
+    text, refusal = message.get("content"), message.get("refusal")
+    if text is not None and not isinstance(text, str):
         raise Passing("an answer whose content is no text")
-    if not text.strip():
-        raise Passing("an empty reply")
-    return valid_text(text)
+    marks = (choice.get("stop_reason"), choice.get("matched_stop"))
+    return Choice(
+        text=None if text is None else valid_text(text),
+        finish=finish if isinstance(finish, str) else "",
+        refused=finish == "content_filter" or bool(refusal),
+        stopped_by=next((mark for mark in marks if isinstance(mark, str) and mark), None),
+    )
+
+
+def valid_text(text: str) -> str:
+    """The text with everything that UTF-8 cannot express replaced by question marks."""
+    return text.encode("utf-8", "replace").decode("utf-8")
 
 
 def checked_url(base_url: str) -> str:
