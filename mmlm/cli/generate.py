@@ -32,7 +32,8 @@ class Generate:
 
     Attributes:
         input: JSON lines with `id`, `image` or `images`, `prompt`. Paths of pictures are relative
-            to this file. Other fields are copied to the output.
+            to this file. With `"marked": true` the prompt says where its pictures stand:
+            <image 1>, <image 2> and so on. Other fields are copied to the output.
         output: JSON lines, one per question in the same order, with `text`, `n_tokens` and
             `templated` or `error`. If the file is there, the run goes on where it stopped.
         methods: A method, e.g. "VHR(alpha=2.0)"; `none` for the plain model.
@@ -142,6 +143,8 @@ def _problem(question: dict[str, Any]) -> str | None:
     images = question.get("images", [])
     if not (isinstance(images, list) and all(isinstance(image, str) for image in images)):
         return "`images` must be a list of paths"
+    if not isinstance(question.get("marked", False), bool):
+        return "`marked` must be true or false"
     if ours := [name for name in ANSWER_FIELDS if name in question]:
         return f"`{ours[0]}` is a field of the answers"
     return None
@@ -155,6 +158,7 @@ def as_request(question: dict[str, Any], folder: Path) -> Request:
         id=str(question["id"]),
         images=tuple(image if "://" in image else folder / image for image in images),
         prompt=question["prompt"],
+        marked=question.get("marked", False),
     )
 
 

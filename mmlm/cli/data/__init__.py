@@ -6,12 +6,13 @@ a ``COMMAND``, as for any command (see :mod:`mmlm.cli`), and add it to ``COMMAND
 
 from __future__ import annotations
 
-from mmlm.cli.data import fetch, listing, world
+from mmlm.cli.data import fetch, listing, micl, world
 
 __all__ = ["COMMANDS"]
 
 COMMANDS = {
     "world": world.COMMAND,
+    "micl": micl.COMMAND,
     "list": listing.COMMAND,
     "fetch": fetch.COMMAND,
 }
