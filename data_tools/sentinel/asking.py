@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from data_tools.detectors import Detector, Finding
+from data_tools.detectors.cache import CachedDetector
 from data_tools.pictures import Picture
 from data_tools.sentinel.labels import OutOfVocabulary, detectors_asked
 from data_tools.sentinel.settings import SentinelSettings
-from mmlm.errors import MmlmError
 
 __all__ = ["Answers", "Witnesses"]
 
@@ -46,7 +46,8 @@ class Witnesses:
     """The detectors that a policy needs.
 
     Args:
-        detectors: All of the run; two of one class are told apart: ``WorldTruth``, ``WorldTruth#2``.
+        detectors: All of the run; two of one name are told apart: ``HFDetector``,
+            ``HFDetector#2``.
         settings: Names the policy.
 
     Attributes:
@@ -82,8 +83,11 @@ class Witnesses:
 
     @property
     def texts(self) -> list[str]:
-        """The detectors' text forms."""
-        return [repr(detector) for detector in self._detectors.values()]
+        """The detectors' text forms; where findings are cached does not belong to them."""
+        return [
+            repr(detector.inner if isinstance(detector, CachedDetector) else detector)
+            for detector in self._detectors.values()
+        ]
 
     @property
     def thresholds(self) -> dict[str, Mapping[str, Any]]:
