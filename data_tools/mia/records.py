@@ -3,6 +3,7 @@
 Everything of one run lies under one folder, each stage in its own (`data_tools.records`)::
 
     OUT/compose/instructions.jsonl       compose:  `Instruction`; its pictures in compose/images/
+    OUT/compose/refusals.jsonl           compose:  the same, for a picture that is not there
     OUT/answer/answers.jsonl             answer:   `Answer`
     OUT/score/scores.jsonl               score:    `Score`
     OUT/filter/pairs.jsonl               filter:   `Pair`
@@ -75,7 +76,7 @@ class Step(NamedTuple):
     kinds: tuple[str, ...]
 
 
-COMPOSE = Step("compose", ("instructions",))
+COMPOSE = Step("compose", ("instructions", "refusals"))
 ANSWER = Step("answer", ("answers",))
 SCORE = Step("score", ("scores",))
 FILTER = Step("filter", ("pairs", "dropped"))
@@ -91,6 +92,9 @@ class Segment(TypedDict):
 
 class Instruction(TypedDict):
     """A question about one of several pictures (kind ``instructions``).
+
+    Lines of the kind ``refusals`` have the same form, but ask for a picture that is not there
+    (``target_index`` is ``n_images + 1``); they go no further and never become pairs.
 
     Attributes:
         id: ``SOURCE-sequence3``: the source record, the format, the number of pictures.
@@ -110,7 +114,6 @@ class Instruction(TypedDict):
         answer: The source's answer: what will be chosen.
         seed: Seed of the run.
         source: The source set that all of its pictures come from.
-        refusal: The prompt asks for a picture that is not there; never becomes a pair.
     """
 
     id: str
@@ -125,7 +128,6 @@ class Instruction(TypedDict):
     answer: str
     seed: int
     source: str
-    refusal: NotRequired[bool]
 
 
 class Answer(TypedDict):
