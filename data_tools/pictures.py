@@ -8,7 +8,6 @@ from pathlib import Path
 
 from PIL import Image
 
-from mmlm.errors import ImageReadError
 from mmlm.inputs import load_image
 
 __all__ = ["Picture"]
@@ -41,12 +40,8 @@ class Picture:
         Raises:
             ImageReadError: If the file is missing, empty, damaged, cut off or too large.
         """
-        try:
-            content = path.read_bytes()
-        except OSError as error:
-            raise ImageReadError(
-                f"The picture {str(path)!r} cannot be read: {error.strerror or error}.",
-                advice="Check the path.",
-            ) from error
-        # From the path, not from the bytes: messages name the file.
-        return cls(identifier, path, load_image(path), hashlib.sha256(content).hexdigest())
+        # From the path, not from bytes: messages name the file, and no device is read forever.
+        image = load_image(path)
+        with path.open("rb") as stream:
+            digest = hashlib.file_digest(stream, "sha256").hexdigest()
+        return cls(identifier, path, image, digest)

@@ -10,22 +10,31 @@ not done, and the next start drops exactly those: nothing is lost and nothing is
     out/done.jsonl        {"id", "status", "seconds", "lines"}, the last word on a record
 
 Records come in the order in which they were finished; ``lines`` counts what belongs to each.
+`data_tools.merging` puts shards together.
 """
 
 from __future__ import annotations
 
 import contextlib
 import fcntl
-import itertools
 import json
-import os
-import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO
 
+from data_tools.done import (
+    DONE,
+    RUN,
+    WHOLE,
+    being_written,
+    cut,
+    damaged,
+    finished,
+    read_kind,
+    too_short,
+)
 from mmlm.errors import InputError
 from mmlm.records import (
     INFORMATION,
@@ -37,11 +46,7 @@ from mmlm.records import (
 )
 from mmlm.sharding import Shard
 
-__all__ = ["DONE", "RUN", "Outcome", "StageOutput", "merge_shards", "read_kind"]
-
-DONE = "done"
-RUN = "run.json"
-WHOLE = Shard()
+__all__ = ["DONE", "RUN", "Outcome", "StageOutput", "read_kind"]
 
 
 @dataclass(frozen=True)
@@ -78,8 +83,10 @@ class StageOutput:
             compared. The shard does not belong in it: all shards share the folder.
         kinds: Names of the files beside ``done``.
         shard: Which part of the records this process works on.
-        total: Number of records of the whole stage, all shards together; `merge_shards` needs it.
-        overwrite: Throw away what another run left.
+        total: Number of records of the whole stage, all shards together; merging needs it.
+        overwrite: Throw away what is there: of a run in one piece everything; of a shard its own
+            files, and all others too if they belong to another run or another division (so that
+            all shards of a run may be started with it, in any order).
         resume_anyway: Go on in the folder of another run, under its run record.
 
     Attributes:
@@ -111,6 +118,7 @@ class StageOutput:
         self._overwrite = overwrite
         self._resume_anyway = resume_anyway
         self._streams: dict[str, BinaryIO] = {}
+        self._broken = False
         if folder.exists() and not folder.is_dir():
             raise InputError(
                 f"The output {str(folder)!r} is no folder.", advice="Choose another --output."
@@ -157,7 +165,7 @@ class StageOutput:
                 advice="Choose another --output; or --overwrite throws the old run away, and "
                 "--resume_anyway goes on with it (its lines then come from two settings).",
             )
-        self.done = {line["id"]: line["status"] for line in _whole(self.path(DONE))}
+        self.done = {line["id"]: line["status"] for line in finished(self.path(DONE))}
 
     def _stored_run(self) -> dict[str, Any] | None:
         path = self.folder / RUN
@@ -170,57 +178,75 @@ class StageOutput:
                 )
             return None
         try:
-            return json.loads(path.read_text(encoding="utf-8"))
+            stored = json.loads(path.read_text(encoding="utf-8"))
         except ValueError as error:
-            raise InputError(
-                f"The run record {str(path)!r} is damaged.", advice="Choose another --output."
-            ) from error
+            raise damaged(path, "it is no JSON") from error
+        if not isinstance(stored, dict):
+            raise damaged(path, "it is no JSON object")
+        return stored
 
     def __enter__(self) -> StageOutput:
         """Opens the files for this process alone, and drops lines whose record is not done."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        with locked(self.folder / RUN):
-            if self._overwrite:
-                self._remove()
-                self._overwrite = False
-            self._check(complete=True)
-            if self._stored_run() is None:
-                write_json(self.folder / RUN, self._run)
         with contextlib.ExitStack() as stack:
-            self._streams = {
-                kind: stack.enter_context(self.path(kind).open("ab+"))
-                for kind in (DONE, *self.kinds)
-            }
-            try:
-                fcntl.flock(self._streams[DONE], fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise InputError(
-                    f"Another process is writing to {str(self.path(DONE))!r}.",
-                    advice="Wait for it, or choose another --output or another --shard.",
-                ) from None
-            self._drop_unfinished()
+            # Until our files are open and locked, no other process may remove them.
+            with locked(self.folder / RUN):
+                if self._overwrite:
+                    self._remove()
+                    self._overwrite = False
+                self._check(complete=True)
+                if self._stored_run() is None:
+                    write_json(self.folder / RUN, self._run)
+                streams: dict[str, BinaryIO] = {
+                    kind: stack.enter_context(self.path(kind).open("ab+"))
+                    for kind in (DONE, *self.kinds)
+                }
+                try:
+                    fcntl.flock(streams[DONE], fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    raise _busy(self.path(DONE)) from None
+            self._drop_unfinished(streams)
             self._closing = stack.pop_all()
+        self._streams, self._broken = streams, False
         return self
 
     def _remove(self) -> None:
-        """Removes what a stage wrote, of all shards, and nothing else."""
-        (self.folder / RUN).unlink(missing_ok=True)
-        for kind in (DONE, *self.kinds):
-            for path in [self.folder / f"{kind}.jsonl", *self.folder.glob(f"{kind}.shard-*.jsonl")]:
-                path.unlink(missing_ok=True)
+        """Removes what a stage wrote, and nothing else; see ``overwrite``.
 
-    def _drop_unfinished(self) -> None:
-        finished = list(_whole(self.path(DONE)))
-        self.done = {line["id"]: line["status"] for line in finished}
-        _cut(self._streams[DONE], len(finished))
+        Raises:
+            InputError: If another process is writing what would be removed.
+        """
+        path = self.folder / RUN
+        try:
+            stored = json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+        except ValueError:
+            stored = None
+        siblings = self.shard.count > 1 and not any(differences(stored, self._run))
+        division = f"-of-{self.shard.count}.jsonl"
+        keep = {self.shard.path(Path(f"{kind}.jsonl")).name for kind in (DONE, *self.kinds)}
+        found = [
+            file
+            for kind in (DONE, *self.kinds)
+            for file in [self.folder / f"{kind}.jsonl", *self.folder.glob(f"{kind}.shard-*.jsonl")]
+            if file.exists()
+            and not (siblings and file.name.endswith(division) and file.name not in keep)
+        ]
+        for file in found:
+            if being_written(file):
+                raise _busy(file)
+        if not siblings:
+            path.unlink(missing_ok=True)
+        for file in found:
+            file.unlink()
+
+    def _drop_unfinished(self, streams: Mapping[str, BinaryIO]) -> None:
+        whole = list(finished(self.path(DONE)))
+        self.done = {line["id"]: line["status"] for line in whole}
+        cut(streams[DONE], len(whole))
         for kind in self.kinds:
-            wanted = sum(line["lines"].get(kind, 0) for line in finished)
-            if _cut(self._streams[kind], wanted) < wanted:
-                raise InputError(
-                    f"{str(self.path(kind))!r} has fewer lines than {DONE} counts; it was changed "
-                    "since it was written.",
-                    advice="Restore the file, or start again with --overwrite.",
-                )
+            wanted = sum(line["lines"].get(kind, 0) for line in whole)
+            if cut(streams[kind], wanted) < wanted:
+                raise too_short(self.path(kind))
 
     def __exit__(
         self,
@@ -236,119 +262,28 @@ class StageOutput:
         """Puts finished records on the disk: their lines first, then that they are done.
 
         Raises:
-            ValueError: Outside the ``with`` block, for an unknown kind, or a record that is done.
+            ValueError: Outside the ``with`` block, for an unknown kind, a record that is done, or
+                after a write that failed: what it left could be taken for lines of other records.
             OSError: If the disk is full; what was written before stays valid.
         """
         if not self._streams:
             raise ValueError("write() works inside `with output:` only")
+        if self._broken:
+            raise ValueError("an earlier write failed; open the output again")
+        new: dict[str, str] = {}
         for outcome in outcomes:
-            if outcome.id in self.done:
+            if outcome.id in self.done or outcome.id in new:
                 raise ValueError(f"record {outcome.id!r} is done already")
             if unknown := outcome.lines.keys() - set(self.kinds):
                 raise ValueError(f"this stage has no lines of kind {sorted(unknown)[0]!r}")
-            self.done[outcome.id] = outcome.status
+            new[outcome.id] = outcome.status
+        self._broken = True
         for kind in self.kinds:
-            if new := [line for one in outcomes for line in one.lines.get(kind, ())]:
-                append_lines(self._streams[kind], new)
+            if lines := [line for one in outcomes for line in one.lines.get(kind, ())]:
+                append_lines(self._streams[kind], lines)
         append_lines(self._streams[DONE], [_done_line(outcome) for outcome in outcomes])
-
-
-def read_kind(
-    folder: Path, kind: str, shard: Shard = WHOLE
-) -> Iterator[tuple[str, list[dict[str, Any]]]]:
-    """Reads the lines of a kind, record by record; lines whose record is not done are left out.
-
-    Args:
-        folder: A stage's output.
-        kind: Name of the kind.
-        shard: Which part.
-
-    Yields:
-        The record's identifier and its lines of this kind, in the order in which records were
-        finished.
-
-    Raises:
-        InputError: If there is no such output, or it is damaged.
-    """
-    done = shard.path(folder / f"{DONE}.jsonl")
-    if not done.is_file():
-        raise InputError(
-            f"{str(folder)!r} holds no finished records ({done.name} is missing).",
-            advice="Run the stage first; put shards together with `mmlm data merge`.",
-        )
-    lines = _whole(shard.path(folder / f"{kind}.jsonl"))
-    for record in _whole(done):
-        count = record["lines"].get(kind, 0)
-        own = list(itertools.islice(lines, count))
-        if len(own) < count:
-            raise InputError(
-                f"{kind}.jsonl in {str(folder)!r} has fewer lines than {DONE} counts.",
-                advice="Restore the file, or run the stage again with --overwrite.",
-            )
-        yield record["id"], own
-
-
-def merge_shards(folder: Path) -> dict[str, int]:
-    """Puts the shards of a stage together: one file per kind, records sorted by identifier.
-
-    Args:
-        folder: A stage's output in shards.
-
-    Returns:
-        Lines per kind, ``done`` included.
-
-    Raises:
-        InputError: If there are no shards, or some are missing or not finished; says which.
-    """
-    shards = _shards_of(folder)
-    run = json.loads((folder / RUN).read_text(encoding="utf-8"))
-    done = {
-        line["id"]: line
-        for shard in shards
-        for line in _whole(shard.path(folder / f"{DONE}.jsonl"))
-    }
-    total = run.get(INFORMATION, {}).get("records", len(done))
-    if len(done) < total:
-        parts = [
-            f"{shard} has {sum(1 for _ in _whole(shard.path(folder / f'{DONE}.jsonl')))}"
-            for shard in shards
-        ]
-        raise InputError(
-            f"{len(done)} of {total} records in {str(folder)!r} are done: {', '.join(parts)}.",
-            advice="Finish all shards (the same commands go on where they stopped), then merge.",
-        )
-    kinds = sorted({kind for line in done.values() for kind in line["lines"]})
-    counts = {}
-    for kind in kinds:
-        lines = {key: own for shard in shards for key, own in read_kind(folder, kind, shard)}
-        counts[kind] = _replace(
-            folder / f"{kind}.jsonl", (line for key in sorted(done) for line in lines[key])
-        )
-    # Last: only now does the folder count as one finished run.
-    counts[DONE] = _replace(folder / f"{DONE}.jsonl", (done[key] for key in sorted(done)))
-    return counts
-
-
-def _shards_of(folder: Path) -> list[Shard]:
-    found = {
-        Shard(int(match[1]), int(match[2]))
-        for path in folder.glob(f"{DONE}.shard-*.jsonl")
-        if (match := re.fullmatch(rf"{DONE}\.shard-(\d+)-of-(\d+)\.jsonl", path.name))
-    }
-    counts = {shard.count for shard in found}
-    if len(counts) != 1:
-        what = "no shards" if not counts else f"shards of several divisions ({sorted(counts)})"
-        raise InputError(
-            f"{str(folder)!r} holds {what}.",
-            advice="Give the folder that the shards of one run wrote to.",
-        )
-    count = counts.pop()
-    if missing := [f"{i}/{count}" for i in range(count) if Shard(i, count) not in found]:
-        raise InputError(
-            f"{str(folder)!r} lacks the shards {', '.join(missing)}.",
-            advice="Run them, or copy their files here.",
-        )
-    return sorted(found, key=lambda shard: shard.index)
+        self._broken = False
+        self.done |= new
 
 
 def _done_line(outcome: Outcome) -> dict[str, Any]:
@@ -360,38 +295,8 @@ def _done_line(outcome: Outcome) -> dict[str, Any]:
     }
 
 
-def _whole(path: Path) -> Iterator[dict[str, Any]]:
-    """The complete lines of a file; a half one at its end was cut off by a kill."""
-    if not path.exists():
-        return
-    with path.open("rb") as stream:
-        for line in stream:
-            if line.endswith(b"\n"):
-                yield json.loads(line)
-
-
-def _cut(stream: BinaryIO, wanted: int) -> int:
-    """Keeps the first lines of a file; returns how many there were to keep."""
-    stream.seek(0)
-    end = kept = 0
-    for line in itertools.islice(stream, wanted):
-        if line.endswith(b"\n"):
-            end += len(line)
-            kept += 1
-    stream.seek(end)
-    stream.truncate()
-    return kept
-
-
-def _replace(path: Path, lines: Iterable[Mapping[str, Any]]) -> int:
-    """Writes a file of lines so that at any moment the old or the new one is there, whole."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    count = 0
-    with temporary.open("wb") as stream:
-        for line in lines:
-            stream.write((json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n").encode())
-            count += 1
-        stream.flush()
-        os.fsync(stream.fileno())
-    temporary.replace(path)
-    return count
+def _busy(path: Path) -> InputError:
+    return InputError(
+        f"Another process is writing to {str(path)!r}.",
+        advice="Wait for it, or choose another --output or another --shard.",
+    )

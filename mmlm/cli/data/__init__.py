@@ -13,6 +13,7 @@ __all__ = ["COMMANDS"]
 COMMANDS = {
     "world": world.COMMAND,
     "micl": micl.COMMAND,
+    "merge": merge.COMMAND,
     "list": listing.COMMAND,
     "fetch": fetch.COMMAND,
 }
