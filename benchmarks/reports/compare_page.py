@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING
 
 from benchmarks.reports import markup
 from benchmarks.reports.comparison import p_text, samples_by_picture
-from benchmarks.reports.markup import escaped, minus
+from benchmarks.reports.markup import minus
 from benchmarks.reports.rows import change_text
+from mmlm import pages
+from mmlm.pages import escaped
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
@@ -75,10 +77,10 @@ def render(page: Page, *, per_group: int = 6) -> str:
         _numbers(comparison),
         _lists(comparison, cards),
         "</main>",
-        markup.footer(page.facts),
+        pages.footer(page.facts),
     ]
     style = markup.stylesheet("report.css", "compare.css")
-    return markup.document(GENERATOR, title, style, body)
+    return pages.document(GENERATOR, title, style, body)
 
 
 def _findings(comparison: Comparison) -> str:
@@ -241,7 +243,7 @@ class _Cards:
         picture = self._page.picture(name)
         if picture is None:
             return '<div class="absent">picture not found</div>'
-        return markup.image(picture, name)
+        return pages.image(picture, name)
 
 
 def _telling(first: Sequence[Sample], others: Sequence[Mapping[str, Sample]]) -> list[Sample]:

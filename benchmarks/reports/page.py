@@ -7,12 +7,13 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from benchmarks.reports import markup
-from benchmarks.reports.markup import escaped as _text
 from benchmarks.reports.markup import minus as _minus
 from benchmarks.reports.markup import tone as _tone
 from benchmarks.reports.report import MethodRun, conclusions, relative_time
 from benchmarks.reports.rows import Row
 from benchmarks.tables import value_text
+from mmlm import pages
+from mmlm.pages import escaped as _text
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -70,10 +71,10 @@ def render(page: Page, *, per_group: int = 6) -> str:
         _numbers(page),
         _thirds(page),
         "</main>",
-        markup.footer(page.facts),
+        pages.footer(page.facts),
     ]
     style = markup.stylesheet("report.css")
-    return markup.document(GENERATOR, "What the model sees that is not there", style, body)
+    return pages.document(GENERATOR, "What the model sees that is not there", style, body)
 
 
 # --- numbers --------------------------------------------------------------------------------------
@@ -212,7 +213,7 @@ def _card(page: Page, position: int) -> str:
     captions = "".join(_caption(run.label, run.chair.per_caption[position]) for run in page.runs)
     return (
         f'<article class="card"><div class="top">'
-        f"{markup.image(page.picture(first.image_id), first.image_id)}"
+        f"{pages.image(page.picture(first.image_id), first.image_id)}"
         f'<p class="truth">In the picture<br>{chips or "none of the 80 objects"}</p></div>'
         f"{captions}</article>"
     )

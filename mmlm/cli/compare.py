@@ -69,11 +69,12 @@ def run(settings: Compare, terminal: Terminal) -> int:
     Returns:
         ``DONE``, or ``SOME_FAILED`` if requests failed (in all runs: else they are refused).
     """
-    from benchmarks.reports import comparable, comparison, markup
+    from benchmarks.reports import comparable, comparison
     from benchmarks.reports.compare_page import GENERATOR
+    from mmlm import pages
 
     labels = _labels(settings.runs)
-    markup.claim(settings.output / REPORT, GENERATOR)
+    pages.claim(settings.output / REPORT, GENERATOR)
     if settings.images is not None and not settings.images.is_dir():
         raise InputError(f"There is no folder {str(settings.images)!r}.", advice="Check --images.")
     runs = {label: _read(path, settings) for label, path in zip(labels, settings.runs, strict=True)}

@@ -103,9 +103,10 @@ def run(settings: Demo, terminal: Terminal) -> int:
     source = _source(settings)
     check_model_name(settings.model.id)
     import mmlm
-    from benchmarks.reports import markup, page
+    from benchmarks.reports import page
+    from mmlm import pages
 
-    markup.claim(settings.output / REPORT, page.GENERATOR)
+    pages.claim(settings.output / REPORT, page.GENERATOR)
 
     model, processor = open_model(settings.model, (), terminal)
     for label, method in list(ways.items()):
