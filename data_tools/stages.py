@@ -10,13 +10,15 @@ from __future__ import annotations
 import contextlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, Protocol
+from itertools import islice
+from typing import Any, Protocol, TypeVar
 
 from data_tools.records import Outcome, StageOutput
 from mmlm.errors import InputError
 
-__all__ = ["Record", "Stage", "check_ids", "pending", "run_stage", "tracked"]
+__all__ = ["Record", "Stage", "batched", "check_ids", "pending", "run_stage", "tracked"]
 
+T = TypeVar("T")
 Record = Mapping[str, Any]
 """One record of a stage's input: JSON values, with an ``id``."""
 
@@ -39,6 +41,13 @@ class Stage(Protocol):
         Yields:
             One outcome per record, in any order, as soon as it is there.
         """
+
+
+def batched(items: Iterable[T], size: int) -> Iterator[list[T]]:
+    """Cuts anything into lists of ``size`` items, the last one shorter; takes as it goes."""
+    rest = iter(items)
+    while part := list(islice(rest, size)):
+        yield part
 
 
 def check_ids(records: Sequence[Record], source: str) -> None:

@@ -92,6 +92,8 @@ __all__ = [
     "VHR",
     "VISTA",
     "Anatomy",
+    "Confidence",
+    "ImageAttention",
     "DoLa",
     "ImbalancedAttention",
     "Method",
