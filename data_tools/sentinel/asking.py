@@ -15,16 +15,9 @@ from data_tools.sentinel.settings import SentinelSettings
 __all__ = ["Answers", "Witnesses"]
 
 # What libraries raise on a picture or a list of names that they cannot take; running out of GPU
-# memory is a RuntimeError. A mistake in the code (TypeError, AttributeError) still ends the run.
-_FAILURES = (
-    RuntimeError,
-    ValueError,
-    ArithmeticError,
-    LookupError,
-    MemoryError,
-    OSError,
-    MmlmError,
-)
+# memory is a RuntimeError. What concerns every picture still ends the run: mistakes in the code
+# (TypeError), a full disk (OSError), pictures that a detector was never meant for (InputError).
+_FAILURES = (RuntimeError, ValueError, ArithmeticError, LookupError, MemoryError)
 
 
 @dataclass

@@ -13,14 +13,12 @@ from typing import Literal, TypeAlias
 from data_tools.generators import Sample
 from data_tools.sentinel.labels import Knowledge, Label
 from data_tools.sentinel.objects import ObjectMention
+from data_tools.sentinel.settings import Coherence, FinishRule, NextRule
 
 __all__ = [
     "CLASSES",
     "Candidate",
     "Class",
-    "Coherence",
-    "FinishRule",
-    "NextRule",
     "Pair",
     "build_pairs",
     "candidates",
@@ -38,9 +36,6 @@ CLASSES: tuple[Class, ...] = ("coherent", "agnostic", "hallucinated", "uncertain
 """Clean sentences are coherent (they speak of something in the context) or agnostic (they do not).
 Unused ones are uncertain (nothing hallucinated, but the detectors differ) or objectless.
 """
-Coherence: TypeAlias = Literal["any", "all"]
-FinishRule: TypeAlias = Literal["ended", "authors"]
-NextRule: TypeAlias = Literal["clean", "authors"]
 PairKind: TypeAlias = Literal["coherent", "agnostic", "empty_context"]
 
 _CLEAN = ("coherent", "agnostic")

@@ -168,7 +168,7 @@ class SentinelPipeline:
         facts = self._generator.facts
         return {
             "model": facts.get("model"),
-            "model_rev": facts.get("revision"),
+            "model_rev": facts.get("weights"),
             "processor_hash": facts.get("processor"),
             "seed": self.settings.seed,
             "detectors": self._witnesses.texts,

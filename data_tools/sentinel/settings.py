@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal, TypeAlias, get_args
 
-from data_tools.sentinel.pairs import Coherence, FinishRule, NextRule
+__all__ = ["Coherence", "FinishRule", "NextRule", "SentinelSettings"]
 
-__all__ = ["SentinelSettings"]
+Coherence: TypeAlias = Literal["any", "all"]
+FinishRule: TypeAlias = Literal["ended", "authors"]
+NextRule: TypeAlias = Literal["clean", "authors"]
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,323 @@
+"""``mmlm data sentinel``: pairs of sentences for training, from a model's own captions."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from data_tools.sentinel.settings import SentinelSettings
+from mmlm.cli.frame import DONE, SOME_FAILED, Command, Terminal
+from mmlm.cli.options import ModelOptions, check_model_name, method_field, open_model, parse_methods
+from mmlm.errors import InputError
+
+if TYPE_CHECKING:
+    from data_tools.detectors import Detector
+    from data_tools.generators import SentenceGenerator
+    from data_tools.records import StageOutput
+    from data_tools.sentinel.objects import ObjectExtractor
+    from data_tools.sentinel.summary import Summary
+
+__all__ = ["COMMAND", "Sentinel", "WorldScenes", "make_pairs"]
+
+WORLD = "world"
+
+
+@dataclass(frozen=True)
+class WorldScenes:
+    """Pictures of the embedded world as input.
+
+    Attributes:
+        count: Number of pictures; 0 takes the input from elsewhere.
+        split: natural, counterfactual, heldout_style, swapped, or train.
+        seed: Seed of the pictures. Not negative.
+    """
+
+    count: int = 0
+    split: str = "natural"
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Sentinel:
+    """Options of ``mmlm data sentinel``.
+
+    Attributes:
+        output: Folder for pairs.jsonl, images.jsonl (the audit) and done.jsonl; if a run of the
+            same settings is there, it goes on.
+        input: JSON lines with `id`, `image` and `question`. Paths of pictures are relative to this
+            file.
+        images: Describe every picture in this folder instead; the questions are drawn from a
+            list that ships with mmlm.
+        world: Or pictures of the embedded world, written to OUTPUT/world first.
+        generator: `hf`: the model in this process. `openai`: a server that speaks OpenAI's API.
+        model: The model of `hf`.
+        methods: A decoding method to sample with, for `hf`; `none` for the plain model.
+        max_new_tokens: Tokens per sentence at most.
+        detectors: A detector, e.g. "GroundingDINO(checkpoint='path')"; give two that err in
+            different ways. Default for the embedded world: WorldTruth.
+        detector_cache: Folder that keeps what detectors found, for later runs.
+        extractor: How objects are found in sentences: `rules`, `spacy` or `sng`.
+        settings: Numbers and rules of SENTINEL.
+        images_at_once: Pictures that are sampled together; does not change the pairs.
+        shard: `i/n`, i from 0 to n-1: only the pictures whose crc32(id) mod n is i. Under
+            `accelerate launch` or `torchrun` every process takes its part by itself.
+        strict: Stop at the first picture that cannot be read.
+        overwrite: Throw away what another run left in the output folder.
+        resume_anyway: Go on in the output folder of another run.
+    """
+
+    output: Path
+    input: Path | None = None
+    images: Path | None = None
+    world: WorldScenes = field(default_factory=WorldScenes)
+    generator: Literal["hf", "openai"] = "hf"
+    model: ModelOptions = field(default_factory=ModelOptions)
+    methods: tuple[str, ...] = method_field()
+    max_new_tokens: int = 512
+    detectors: tuple[str, ...] = field(default=(), metadata={"alias": "--detector"})
+    detector_cache: Path | None = None
+    extractor: Literal["rules", "spacy", "sng"] = "rules"
+    settings: SentinelSettings = field(default_factory=SentinelSettings)
+    images_at_once: int = 8
+    shard: str = ""
+    strict: bool = False
+    overwrite: bool = False
+    resume_anyway: bool = False
+
+
+def make_pairs(options: Sentinel, terminal: Terminal) -> int:
+    """Describes every picture that is not done yet, and stores pairs and audit.
+
+    Returns:
+        ``DONE``, or ``SOME_FAILED`` if more than a fifth of the pictures failed.
+
+    Raises:
+        MmlmError: For everything that makes the run impossible, before any work; in strict mode
+            also for the first picture that cannot be read.
+    """
+    from data_tools.records import StageOutput
+    from mmlm.sharding import this_shard
+
+    shard = this_shard(options.shard)
+    rows = _rows(options)
+    detectors = _detectors(options)
+    output = StageOutput(
+        options.output,
+        _run_record(options, rows, detectors),
+        ("pairs", "images"),
+        shard,
+        total=len(rows),
+        overwrite=options.overwrite,
+        resume_anyway=options.resume_anyway,
+    )
+    mine = [row for row in rows if shard.owns(row["id"])]
+    before = sum(row["id"] in output.done for row in mine)
+    if before:
+        terminal.note(f"{before} of {len(mine)} pictures were done; going on.")
+    if before < len(mine):
+        _work(options, terminal, rows, detectors, output)
+    return _report(options, terminal, output)
+
+
+def _rows(options: Sentinel) -> list[dict[str, Any]]:
+    from data_tools.sentinel.inputs import from_file, from_folder, world_records
+
+    given = [options.input is not None, options.images is not None, options.world.count != 0]
+    if sum(given) != 1:
+        raise InputError(
+            "There must be exactly one of --input, --images and --world.count.",
+            advice="Give the pictures: --input FILE.jsonl, --images FOLDER, or --world.count 500.",
+        )
+    if options.world.count < 0:
+        raise InputError(
+            f"--world.count is {options.world.count}.", advice="Ask for at least one picture."
+        )
+    if options.input is not None:
+        return from_file(options.input, options.output)
+    if options.images is not None:
+        return from_folder(options.images, options.output, options.settings.seed)
+    return world_records(WORLD, options.world.count, options.settings.seed)
+
+
+def _detectors(options: Sentinel) -> list[Detector]:
+    """The detectors, not loaded; also refuses a policy that names none of them."""
+    from data_tools.detectors import parse_detector
+    from data_tools.detectors.cache import CachedDetector
+    from data_tools.sentinel.asking import Witnesses
+
+    texts = options.detectors or (("WorldTruth",) if options.world.count else ())
+    if not texts:
+        raise InputError(
+            "No detector is given.",
+            advice="Give two, e.g. --detector \"GroundingDINO(checkpoint='path')\" "
+            "--detector \"HFDetector(model='path')\".",
+        )
+    detectors = [parse_detector(text) for text in texts]
+    try:
+        Witnesses(detectors, options.settings)
+    except ValueError as error:
+        raise InputError(f"{error}.", advice="Change --settings.cross_check.") from error
+    if options.detector_cache is None:
+        return detectors
+    return [CachedDetector(one, options.detector_cache) for one in detectors]
+
+
+def _run_record(
+    options: Sentinel, rows: Sequence[dict[str, Any]], detectors: Sequence[Detector]
+) -> dict[str, Any]:
+    """What determines the lines and is known before anything is loaded."""
+    from importlib.metadata import version
+
+    from data_tools.sentinel.asking import Witnesses
+    from data_tools.sentinel.inputs import records_hash
+    from mmlm.records import INFORMATION
+
+    model = dataclasses.asdict(options.model)
+    sampled_by = (
+        {name: model[name] for name in ("id", "dtype", "attention", "chat_template")}
+        if options.generator == "hf"
+        else {}
+    )
+    source = options.input or options.images
+    return {
+        "command": "data sentinel",
+        "settings": dataclasses.asdict(options.settings),
+        "generator": options.generator,
+        "model": sampled_by,
+        "methods": [method.text for method in parse_methods(options.methods)],
+        "max_new_tokens": options.max_new_tokens,
+        "detectors": Witnesses(detectors, options.settings).texts,
+        "extractor": options.extractor,
+        "records": records_hash(rows),
+        "world": dataclasses.asdict(options.world) if options.world.count else None,
+        INFORMATION: {
+            "input": None if source is None else str(source),
+            "device": options.model.device,
+            "images_at_once": options.images_at_once,
+            "versions": {name: version(name) for name in ("mmlm", "torch", "transformers")},
+        },
+    }
+
+
+def _work(
+    options: Sentinel,
+    terminal: Terminal,
+    rows: Sequence[dict[str, Any]],
+    detectors: Sequence[Detector],
+    output: StageOutput,
+) -> None:
+    from data_tools.sentinel.inputs import export_world
+    from data_tools.sentinel.pipeline import SentinelPipeline
+    from data_tools.stages import run_stage
+
+    if options.generator == "hf":
+        check_model_name(options.model.id)
+    extractor = _extractor(options.extractor)
+    if options.world.count:
+        export_world(
+            options.output / WORLD,
+            options.world.split,
+            options.world.count,
+            options.world.seed,
+            overwrite=options.overwrite,
+            progress=terminal.progress,
+        )
+    for detector in detectors:
+        detector.load()
+    try:
+        pipeline = SentinelPipeline(
+            _generator(options, terminal),
+            extractor,
+            detectors,
+            options.settings,
+            folder=options.output,
+            images_at_once=options.images_at_once,
+            strict=options.strict,
+        )
+    except ValueError as error:
+        raise InputError(f"{error}.", advice="See: mmlm data sentinel --help") from error
+    output.add_facts({"loaded": pipeline.facts})
+    run_stage(pipeline, rows, output, progress=terminal.progress)
+
+
+def _extractor(name: str) -> ObjectExtractor:
+    from data_tools.sentinel.objects.rules import RulesExtractor
+
+    return RulesExtractor()
+
+
+def _generator(options: Sentinel, terminal: Terminal) -> SentenceGenerator:
+    from data_tools.generators.huggingface import HFGenerator
+
+    methods = parse_methods(options.methods)
+    model, processor = open_model(options.model, methods, terminal)
+    return HFGenerator(
+        model,
+        processor,
+        max_new_tokens=options.max_new_tokens,
+        methods=methods,
+        pictures_at_once=options.images_at_once,
+    )
+
+
+def _report(options: Sentinel, terminal: Terminal, output: StageOutput) -> int:
+    from data_tools.records import read_kind
+    from data_tools.sentinel.summary import FAILED_SHARE, OBJECTLESS_SHARE, summarize
+
+    lines = read_kind(options.output, "images", output.shard)
+    summary = summarize(line for _, own in lines for line in own)
+    if terminal.json:
+        terminal.emit({"output": str(options.output), **summary.as_json()})
+    terminal.table(_table(summary))
+    if summary.objectless_share > OBJECTLESS_SHARE:
+        terminal.note(
+            f"warning: {summary.objectless_share:.0%} of the sentences name no object; is the "
+            "model's language English, and the extractor the right one?"
+        )
+    terminal.note(f"{summary.pairs} pairs in {output.path('pairs')}.")
+    if output.shard.count > 1:
+        terminal.note(
+            f"This is shard {output.shard} only; when all are done: mmlm data merge "
+            f"{options.output}"
+        )
+    if summary.failed_share > FAILED_SHARE:
+        terminal.error(
+            f"{summary.failed_share:.0%} of the pictures failed; at most {FAILED_SHARE:.0%} may.",
+            f"See `error` in {output.path('images')}.",
+        )
+        return SOME_FAILED
+    return DONE
+
+
+def _table(summary: Summary) -> Any:
+    from rich.table import Table
+
+    table = Table(title=f"{summary.pairs} pairs from {summary.images} pictures", box=None)
+    for column in ("", "what", "number"):
+        table.add_column(column, justify="right" if column == "number" else "left")
+    groups: list[tuple[str, dict[Any, int]]] = [
+        ("pictures", dict(summary.statuses.most_common())),
+        ("pairs", {f"step {step + 1}": n for step, n in sorted(summary.pairs_by_step.items())}),
+        ("sentences", dict(summary.sentences.most_common())),
+        ("objects", dict(summary.objects.most_common())),
+        ("counts", dict(summary.counts.most_common())),
+    ]
+    for title, counts in groups:
+        for number, (name, count) in enumerate((n, c) for n, c in counts.items() if c):
+            table.add_row("" if number else title, str(name), str(count))
+    table.add_row("", "pairs per picture", f"{summary.pairs_per_image:.2f}")
+    return table
+
+
+COMMAND = Command(
+    summary="pairs of a clean and a hallucinated sentence from a model's own captions (SENTINEL)",
+    settings=Sentinel,
+    run=make_pairs,
+    example=(
+        "mmlm data sentinel --config data/world_sentinel --output pairs\n"
+        "mmlm data sentinel --config data/sentinel --images photos --output pairs --shard 0/8"
+    ),
+)

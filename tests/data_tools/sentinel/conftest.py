@@ -1,0 +1,73 @@
+"""Pictures, a reader of marked objects, and a short way to run the pipeline."""
+
+import re
+
+import pytest
+from tiny import picture
+
+from data_tools.pictures import Picture
+from data_tools.records import StageOutput
+from data_tools.sentinel.objects import ObjectExtractor, ObjectMention
+from data_tools.stages import run_stage
+
+
+class MarkedWords(ObjectExtractor):
+    """Every word in CAPITALS is an object; its dictionary form is the word in lower case."""
+
+    def __init__(self):
+        self.read = []
+
+    @property
+    def facts(self):
+        return {"name": "marked"}
+
+    def extract(self, sentences):
+        self.read += sentences
+        return [
+            [
+                ObjectMention(m[0], m[0].lower(), m[0].lower(), m.start(), m.end())
+                for m in re.finditer(r"\b[A-Z]{2,}\b", sentence)
+            ]
+            for sentence in sentences
+        ]
+
+
+@pytest.fixture
+def marked():
+    return MarkedWords()
+
+
+@pytest.fixture
+def some_picture(tmp_path):
+    path = tmp_path / "one.png"
+    picture().save(path)
+    return Picture.read("one", path)
+
+
+@pytest.fixture
+def records(tmp_path):
+    """Makes records of so many pictures, a.png, b.png ... in the temporary folder."""
+
+    def make(count):
+        names = [f"{n:03d}" for n in range(count)]
+        for name in names:
+            if not (tmp_path / f"{name}.png").exists():
+                picture(int(name), (8, 8)).save(tmp_path / f"{name}.png")
+        return [{"id": n, "image": f"{n}.png", "question": "describe"} for n in names]
+
+    return make
+
+
+@pytest.fixture
+def run(tmp_path):
+    """Runs a stage into a new folder and returns the statuses and the open-able output."""
+    count = iter(range(100))
+
+    def run(pipeline, rows, shard=None, folder=None):
+        folder = folder or tmp_path / f"out{next(count)}"
+        more = {} if shard is None else {"shard": shard}
+        output = StageOutput(folder, {"run": 1}, pipeline.kinds, total=len(rows), **more)
+        statuses = run_stage(pipeline, rows, output)
+        return statuses, output
+
+    return run
