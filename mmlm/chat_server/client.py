@@ -85,6 +85,8 @@ class Answer(Generic[T]):
         value: What was read from the server's answer; None if there is none.
         reason: Why there is none.
         silent: The server gave nothing that shows it works.
+        passing: Patience ran out on trouble that may pass: it says nothing about the request.
+        asked: Whether the server was asked at all; it is not once there is no hope for it.
         advice: Set if no other request can succeed.
     """
 
@@ -93,6 +95,8 @@ class Answer(Generic[T]):
     reason: str = ""
     silent: bool = False
     advice: str = ""
+    passing: bool = False
+    asked: bool = True
 
 
 class ChatServer:
@@ -179,7 +183,7 @@ class ChatServer:
             if (seconds := self._pace.turn()) > 0:
                 sleep(seconds)
             if state.reason:
-                return Answer(index, None, f"not asked: {state.reason}")
+                return Answer(index, None, f"not asked: {state.reason}", asked=False)
             try:
                 return Answer(index, read(self._post(client, content)))
             except Refused as refusal:
@@ -195,7 +199,7 @@ class ChatServer:
             else:
                 reason = f"{reason}; it asks to wait {asked:.0f} s"
                 break
-        return Answer(index, None, reason, silent=True)
+        return Answer(index, None, reason, silent=True, passing=True)
 
     def _wait(self, number: int) -> float:
         full: float = min(self.patience.longest_wait, self.patience.first_wait * 2**number)

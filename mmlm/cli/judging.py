@@ -10,17 +10,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from mmlm.chat_server.options import ServerOptions, patience_of
 from mmlm.errors import InputError
 
 if TYPE_CHECKING:
     from benchmarks.judges import Judge, Verdict
+    from mmlm.chat_server.client import Patience
     from mmlm.cli.frame import Terminal
 
 __all__ = ["JudgeOptions", "open_judge"]
 
 
 @dataclass(frozen=True)
-class JudgeOptions:
+class JudgeOptions(ServerOptions):
     """Who judges, and how it is asked.
 
     Attributes:
@@ -28,19 +30,10 @@ class JudgeOptions:
             wherever it runs; `hf`: a Hugging Face language model on this machine; `scripted`:
             replies from a file.
         model: Name of the model; goes into the name of the result.
-        base_url: Address of the server, up to /v1.
-        key_variable: Environment variable that holds the API key. The key itself is never
-            stored.
         temperature: `official`: what the benchmark's authors used; `omit`: not sent, for models
             that refuse it; or a number.
-        max_tokens: Longest reply in tokens.
-        limit_field: How the server calls that limit; newer models take max_completion_tokens.
         cache: Folder of the replies. What is in it is not asked again.
         offline: Use stored replies only.
-        per_minute: Most requests in a minute.
-        concurrency: Requests under way at the same time.
-        timeout: Longest time for one try, in seconds.
-        retries: How often a prompt is tried again.
         replies: For `scripted`: JSON lines with `id` and `reply`.
         device: For `hf`: where the model runs.
         dtype: For `hf`: number format of the weights.
@@ -50,17 +43,9 @@ class JudgeOptions:
         default="none", metadata={"alias": "--judge"}
     )
     model: str | None = None
-    base_url: str = "https://api.openai.com/v1"
-    key_variable: str = "OPENAI_API_KEY"
     temperature: Literal["official", "omit"] | float = "official"
-    max_tokens: int = 1024
-    limit_field: Literal["max_tokens", "max_completion_tokens"] = "max_tokens"
     cache: Path = Path("judge_replies")
     offline: bool = False
-    per_minute: float | None = None
-    concurrency: int = 4
-    timeout: float = 60.0
-    retries: int = 5
     replies: Path | None = None
     device: str = "auto"
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
@@ -98,19 +83,15 @@ def open_judge(
             f"--judge {options.kind} needs --judge.model.",
             advice="Numbers of different judges are not comparable: name the one of the paper.",
         )
-    if options.max_tokens < 1:
-        raise InputError(
-            f"--judge.max_tokens is {options.max_tokens}; it must be positive.",
-            advice="1024 is enough for every benchmark here.",
-        )
-    judge = _server(options, temperature) if options.kind == "openai" else _local(options)
+    patience = patience_of(options, "--judge")
+    judge = _server(options, patience, temperature) if options.kind == "openai" else _local(options)
     if terminal.progress:
         judge = WatchedJudge(judge, _show(options.model))
     return CachedJudge(judge, options.cache, offline=options.offline)
 
 
-def _server(options: JudgeOptions, official: float) -> Judge:
-    from benchmarks.judges.http import ChatJudge, Patience
+def _server(options: JudgeOptions, patience: Patience, official: float) -> Judge:
+    from benchmarks.judges.http import ChatJudge
 
     parameters: dict[str, Any] = {options.limit_field: options.max_tokens}
     if options.temperature != "omit":
@@ -121,15 +102,6 @@ def _server(options: JudgeOptions, official: float) -> Judge:
                 advice="Leave it out for what the benchmark's authors used.",
             )
         parameters["temperature"] = chosen
-    try:
-        patience = Patience(
-            timeout=options.timeout,
-            retries=options.retries,
-            concurrency=options.concurrency,
-            per_minute=options.per_minute,
-        )
-    except ValueError as error:
-        raise InputError(f"--judge.{error}", advice="Correct the option.") from error
     return ChatJudge(
         str(options.model),
         options.base_url,
