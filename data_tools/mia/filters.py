@@ -11,13 +11,12 @@ from __future__ import annotations
 import math
 import operator
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
+from data_tools.done import read_kind
 from data_tools.mia.records import (
     ALLOWED,
     ANSWER,
@@ -31,7 +30,8 @@ from data_tools.mia.records import (
     check_number,
     joined,
 )
-from data_tools.records import Outcome, read_kind
+from data_tools.mia.texts import edit_distance, length_ratio, plain
+from data_tools.records import Outcome
 from mmlm.errors import InputError
 from mmlm.sharding import Shard
 
@@ -41,9 +41,6 @@ __all__ = [
     "Thresholds",
     "UnknownNumber",
     "check_numbers",
-    "edit_distance",
-    "length_ratio",
-    "levenshtein",
     "measured",
     "reason",
     "records_to_filter",
@@ -202,7 +199,7 @@ def reason(pair: Mapping[str, Any], thresholds: Thresholds) -> str:
         "empty_answer": not chosen,
         "empty_response": not rejected,
         "long_answer": len(chosen) >= thresholds.max_answer,
-        "dropped_equal": rejected == chosen or (ours and _plain(rejected) == _plain(chosen)),
+        "dropped_equal": rejected == chosen or (ours and plain(rejected) == plain(chosen)),
         "no_attention": ratio is None or math.isnan(ratio),
         "low_perplexity": ppl is None or not ppl > thresholds.ppl,
     }
@@ -267,39 +264,3 @@ def records_to_refilter(root: Path) -> list[dict[str, Any]]:
         line for kind in FILTER.kinds for _, lines in read_kind(folder, kind) for line in lines
     ]
     return sorted(lines, key=lambda line: line["id"])
-
-
-def length_ratio(rejected: str, chosen: str) -> float | None:
-    """Words of one text per word of the other; None if either has none."""
-    words, others = len(rejected.split()), len(chosen.split())
-    return words / others if words and others else None
-
-
-def edit_distance(rejected: str, chosen: str) -> float:
-    """Levenshtein distance over the greater length, in lower case without blanks around.
-
-    Returns:
-        From 0 (equal) to 1 (nothing in common); 0 for two empty texts.
-    """
-    one, other = _plain(rejected), _plain(chosen)
-    return levenshtein(one, other) / max(len(one), len(other), 1)
-
-
-def _plain(text: str) -> str:
-    return text.strip().lower()
-
-
-def levenshtein(one: Sequence[str], other: Sequence[str]) -> int:
-    """Least number of insertions, deletions and replacements that make one text the other."""
-    if len(one) < len(other):
-        one, other = other, one
-    letters = np.array([ord(letter) for letter in other], dtype=np.int64)
-    places = np.arange(len(letters) + 1)
-    row = places.copy()
-    for letter in one:
-        best = np.empty_like(row)
-        best[0] = row[0] + 1
-        np.minimum(row[1:] + 1, row[:-1] + (letters != ord(letter)), out=best[1:])
-        # Insertions run along the row: the least of best[k] + (j - k) over all k <= j.
-        row = np.minimum.accumulate(best - places) + places
-    return int(row[-1])

@@ -27,7 +27,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, NotRequired, TypedDict
 
-from data_tools.records import DONE, read_kind
+from data_tools.done import DONE, WHOLE, read_kind
 from mmlm.errors import InputError
 from mmlm.sharding import Shard
 
@@ -61,7 +61,6 @@ ALLOWED: Mapping[str, tuple[int, ...]] = {SEQUENCE: (2, 3, 4, 5), GRID: (2, 3, 4
 """Formats and the numbers of source pictures that each is defined for."""
 PAIRS = "pairs.jsonl"
 """The file of all pairs, shuffled, in OUT."""
-WHOLE = Shard()
 
 
 class Step(NamedTuple):

@@ -6,13 +6,14 @@ a ``COMMAND``, as for any command (see :mod:`mmlm.cli`), and add it to ``COMMAND
 
 from __future__ import annotations
 
-from mmlm.cli.data import fetch, listing, merge, micl, sentinel, world
+from mmlm.cli.data import fetch, listing, merge, mia, micl, sentinel, world
 
 __all__ = ["COMMANDS"]
 
 COMMANDS = {
     "world": world.COMMAND,
     "sentinel": sentinel.COMMAND,
+    "mia": mia.COMMANDS,
     "micl": micl.COMMAND,
     "merge": merge.COMMAND,
     "list": listing.COMMAND,
