@@ -1,13 +1,19 @@
 """Pictures, a reader of marked objects, and a short way to run the pipeline."""
 
+import random
 import re
+import zlib
+from dataclasses import dataclass
 
 import pytest
 from tiny import picture
 
+from data_tools.detectors import Detector, Finding
+from data_tools.generators.scripted import ScriptedGenerator
 from data_tools.pictures import Picture
 from data_tools.records import StageOutput
 from data_tools.sentinel.objects import ObjectExtractor, ObjectMention
+from data_tools.sentinel.pipeline import SentinelPipeline
 from data_tools.stages import run_stage
 
 
@@ -71,3 +77,48 @@ def run(tmp_path):
         return statuses, output
 
     return run
+
+
+@dataclass(frozen=True)
+class Hashed(Detector):
+    """Accepts about two thirds of all names, decided by picture and name."""
+
+    salt: int = 0
+
+    @property
+    def facts(self):
+        return {"salt": self.salt}
+
+    def detect(self, picture, names):
+        return {
+            name: Finding(zlib.crc32(f"{self.salt} {picture.id} {name}".encode()) % 3 > 0)
+            for name in names
+        }
+
+
+WORDS = "DOG CAT BALL TREE LAMP CUP FORK CAR".split()
+
+
+def talk(identifier, context, seed):
+    """Ten sentences with up to two objects; some captions end after a few sentences."""
+    rng = random.Random(seed)
+    if context.count(".") >= 2 + rng.randrange(6):
+        return [""] * 10
+    samples = []
+    for _ in range(10):
+        words = rng.sample(WORDS, rng.randrange(3))
+        samples.append(f"Look: {' and '.join(words) or 'nothing'}." if rng.random() < 0.95 else "")
+    return samples
+
+
+@pytest.fixture
+def talking():
+    """A pipeline whose generator says something else for every seed."""
+
+    def make(**options):
+        settings = options.pop("settings", None)
+        return SentinelPipeline(
+            ScriptedGenerator(talk), MarkedWords(), [Hashed(), Hashed(1)], settings, **options
+        )
+
+    return make
