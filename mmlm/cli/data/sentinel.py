@@ -264,11 +264,9 @@ def _generator(options: Sentinel, terminal: Terminal) -> SentenceGenerator:
 
 
 def _report(options: Sentinel, terminal: Terminal, output: StageOutput) -> int:
-    from data_tools.records import read_kind
-    from data_tools.sentinel.summary import FAILED_SHARE, OBJECTLESS_SHARE, summarize
+    from data_tools.sentinel.summary import FAILED_SHARE, OBJECTLESS_SHARE, summarise
 
-    lines = read_kind(options.output, "images", output.shard)
-    summary = summarize(line for _, own in lines for line in own)
+    summary = summarise(options.output, output.shard)
     if terminal.json:
         terminal.emit({"output": str(options.output), **summary.as_json()})
     terminal.table(_table(summary))
@@ -277,7 +275,7 @@ def _report(options: Sentinel, terminal: Terminal, output: StageOutput) -> int:
             f"warning: {summary.objectless_share:.0%} of the sentences name no object; is the "
             "model's language English, and the extractor the right one?"
         )
-    terminal.note(f"{summary.pairs} pairs in {output.path('pairs')}.")
+    terminal.note(f"{summary.pairs.total()} pairs in {output.path('pairs')}.")
     if output.shard.count > 1:
         terminal.note(
             f"This is shard {output.shard} only; when all are done: mmlm data merge "
@@ -295,19 +293,23 @@ def _report(options: Sentinel, terminal: Terminal, output: StageOutput) -> int:
 def _table(summary: Summary) -> Any:
     from rich.table import Table
 
-    table = Table(title=f"{summary.pairs} pairs from {summary.images} pictures", box=None)
+    pairs, images = summary.pairs.total(), summary.images.total()
+    table = Table(title=f"{pairs} pairs from {images} pictures", title_justify="left", box=None)
     for column in ("", "what", "number"):
         table.add_column(column, justify="right" if column == "number" else "left")
-    groups: list[tuple[str, dict[Any, int]]] = [
-        ("pictures", dict(summary.statuses.most_common())),
-        ("pairs", {f"step {step + 1}": n for step, n in sorted(summary.pairs_by_step.items())}),
-        ("sentences", dict(summary.sentences.most_common())),
-        ("objects", dict(summary.objects.most_common())),
+    by_step = sorted(summary.pairs_by_step.items())
+    groups: list[tuple[str, dict[str, int]]] = [
+        ("pictures", dict(summary.images.most_common())),
+        ("pairs", {f"for sentence {step + 1}": count for step, count in by_step}),
+        ("candidates", dict(summary.classes.most_common())),
+        ("objects", dict(summary.labels.most_common())),
         ("counts", dict(summary.counts.most_common())),
     ]
     for title, counts in groups:
-        for number, (name, count) in enumerate((n, c) for n, c in counts.items() if c):
-            table.add_row("" if number else title, str(name), str(count))
+        for name, count in counts.items():
+            if count:
+                table.add_row(title, name, str(count))
+                title = ""
     table.add_row("", "pairs per picture", f"{summary.pairs_per_image:.2f}")
     return table
 
