@@ -97,7 +97,7 @@ class CachedDetector(Detector):
                 ensure_ascii=False,
                 allow_nan=False,
             )
-            with path.open("ab") as stream:
+            with path.open("ab", buffering=0) as stream:
                 # The line before may have been cut off by a kill: it must not swallow this one.
                 stream.write(f"\n{line}\n".encode())
             known |= new
@@ -111,7 +111,7 @@ def _read(path: Path) -> dict[str, Finding | None]:
     for line in path.read_bytes().splitlines():
         try:
             new = {name: _finding(value) for name, value in json.loads(line).items()}
-        except (ValueError, TypeError, AttributeError, KeyError):
+        except (ValueError, TypeError, AttributeError, KeyError, OverflowError):
             continue  # cut off or damaged: as if it had never been asked
         for name, finding in new.items():
             findings.setdefault(name, finding)
