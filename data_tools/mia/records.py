@@ -297,7 +297,7 @@ def _lines(root: Path, step: Step, shard: Shard) -> Iterable[dict[str, Any]]:
     return (line for _, lines in read_kind(folder, step.kinds[0], part) for line in lines)
 
 
-def shuffled(lines: Iterable[dict[str, Any]], seed: int) -> list[dict[str, Any]]:
+def shuffled(lines: Iterable[Mapping[str, Any]], seed: int) -> list[Mapping[str, Any]]:
     """Lines in an order that depends on their ids and the seed only, however they came.
 
     Args:

@@ -13,7 +13,7 @@ from typing import Any
 from PIL import Image, ImageDraw
 
 from data_tools.mia.layouts import label_font
-from data_tools.mia.records import GRID, PIP, SEQUENCE, locate
+from data_tools.mia.records import GRID, PIP, SEQUENCE, locate, shuffled
 from mmlm.inputs import load_image
 
 __all__ = ["pick", "sheet"]
@@ -36,7 +36,7 @@ def pick(lines: Sequence[Mapping[str, Any]], count: int) -> list[Mapping[str, An
         count: How many.
     """
     groups: dict[tuple[str, int], list[Mapping[str, Any]]] = {}
-    for line in sorted(lines, key=lambda one: str(one["id"])):
+    for line in shuffled(lines, 0):  # neighbours in a file often share their picture
         groups.setdefault((line["format"], line["n_images"]), []).append(line)
     order = [groups[key] for key in sorted(groups, key=lambda key: (key[1], key[0]))]
     longest = max((len(group) for group in order), default=0)
@@ -141,7 +141,7 @@ def _outline(image: Image.Image, box: Sequence[int]) -> None:
 
 def _paragraphs(line: Mapping[str, Any]) -> list[tuple[str, str]]:
     segments = line.get("prompt_segments") or line["prompt"]
-    prompt = "".join("[image]" if one["type"] == "image" else one["text"] for one in segments)
+    prompt = "".join(" [image] " if one["type"] == "image" else one["text"] for one in segments)
     answers = [(f"Chosen: {line.get('chosen') or line.get('answer')}", CHOSEN)]
     if "rejected" in line:
         answers.append((f"Rejected: {line['rejected']}", REJECTED))

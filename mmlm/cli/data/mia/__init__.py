@@ -6,11 +6,12 @@ run lies in one folder (`data_tools.mia.records`).
 
 from __future__ import annotations
 
-from mmlm.cli.data.mia import answer, compose, filter, merge, score, sheet
+from mmlm.cli.data.mia import answer, compose, filter, merge, run, score, sheet
 
 __all__ = ["COMMANDS"]
 
 COMMANDS = {
+    "run": run.COMMAND,
     "compose": compose.COMMAND,
     "answer": answer.COMMAND,
     "score": score.COMMAND,
