@@ -6,21 +6,22 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from data_tools.generators import Sample, SentenceRequest
+from data_tools.generators import SentenceRequest
 from data_tools.pictures import Picture
 from data_tools.records import Outcome
 from data_tools.sentinel.asking import Witnesses
 from data_tools.sentinel.labels import Knowledge
+from data_tools.sentinel.objects import ObjectMention
 from data_tools.sentinel.pairs import (
     Candidate,
     Pair,
+    Sentence,
     build_pairs,
     candidates,
     choose,
     may_come_next,
     same_text,
     stable_hash,
-    unique_sentences,
 )
 from data_tools.sentinel.reading import Reading
 from data_tools.sentinel.records import Line, image_line, pair_line, step_line
@@ -43,6 +44,7 @@ class Caption:
         picture: See above.
         seconds: Time spent on it so far; the pipeline adds to it.
         complete: Whether nothing more is to be done.
+        mentions: Objects of every sentence so far, candidates included.
     """
 
     def __init__(
@@ -56,6 +58,7 @@ class Caption:
         self.picture = picture
         self.seconds = 0.0
         self.complete = False
+        self.mentions: list[Sequence[ObjectMention]] = []
         self._image = image
         self._question = question
         self._settings = settings
@@ -77,6 +80,11 @@ class Caption:
         return SentenceRequest(self.picture, self._question, self._context, seed)
 
     @property
+    def last(self) -> str:
+        """Its last sentence; "" at the beginning."""
+        return self._sentences[-1] if self._sentences else ""
+
+    @property
     def _context(self) -> str:
         return " ".join(self._sentences)
 
@@ -85,39 +93,46 @@ class Caption:
         self._broken = self.complete = True
         self._errors.append(reason)
 
-    def end(self, samples: Sequence[Sample]) -> None:
-        """Ends it because the model did."""
-        ended = sum(not sample.text for sample in samples)
+    def end(self, ended: int) -> None:
+        """Ends it because the model did, in so many samples."""
         self._steps.append(step_line([], {}, ended=ended, chosen_next=None))
         self.complete = True
 
     def advance(
-        self, samples: Sequence[Sample], readings: Mapping[str, Reading], witnesses: Witnesses
+        self,
+        sentences: Sequence[Sentence],
+        readings: Sequence[Reading],
+        ended: int,
+        witnesses: Witnesses,
     ) -> None:
-        """Labels and pairs the samples of a step, and appends one of them."""
-        sentences = unique_sentences(samples)
-        read = [readings[text] for text, _, _ in sentences]
-        self._ask([mention for one in read for mention in one.mentions], witnesses)
+        """Labels and pairs the sentences of a step, and appends one of them.
+
+        Args:
+            sentences: The different ones that were sampled.
+            readings: What each says.
+            ended: Number of empty samples.
+            witnesses: The detectors.
+        """
+        self.mentions += [reading.mentions for reading in readings]
+        self._ask([mention for reading in readings for mention in reading.mentions], witnesses)
         found = candidates(
             sentences,
-            [one.mentions for one in read],
+            readings,
             self._knowledge,
             self._context_objects,
             self._settings.coherence,
-            [one.pronoun for one in read],
         )
         self._classes.update(candidate.kind for candidate in found)
         self._counts["dropped_pronoun"] += sum(candidate.pronoun for candidate in found)
         pairs = self._pair(found)
         chosen = self._next(found)
-        ended = sum(not sample.text for sample in samples)
         self._steps.append(step_line(found, pairs, ended=ended, chosen_next=chosen))
         if chosen is not None:
             self._sentences.append(chosen.text)
             self._context_objects |= dict.fromkeys(chosen.names)
         self.complete = chosen is None or len(self._sentences) >= self._settings.max_sentences
 
-    def _ask(self, mentions: Sequence[Any], witnesses: Witnesses) -> None:
+    def _ask(self, mentions: Sequence[ObjectMention], witnesses: Witnesses) -> None:
         new = self._knowledge.unknown(mentions)
         if not new:
             return

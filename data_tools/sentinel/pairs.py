@@ -8,11 +8,12 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from typing import Literal, NamedTuple, TypeAlias
 
 from data_tools.generators import Sample
 from data_tools.sentinel.labels import Knowledge, Label
 from data_tools.sentinel.objects import ObjectMention
+from data_tools.sentinel.reading import Reading
 from data_tools.sentinel.settings import Coherence, FinishRule, NextRule
 
 __all__ = [
@@ -20,12 +21,14 @@ __all__ = [
     "Candidate",
     "Class",
     "Pair",
+    "Sentence",
     "build_pairs",
     "candidates",
     "choose",
     "classify",
     "is_finished",
     "may_come_next",
+    "n_empty",
     "same_text",
     "stable_hash",
     "unique_sentences",
@@ -84,18 +87,33 @@ class Pair:
     kind: PairKind
 
 
-def unique_sentences(samples: Sequence[Sample]) -> list[tuple[str, int, bool]]:
-    """The different sentences among samples, in order of first occurrence, empty ones left out.
+class Sentence(NamedTuple):
+    """A text that was sampled.
 
-    Returns:
-        Text, number of samples with it, whether the caption ended with any of them.
+    Attributes:
+        text: The text.
+        drawn: How many samples have it.
+        finished: Whether the caption ended with any of them.
     """
-    found: dict[str, tuple[int, bool]] = {}
+
+    text: str
+    drawn: int = 1
+    finished: bool = False
+
+
+def unique_sentences(samples: Sequence[Sample]) -> list[Sentence]:
+    """The different sentences among samples, in order of first occurrence, empty ones left out."""
+    found: dict[str, Sentence] = {}
     for sample in samples:
         if sample.text:
-            drawn, finished = found.get(sample.text, (0, False))
-            found[sample.text] = (drawn + 1, finished or sample.finished)
-    return [(text, drawn, finished) for text, (drawn, finished) in found.items()]
+            _, drawn, finished = found.get(sample.text, Sentence(sample.text, 0))
+            found[sample.text] = Sentence(sample.text, drawn + 1, finished or sample.finished)
+    return list(found.values())
+
+
+def n_empty(samples: Sequence[Sample]) -> int:
+    """How many samples are no sentence, because the model ended the caption instead."""
+    return sum(not sample.text for sample in samples)
 
 
 def is_finished(samples: Sequence[Sample], rule: FinishRule) -> bool:
@@ -107,12 +125,10 @@ def is_finished(samples: Sequence[Sample], rule: FinishRule) -> bool:
             ``authors``: more than half of them are empty or repeat another one, so that ten equal
             sentences end it too.
     """
+    useless = n_empty(samples)
     if rule == "authors":
-        useful = len(unique_sentences(samples))
-    else:
-        useful = sum(1 for sample in samples if sample.text)
-    # Without division: half of an odd number must not depend on rounding.
-    return 2 * (len(samples) - useful) > len(samples)
+        useless = len(samples) - len(unique_sentences(samples))
+    return 2 * useless > len(samples)
 
 
 def classify(
@@ -142,29 +158,27 @@ def classify(
 
 
 def candidates(
-    sentences: Sequence[tuple[str, int, bool]],
-    mentions: Sequence[Sequence[ObjectMention]],
+    sentences: Sequence[Sentence],
+    readings: Sequence[Reading],
     knowledge: Knowledge,
     context_objects: Collection[str],
     coherence: Coherence,
-    pronouns: Sequence[bool],
 ) -> list[Candidate]:
     """Classifies the sentences of a step.
 
     Args:
-        sentences: As `unique_sentences` gives them.
-        mentions: Objects that each names; the picture's knowledge covers all of them.
+        sentences: The sentences.
+        readings: What each says; the picture's knowledge covers all objects.
         knowledge: Of the picture.
         context_objects: Canonical names in the context.
         coherence: See `classify`.
-        pronouns: Whether each one's only subject is a pronoun.
     """
     found = []
-    for (text, drawn, finished), own, pronoun in zip(sentences, mentions, pronouns, strict=True):
+    for (text, drawn, finished), (own, pronoun) in zip(sentences, readings, strict=True):
         kind = classify(own, knowledge.labels, context_objects, coherence)
         absent = (m.canonical for m in own if knowledge.labels[m.canonical] == "hallucinated")
         hallucinated = tuple(dict.fromkeys(absent))
-        found.append(Candidate(text, tuple(own), kind, hallucinated, drawn, finished, pronoun))
+        found.append(Candidate(text, own, kind, hallucinated, drawn, finished, pronoun))
     return found
 
 

@@ -7,6 +7,7 @@ some, and let one of the former extend the caption.
 
 from __future__ import annotations
 
+import itertools
 import logging
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -20,7 +21,9 @@ from data_tools.records import Outcome
 from data_tools.sentinel.asking import Witnesses
 from data_tools.sentinel.captions import Caption
 from data_tools.sentinel.objects import ObjectExtractor
-from data_tools.sentinel.pairs import is_finished
+from data_tools.sentinel.objects.objectless import ObjectlessShare
+from data_tools.sentinel.objects.pronouns import Coreference
+from data_tools.sentinel.pairs import is_finished, n_empty, unique_sentences
 from data_tools.sentinel.reading import SentenceReader
 from data_tools.sentinel.records import unreadable_line
 from data_tools.sentinel.settings import SentinelSettings
@@ -44,6 +47,8 @@ class SentinelPipeline:
         extractor: Finds the objects that sentences name.
         detectors: Say whether they are there; loaded.
         settings: All numbers and rules.
+        coreference: Names what pronouns stand for, so that their objects are found; the sentences
+            themselves stay as the model wrote them.
         folder: What the records' paths are relative to.
         images_at_once: Pictures that are sampled together; does not change any result.
         strict: Stop at the first picture that cannot be read.
@@ -65,6 +70,7 @@ class SentinelPipeline:
         detectors: Sequence[Detector],
         settings: SentinelSettings | None = None,
         *,
+        coreference: Coreference | None = None,
         folder: Path = Path(),
         images_at_once: int = 8,
         strict: bool = False,
@@ -75,7 +81,10 @@ class SentinelPipeline:
         self._generator = generator
         self._extractor = extractor
         self._witnesses = Witnesses(detectors, self.settings)
-        self._reader = SentenceReader(extractor, pronouns=self.settings.drop_pronouns)
+        self._reader = SentenceReader(
+            extractor, pronouns=self.settings.drop_pronouns, coreference=coreference
+        )
+        self._objectless = ObjectlessShare()
         self._folder = folder
         self._images_at_once = images_at_once
         self._strict = strict
@@ -117,7 +126,10 @@ class SentinelPipeline:
             complete = [caption for caption in active if caption.complete]
             self._generator.forget([caption.picture for caption in complete])
             active[:] = [caption for caption in active if not caption.complete]
-            yield from (caption.outcome() for caption in complete)
+            for caption in complete:
+                if remark := self._objectless.add(caption.mentions):
+                    _log.warning("%s", remark)
+                yield caption.outcome()
 
     def _fill(self, active: list[Caption], waiting: Iterator[Record]) -> Iterator[Outcome]:
         while len(active) < self._images_at_once and (record := next(waiting, None)):
@@ -154,13 +166,17 @@ class SentinelPipeline:
             if isinstance(answer, GeneratorError):
                 caption.fail(str(answer))
             elif is_finished(answer, self.settings.finish_rule):
-                caption.end(answer)
+                caption.end(n_empty(answer))
             else:
-                drawn.append((caption, answer))
-        texts = [sample.text for _, samples in drawn for sample in samples if sample.text]
-        readings = self._reader.read(texts)
-        for caption, samples in drawn:
-            caption.advance(samples, readings, self._witnesses)
+                drawn.append((caption, unique_sentences(answer), n_empty(answer)))
+        readings = iter(
+            self._reader.read(
+                [(caption.last, one.text) for caption, found, _ in drawn for one in found]
+            )
+        )
+        for caption, found, ended in drawn:
+            own = list(itertools.islice(readings, len(found)))
+            caption.advance(found, own, ended, self._witnesses)
 
     def _make_meta(self) -> dict[str, Any]:
         import mmlm

@@ -1,72 +1,84 @@
-"""What sentences say, read once: their objects, and whether they are about an unnamed "it"."""
+"""What sentences say: their objects, and whether they are about an unnamed "it"."""
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 from collections.abc import Sequence
 from typing import NamedTuple
 
 from data_tools.sentinel.objects import ObjectExtractor, ObjectMention
-from mmlm.language.words import penn_tags, tokenize
+from data_tools.sentinel.objects.pronouns import Coreference, only_pronoun_subject
 
-__all__ = ["Reading", "SentenceReader", "only_subject_is_a_pronoun"]
+__all__ = ["Reading", "SentenceReader"]
 
-_PRONOUNS = frozenset({"it", "they", "he", "she"})
-_DEMONSTRATIVES = frozenset({"this", "that", "these", "those"})
-_FINITE = frozenset({"VBZ", "VBP", "VBD", "MD"})
-_BOUND = 20_000
+_REMEMBERED = 20_000
 
 
 class Reading(NamedTuple):
-    """What one sentence says."""
+    """What one sentence says.
+
+    Attributes:
+        mentions: Its objects, in order.
+        pronoun: Whether its only subject is a pronoun that nobody resolved.
+    """
 
     mentions: tuple[ObjectMention, ...]
     pronoun: bool
 
 
 class SentenceReader:
-    """Reads sentences, each only once: the candidates of a step often come again in the next.
+    """Reads sentences, all of a step in one call of the extractor.
 
     Args:
         extractor: Finds the objects.
         pronouns: Whether to look for pronouns; without, no sentence has one.
+        coreference: Names what pronouns stand for; then none is left to look for.
     """
 
-    def __init__(self, extractor: ObjectExtractor, *, pronouns: bool) -> None:
+    def __init__(
+        self,
+        extractor: ObjectExtractor,
+        *,
+        pronouns: bool,
+        coreference: Coreference | None = None,
+    ) -> None:
         self._extractor = extractor
-        self._pronouns = pronouns
-        self._known: dict[str, Reading] = {}
+        self._coreference = coreference
+        self._look = pronouns and coreference is None
+        self._is_pronoun = functools.lru_cache(_REMEMBERED)(only_pronoun_subject)
 
-    def read(self, sentences: Sequence[str]) -> dict[str, Reading]:
-        """Reads sentences, all new ones in one call of the extractor."""
-        if len(self._known) > _BOUND:
-            self._known.clear()
-        new = [s for s in dict.fromkeys(sentences) if s not in self._known]
-        for sentence, mentions in zip(new, self._extractor.extract(new), strict=True):
-            pronoun = self._pronouns and only_subject_is_a_pronoun(sentence)
-            self._known[sentence] = Reading(tuple(mentions), pronoun)
-        return {sentence: self._known[sentence] for sentence in sentences}
+    def read(self, sentences: Sequence[tuple[str, str]]) -> list[Reading]:
+        """Reads sentences.
+
+        Args:
+            sentences: Each with the sentence before it, "" at the beginning.
+        """
+        resolved = [self._resolve(before, sentence) for before, sentence in sentences]
+        different = list(dict.fromkeys(resolved))
+        mentions = dict(zip(different, self._extractor.extract(different), strict=True))
+        return [
+            Reading(
+                tuple(_in_sentence(mention, sentence) for mention in mentions[text]),
+                self._look and self._is_pronoun(sentence),
+            )
+            for (_, sentence), text in zip(sentences, resolved, strict=True)
+        ]
+
+    def _resolve(self, before: str, sentence: str) -> str:
+        if self._coreference is None:
+            return sentence
+        return self._coreference.resolve(before, sentence)
 
 
-def only_subject_is_a_pronoun(sentence: str) -> bool:
-    """Whether the subject of the first verb is a pronoun that stands for something named earlier.
+def _in_sentence(mention: ObjectMention, sentence: str) -> ObjectMention:
+    """A mention with its place in the sentence as the model wrote it.
 
-    "It is on the table." and "These are small." are about nothing that can be checked; "There is a
-    cat.", "You can see a cat." and "The dog and it play." are not meant.
-
-    Args:
-        sentence: One English sentence.
+    In a resolved text everything behind a name that was put in has moved; a name that is not in
+    the sentence has no place.
     """
-    tokens = tokenize(sentence.lower()).words
-    if not (_PRONOUNS | _DEMONSTRATIVES) & set(tokens):
-        return False
-    tags = penn_tags(tokens)
-    verb = next((i for i, tag in enumerate(tags) if tag in _FINITE), None)
-    if verb is None:
-        return False
-    subject = verb - 1
-    while subject >= 0 and tags[subject].startswith("RB"):
-        subject -= 1
-    if subject < 0 or (subject > 0 and tags[subject - 1] == "CC"):
-        return False
-    # A demonstrative right before the verb has no noun of its own.
-    return tokens[subject] in _PRONOUNS | _DEMONSTRATIVES
+    if sentence[mention.start : mention.end] == mention.text:
+        return mention
+    start = sentence.find(mention.text)
+    end = start + len(mention.text) if start >= 0 else 0
+    return dataclasses.replace(mention, start=max(start, 0), end=end)

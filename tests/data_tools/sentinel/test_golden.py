@@ -13,12 +13,14 @@ from data_tools.sentinel.labels import Knowledge
 from data_tools.sentinel.objects import ObjectMention, nouns
 from data_tools.sentinel.objects.coco import canonical
 from data_tools.sentinel.pairs import (
+    Sentence,
     build_pairs,
     candidates,
     is_finished,
     may_come_next,
     unique_sentences,
 )
+from data_tools.sentinel.reading import Reading
 from data_tools.sentinel.settings import SentinelSettings
 
 pytestmark = pytest.mark.golden
@@ -88,9 +90,9 @@ def check_labels(step, knowledge, witnesses, dino, picture: Picture):
 
 
 def classes(step, found, knowledge, context_objects, coherence):
-    sentences = [(text, 1, False) for text in step["candidates"]]
-    none = [False] * len(found)
-    return candidates(sentences, found, knowledge, context_objects, coherence, none)
+    sentences = [Sentence(text) for text in step["candidates"]]
+    readings = [Reading(tuple(own), pronoun=False) for own in found]
+    return candidates(sentences, readings, knowledge, context_objects, coherence)
 
 
 def check_pairs(step, classified, expected):

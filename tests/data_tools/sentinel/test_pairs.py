@@ -18,7 +18,6 @@ from data_tools.sentinel.pairs import (
     stable_hash,
     unique_sentences,
 )
-from data_tools.sentinel.reading import only_subject_is_a_pronoun
 from data_tools.sentinel.settings import SentinelSettings
 
 LABELS = {"dog": "factual", "cup": "factual", "cat": "hallucinated", "fog": "uncertain"}
@@ -162,27 +161,6 @@ def test_choices_spread_and_keys_do_not_run_into_each_other():
     assert all(70 < drawn.count(position) < 130 for position in range(4))
     assert stable_hash("a", "b") != stable_hash("ab")
     assert stable_hash(1, 12) != stable_hash(11, 2)
-
-
-@pytest.mark.parametrize(
-    ("sentence", "expected"),
-    [
-        ("It is sitting on a chair.", True),
-        ("They are playing.", True),
-        ("In the background, it stands near a tree.", True),
-        ("This is a nice view.", True),
-        ("It also has a fork.", True),
-        ("The dog sits on it.", False),
-        ("There is a cat.", False),
-        ("You can see a cat.", False),
-        ("The dog and it play with a ball.", False),
-        ("This dog is brown.", False),
-        ("A red ball.", False),
-        ("", False),
-    ],
-)
-def test_subjects_that_are_pronouns(sentence, expected):
-    assert only_subject_is_a_pronoun(sentence) is expected
 
 
 @pytest.mark.parametrize(
