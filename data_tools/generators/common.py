@@ -7,6 +7,7 @@ import hashlib
 import json
 import math
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from data_tools.generators import GeneratorError
@@ -102,7 +103,7 @@ def describe(
 
     template = processor.chat_template or getattr(processor.tokenizer, "chat_template", None)
     return {
-        "model": getattr(model.config, "_name_or_path", "") or type(model).__name__,
+        "model": _name(model),
         "weights": fingerprint(model),
         "processor": _hash(processor.to_dict()),
         "tokenizer": _hash(processor.tokenizer.get_vocab()),
@@ -112,6 +113,16 @@ def describe(
         "methods": [method.text for method in methods],
         "sentence_end": SENTENCE_END,
     }
+
+
+def _name(model: Any) -> str:
+    """What the model is called, on every machine: a folder may lie elsewhere on another."""
+    from mmlm.model.checkpoint import EMBEDDED, embedded_folder
+
+    name = str(getattr(model.config, "_name_or_path", "")) or type(model).__name__
+    if Path(name) == embedded_folder():
+        return EMBEDDED
+    return Path(name).name if Path(name).is_dir() else name
 
 
 def _hash(value: Any) -> str:
