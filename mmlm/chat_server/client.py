@@ -9,11 +9,13 @@ costs minutes and not days.
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import json
 import random
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
@@ -29,6 +31,8 @@ from mmlm.chat_server.wire import (
 )
 
 if TYPE_CHECKING:
+    import ssl
+
     import httpx
 
 __all__ = ["PATIENCE", "Answer", "ChatServer", "Patience"]
@@ -138,7 +142,7 @@ class ChatServer:
 
     def answers(
         self, bodies: Sequence[Mapping[str, Any]], read: Callable[[bytes], T]
-    ) -> Iterator[Answer[T]]:
+    ) -> Generator[Answer[T], None, None]:
         """Asks with bounded concurrency.
 
         Args:
@@ -147,7 +151,7 @@ class ChatServer:
                 a better one, `Refused` if not.
 
         Yields:
-            One answer per request, as they arrive. Whoever stops listening stops the asking.
+            One answer per request, as they arrive. Closing the generator stops the asking.
         """
         state = _State(self.patience.give_up_after)
         with (
@@ -166,6 +170,11 @@ class ChatServer:
                 yield from (future.result() for future in as_completed(asked))
             finally:  # also when the consumer stops early: no further request
                 state.stop("the run was stopped")
+
+    def answer(self, body: Mapping[str, Any], read: Callable[[bytes], T]) -> Answer[T]:
+        """Asks one thing; see `answers`."""
+        with contextlib.closing(self.answers([body], read)) as answers:
+            return next(answers)
 
     def _answer(
         self,
@@ -235,6 +244,7 @@ class ChatServer:
         return httpx.Client(
             headers=headers,
             timeout=self.patience.timeout,
+            verify=_tls(),
             # A proxy never leads to this machine. Redirects are not followed: the key goes to
             # the server that was named and to no other.
             trust_env=urlsplit(self.url).hostname not in ("localhost", "127.0.0.1", "::1"),
@@ -243,6 +253,14 @@ class ChatServer:
 
     def _without_key(self, text: str) -> str:
         return text.replace(self._key, "***") if self._key else text
+
+
+@functools.cache
+def _tls() -> ssl.SSLContext:
+    """Certificates, read once: it takes longer than a request to a server nearby."""
+    import httpx
+
+    return httpx.create_ssl_context()
 
 
 class _State:
