@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
-from data_tools.sentinel.settings import SentinelSettings
+from mmlm.cli.data.sentinel_options import ObjectOptions, Sentinel
 from mmlm.cli.frame import DONE, SOME_FAILED, Command, Terminal
-from mmlm.cli.options import ModelOptions, check_model_name, method_field, open_model, parse_methods
+from mmlm.cli.options import check_model_name, open_model, parse_methods
 from mmlm.errors import InputError
 
 if TYPE_CHECKING:
@@ -18,74 +17,12 @@ if TYPE_CHECKING:
     from data_tools.generators import SentenceGenerator
     from data_tools.records import StageOutput
     from data_tools.sentinel.objects import ObjectExtractor
+    from data_tools.sentinel.objects.pronouns import Coreference
     from data_tools.sentinel.summary import Summary
 
-__all__ = ["COMMAND", "Sentinel", "WorldScenes", "make_pairs"]
+__all__ = ["COMMAND", "make_pairs"]
 
 WORLD = "world"
-
-
-@dataclass(frozen=True)
-class WorldScenes:
-    """Pictures of the embedded world as input.
-
-    Attributes:
-        count: Number of pictures; 0 takes the input from elsewhere.
-        split: natural, counterfactual, heldout_style, swapped, or train.
-        seed: Seed of the pictures. Not negative.
-    """
-
-    count: int = 0
-    split: str = "natural"
-    seed: int = 0
-
-
-@dataclass(frozen=True)
-class Sentinel:
-    """Options of ``mmlm data sentinel``.
-
-    Attributes:
-        output: Folder for pairs.jsonl, images.jsonl (the audit) and done.jsonl; if a run of the
-            same settings is there, it goes on.
-        input: JSON lines with `id`, `image` and `question`. Paths of pictures are relative to this
-            file.
-        images: Describe every picture in this folder instead; the questions are drawn from a
-            list that ships with mmlm.
-        world: Or pictures of the embedded world, written to OUTPUT/world first.
-        generator: `hf`: the model in this process. `openai`: a server that speaks OpenAI's API.
-        model: The model of `hf`.
-        methods: A decoding method to sample with, for `hf`; `none` for the plain model.
-        max_new_tokens: Tokens per sentence at most.
-        detectors: A detector, e.g. "GroundingDINO(checkpoint='path')"; give two that err in
-            different ways. Default for the embedded world: WorldTruth.
-        detector_cache: Folder that keeps what detectors found, for later runs.
-        extractor: How objects are found in sentences: `rules`, `spacy` or `sng`.
-        settings: Numbers and rules of SENTINEL.
-        images_at_once: Pictures that are sampled together; does not change the pairs.
-        shard: `i/n`, i from 0 to n-1: only the pictures whose crc32(id) mod n is i. Under
-            `accelerate launch` or `torchrun` every process takes its part by itself.
-        strict: Stop at the first picture that cannot be read.
-        overwrite: Throw away what another run left in the output folder.
-        resume_anyway: Go on in the output folder of another run.
-    """
-
-    output: Path
-    input: Path | None = None
-    images: Path | None = None
-    world: WorldScenes = field(default_factory=WorldScenes)
-    generator: Literal["hf", "openai"] = "hf"
-    model: ModelOptions = field(default_factory=ModelOptions)
-    methods: tuple[str, ...] = method_field()
-    max_new_tokens: int = 512
-    detectors: tuple[str, ...] = field(default=(), metadata={"alias": "--detector"})
-    detector_cache: Path | None = None
-    extractor: Literal["rules", "spacy", "sng"] = "rules"
-    settings: SentinelSettings = field(default_factory=SentinelSettings)
-    images_at_once: int = 8
-    shard: str = ""
-    strict: bool = False
-    overwrite: bool = False
-    resume_anyway: bool = False
 
 
 def make_pairs(options: Sentinel, terminal: Terminal) -> int:
@@ -175,22 +112,18 @@ def _run_record(
     from data_tools.sentinel.inputs import records_hash
     from mmlm.records import INFORMATION
 
-    model = dataclasses.asdict(options.model)
-    sampled_by = (
-        {name: model[name] for name in ("id", "dtype", "attention", "chat_template")}
-        if options.generator == "hf"
-        else {}
-    )
+    objects = dataclasses.asdict(options.objects)
     source = options.input or options.images
     return {
         "command": "data sentinel",
         "settings": dataclasses.asdict(options.settings),
-        "generator": options.generator,
-        "model": sampled_by,
-        "methods": [method.text for method in parse_methods(options.methods)],
-        "max_new_tokens": options.max_new_tokens,
+        "generator": _generator_record(options),
         "detectors": Witnesses(detectors, options.settings).texts,
-        "extractor": options.extractor,
+        "objects": {
+            name: str(value) if isinstance(value, Path) else value
+            for name, value in objects.items()
+            if name != "device"
+        },
         "records": records_hash(rows),
         "world": dataclasses.asdict(options.world) if options.world.count else None,
         INFORMATION: {
@@ -199,6 +132,19 @@ def _run_record(
             "images_at_once": options.images_at_once,
             "versions": {name: version(name) for name in ("mmlm", "torch", "transformers")},
         },
+    }
+
+
+def _generator_record(options: Sentinel) -> dict[str, Any]:
+    if options.generator == "openai":
+        # How a server is reached decides nothing; what it samples from is known when it was asked.
+        return {"kind": "openai", "model": options.server.model}
+    model = dataclasses.asdict(options.model)
+    return {
+        "kind": "hf",
+        "model": {name: model[name] for name in ("id", "dtype", "attention", "chat_template")},
+        "methods": [method.text for method in parse_methods(options.methods)],
+        "max_new_tokens": options.max_new_tokens,
     }
 
 
@@ -215,7 +161,7 @@ def _work(
 
     if options.generator == "hf":
         check_model_name(options.model.id)
-    extractor = _extractor(options.extractor)
+    extractor, coreference = _readers(options.objects)
     if options.world.count:
         export_world(
             options.output / WORLD,
@@ -233,6 +179,7 @@ def _work(
             extractor,
             detectors,
             options.settings,
+            coreference=coreference,
             folder=options.output,
             images_at_once=options.images_at_once,
             strict=options.strict,
@@ -243,13 +190,35 @@ def _work(
     run_stage(pipeline, rows, output, progress=terminal.progress)
 
 
-def _extractor(name: str) -> ObjectExtractor:
-    from data_tools.sentinel.objects.rules import RulesExtractor
+def _readers(options: ObjectOptions) -> tuple[ObjectExtractor, Coreference | None]:
+    from data_tools.sentinel.objects.make import make_extractor
+    from data_tools.sentinel.objects.mentions import MentionRules
+    from data_tools.sentinel.objects.pronouns import load_fastcoref
 
-    return RulesExtractor()
+    authors = options.authors_words
+    rules = MentionRules(
+        coco_only=options.coco_only,
+        lemmatise_every_token=authors,
+        word_list="authors" if authors else "chair",
+    )
+    try:
+        extractor = make_extractor(
+            options.extractor, rules=rules, weights=options.weights, device=options.device
+        )
+    except ValueError as error:
+        raise InputError(f"{error}.", advice="Give --objects.weights FOLDER.") from error
+    if options.coreference is None:
+        return extractor, None
+    return extractor, load_fastcoref(str(options.coreference), options.device)
 
 
 def _generator(options: Sentinel, terminal: Terminal) -> SentenceGenerator:
+    if options.generator == "openai":
+        from data_tools.generators.serving import open_generator
+
+        server = open_generator(options.server, "--server")
+        server.check()
+        return server
     from data_tools.generators.huggingface import HFGenerator
 
     methods = parse_methods(options.methods)
