@@ -2,9 +2,9 @@
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageDraw
 
-from data_tools.micl import TASKS
+from data_tools.micl import TASKS, drawing, episodes
 from data_tools.micl.clock import Clock
 from data_tools.micl.operators import Operator
 from data_tools.micl.sudoku import Sudoku
@@ -102,6 +102,17 @@ def test_clock_hands_point_where_the_parameters_say():
     assert not blue[168, :150].any()
     assert red[168, :168].sum() > 80  # to the left, and longer
     assert blue[:, 200].sum() > red[:, 136].sum()  # the blue hand is the thicker one
+    upright = np.asarray(Clock().draw({"p": 12, "q": 6})).astype(int)
+    blue = upright[:, :, 2] - upright[:, :, 0] > 80
+    assert blue[100:168, 168].all()  # twelve is at the top
+    assert not blue[200:, 168].any()
+
+
+def test_nothing_is_subtracted_below_zero():
+    asked = [one for one in episodes(Operator(), 4, 60, seed=0) if one.latent == "-"]
+    assert len(asked) > 10
+    for one in asked:
+        assert all(int(shown.answer) >= 0 for shown in [*one.demos, one.query])
 
 
 def test_the_odd_shapes_are_drawn_once_each():
@@ -117,6 +128,11 @@ def test_the_odd_shapes_are_drawn_once_each():
     picture = TASKS["outlier"].draw(params)
     red, green = share(picture, (214, 39, 40)), share(picture, (30, 140, 50))
     assert 5.5 < green / red < 8  # six squares and a larger circle against one square
+    plain = TASKS["outlier"].draw(params | {"place_of_odd_shape": -1})
+    changed = np.argwhere((np.asarray(picture) != np.asarray(plain)).any(axis=2))
+    # Only the second cell of the second row.
+    assert 67 <= changed[:, 1].min() <= changed[:, 1].max() <= 135
+    assert changed[:, 0].min() > 168
 
 
 @pytest.mark.parametrize("missing", [1, 2])
@@ -126,6 +142,22 @@ def test_the_missing_cell_of_a_sudoku_is_empty(missing):
     inside = [slice(20 + 160 * place, 150 + 160 * place) for place in (row, column)]
     assert (picture[inside[0], inside[1]] == 255).all()
     assert (picture[20:150, 20:150] != 255).any()
+
+
+def test_the_harder_sudoku_counts_in_steps_of_its_row():
+    rows = [[387, None, 389], [388, None, 392], [None, 392, 395]]  # the published example
+    expected = drawing.blank()
+    canvas = ImageDraw.Draw(expected)
+    cell = 320 / 3
+    for row, numbers in enumerate(rows):
+        for column, number in enumerate(numbers):
+            left, top = 8 + column * cell, 8 + row * cell
+            canvas.rectangle([left, top, left + cell, top + cell], None, (0, 0, 0), 3)
+            if number:
+                at = (left + cell / 2, top + cell / 2)
+                drawing.text(canvas, at, str(number), int(cell / 2.6))
+    drawn = Sudoku(hard=True).draw({"n": 387, "missing": [1, 1, 0]})
+    assert drawn.tobytes() == expected.tobytes()
 
 
 def test_a_palindrome_shows_its_second_half_without_the_answer():
