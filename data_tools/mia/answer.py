@@ -68,6 +68,13 @@ class AnswerSettings:
         if self.layer is not None and self.layer < 0:
             raise ValueError(f"layer must not be negative, got {self.layer}")
 
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What determines the lines beside the model; the batch size does not."""
+        facts = asdict(self)
+        del facts["batch_size"]
+        return facts
+
 
 class AnswerStage:
     """Answers instructions.
@@ -82,7 +89,7 @@ class AnswerStage:
         name: The model's name, for the lines.
     """
 
-    kinds = ("answers",)
+    kinds: tuple[str, ...] = ("answers",)
 
     def __init__(
         self, model: Any, processor: Any, root: Path, settings: AnswerSettings, name: str
@@ -189,10 +196,3 @@ class AnswerStage:
             if self._regions.has_parity(measured)
             else None,
         }
-
-    @property
-    def facts(self) -> dict[str, Any]:
-        """What determines the lines beside the model; the batch size does not."""
-        facts = asdict(self._settings)
-        del facts["batch_size"]
-        return facts

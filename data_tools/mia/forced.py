@@ -25,6 +25,8 @@ __all__ = ["Forced", "force", "with_responses"]
 
 #: What the tensors [B, N] beside the ids hold at response tokens; every other one holds 0.
 _AT_RESPONSE = {"attention_mask": 1}
+#: PaliGemma's type 0 is a prefix that sees itself in both directions; what is written is type 1.
+_AT_RESPONSE_OF = {"paligemma": {"token_type_ids": 1}}
 
 
 class _Reached(Exception):  # noqa: N818
@@ -47,7 +49,10 @@ class Forced:
 
 
 def with_responses(
-    inputs: Mapping[str, Tensor], responses: Sequence[Sequence[int]], pad: int
+    inputs: Mapping[str, Tensor],
+    responses: Sequence[Sequence[int]],
+    pad: int,
+    model_type: str = "",
 ) -> dict[str, Tensor]:
     """A batch of prompts with what is fed back of their responses, all but the last token.
 
@@ -55,6 +60,7 @@ def with_responses(
         inputs: The processor's tensors, prompts padded on the left.
         responses: Token ids of every row's response.
         pad: Id of the padding token.
+        model_type: The configuration's; some models mark what is written in a way of their own.
 
     Returns:
         The same tensors, those of shape [B, N] grown to [B, N'] and padded on the left again.
@@ -64,13 +70,14 @@ def with_responses(
     ids, real = inputs["input_ids"], inputs["attention_mask"].bool()
     fed = [list(response[:-1]) for response in responses]
     length = max(int(row.sum()) + len(new) for row, new in zip(real, fed, strict=True))
+    at_response = _AT_RESPONSE | _AT_RESPONSE_OF.get(model_type, {})
     grown = dict(inputs)
     for name, values in inputs.items():
         if values.shape != ids.shape or values.is_floating_point():
             continue
         rows = values.new_full((len(ids), length), pad if name == "input_ids" else 0)
         for row, (old, where, new) in enumerate(zip(values, real, fed, strict=True)):
-            tail = new if name == "input_ids" else [_AT_RESPONSE.get(name, 0)] * len(new)
+            tail = new if name == "input_ids" else [at_response.get(name, 0)] * len(new)
             line = torch.cat([old[where], old.new_tensor(tail)])
             rows[row, length - len(line) :] = line
         grown[name] = rows
@@ -112,7 +119,7 @@ def force(
 
     anatomy = mmlm.Anatomy(model)
     _check(anatomy, responses)
-    grown = with_responses(inputs, responses, _pad(processor))
+    grown = with_responses(inputs, responses, _pad(processor), anatomy.family_name)
     layout = _layout(anatomy, grown, [len(response) - 1 for response in responses])
     probe = mmlm.ImageAttention(layer=layer, queries="answer", maps=maps)
     with (

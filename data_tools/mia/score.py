@@ -23,7 +23,6 @@ from data_tools.records import Outcome
 from data_tools.stages import Record, batched
 from mmlm.errors import ImageReadError, InputError
 from mmlm.inputs import prepare
-from mmlm.probes.image_attention import central_layer
 
 __all__ = ["ScoreSettings", "ScoreStage", "check_answers"]
 
@@ -74,6 +73,13 @@ class ScoreSettings:
         """Whether there is a forward pass at all."""
         return self.attention == "forward"
 
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What determines the lines beside the model; the batch size does not."""
+        facts = asdict(self)
+        del facts["batch_size"]
+        return facts
+
 
 @dataclass(frozen=True)
 class _Job:
@@ -97,7 +103,7 @@ class ScoreStage:
         settings: How responses are scored.
     """
 
-    kinds = ("scores",)
+    kinds: tuple[str, ...] = ("scores",)
 
     def __init__(self, model: Any, processor: Any, root: Path, settings: ScoreSettings) -> None:
         self._model, self._processor, self._root = model, processor, root
@@ -105,6 +111,7 @@ class ScoreStage:
         self._image_ids: tuple[int, ...] = ()
         if model is not None:
             from mmlm.engine.anatomy import Anatomy
+            from mmlm.probes.image_attention import central_layer
 
             anatomy = Anatomy(model)
             self._context = context_length(model)
@@ -212,13 +219,6 @@ class ScoreStage:
         ppl = perplexity([record["log_max"]])
         line = _line(record["id"], measured["layer"], ratios, record["target_index"], ppl)
         return _outcome(record["id"], "no_attention" if ratios is None else "ok", line)
-
-    @property
-    def facts(self) -> dict[str, Any]:
-        """What determines the lines beside the model; the batch size does not."""
-        facts = asdict(self._settings)
-        del facts["batch_size"]
-        return facts
 
 
 def check_answers(records: Sequence[Record], settings: ScoreSettings) -> None:
