@@ -122,7 +122,8 @@ COMMAND = Command(
     settings=Compose,
     run=run,
     example=(
-        "mmlm data mia compose --config data/world_mia --output mia\n"
+        "mmlm data mia compose --source.world 50 --source.turns all --compose.style world \\\n"
+        '    --compose.sequence "{2: 1}" --output mia\n'
         "mmlm data mia compose --sources llava_v1_5_mix665k.json --source.images data/llava \\\n"
         "    --output mia --compose.picture_format jpeg"
     ),

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from data_tools.mia.filters import Thresholds
 from mmlm.cli.data.mia.common import StageOptions, open_output, report, run_step
+from mmlm.cli.data.mia.model_stages import run_of, total_of
 from mmlm.cli.frame import Command, Terminal
 from mmlm.errors import InputError
 
@@ -75,12 +76,15 @@ def filter_answers(
     """
     from data_tools.mia.filters import Filter as FilterStage
     from data_tools.mia.filters import check_numbers, records_to_filter
+    from data_tools.mia.records import ANSWER, COMPOSE, SCORE
     from data_tools.mia.records import FILTER as STEP
     from mmlm.sharding import this_shard
 
     records = records_to_filter(root, this_shard(stage.shard))
     check_numbers(records, thresholds)
-    output = open_output(root, STEP, {"filter": dataclasses.asdict(thresholds)}, stage)
+    facts = {"scores": run_of(root, SCORE), "filter": dataclasses.asdict(thresholds)}
+    total = total_of(root, (COMPOSE, ANSWER, SCORE))
+    output = open_output(root, STEP, facts, stage, total=total)
     return run_step(STEP, FilterStage(thresholds), records, output, terminal)
 
 
