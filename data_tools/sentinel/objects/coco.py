@@ -148,7 +148,7 @@ def canonical(name: str) -> str:
         known = pairs.get(known, known)
         if known in nodes:
             return nodes[known]
-    # "jeans" and "gas" have entries of their own; they are no plurals.
+    # "shorts" and "gas" have entries of their own; they are no plurals.
     return " ".join([*words[:-1], last if nouns.is_noun(last) else nouns.singular(last)])
 
 

@@ -42,7 +42,7 @@ _AMOUNTS = frozenset(
 """Before "of" these say how much there is of an object: "a pair of skis" are skis."""
 
 _LONGEST_NAME = 3
-"""Words of the longest name that is looked up as a whole in WordNet ("parking lot")."""
+"""Words of the longest name that is looked up as a whole in WordNet ("palm tree")."""
 _PLURALS = ("NNS", "NNPS")
 _PARTS_OF_NAMES = ("NN", "JJ", "VBG", "VBN")
 
@@ -125,13 +125,13 @@ class MentionRules:
 
 
 def _is_concrete(name: str) -> bool:
-    """WordNet's test for a name as a whole: "parking lot" is one noun there."""
+    """WordNet's test for a name as a whole: "palm tree" is one noun there."""
     kind = nouns.noun_class(name)
     return kind is not None and kind not in nouns.ABSTRACT
 
 
 def _name_form(token: Token) -> str:
-    """Form in which a noun names an object: "jeans" and "shorts" are no plurals of other things."""
+    """Form in which a noun names an object: "shorts" is no plural of something else."""
     text = lowered(token.text)
     if nouns.is_noun(text) and (token.tag not in _PLURALS or nouns.noun_class(text) == "artifact"):
         return text

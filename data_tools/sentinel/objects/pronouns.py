@@ -17,6 +17,7 @@ __all__ = ["Coreference", "FastCoref", "load_fastcoref", "only_pronoun_subject"]
 
 _PRONOUNS = frozenset("it he she they them him her this that these those both others".split())
 """Words that point at something named before. "I", "you" and "we" are not in the picture."""
+_POSSESSIVES = frozenset("its his hers their theirs itself himself herself themselves".split())
 _FINITE = ("VBZ", "VBP", "VBD", "MD")
 _CLAUSE = frozenset(
     ", ; : while as because that if when although though since whereas where".split()
@@ -76,6 +77,11 @@ def _is_nominal(tokens: Sequence[Token], index: int) -> bool:
     )
 
 
+def _points(phrase: str) -> bool:
+    """Whether a phrase names nothing by itself."""
+    return phrase.lower() in _PRONOUNS | _POSSESSIVES
+
+
 class Coreference(Protocol):
     """A model that says what pronouns stand for."""
 
@@ -105,7 +111,7 @@ class FastCoref:
         border = len(text) - len(sentence)
         replaced: list[tuple[int, int, str]] = []
         for cluster in self._predict(texts=[text])[0].get_clusters(as_strings=False):
-            names = [text[a:b] for a, b in cluster if text[a:b].lower() not in _PRONOUNS]
+            names = [text[a:b] for a, b in cluster if not _points(text[a:b])]
             if names:
                 replaced += [
                     (a, b, names[0])
