@@ -1,7 +1,7 @@
 """Puts the shards of a stage together: one file per kind, records sorted by identifier.
 
-Lines are copied byte by byte, and only where they begin is kept in memory: a run over a million
-pictures needs some hundred megabytes for that, whatever its lines hold.
+Lines are copied byte by byte, and only where they begin is kept in memory: less than a gigabyte for
+a million records, whatever their lines hold.
 """
 
 from __future__ import annotations

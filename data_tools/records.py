@@ -18,6 +18,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -240,12 +241,14 @@ class StageOutput:
             file.unlink()
 
     def _drop_unfinished(self, streams: Mapping[str, BinaryIO]) -> None:
-        whole = list(finished(self.path(DONE)))
-        self.done = {line["id"]: line["status"] for line in whole}
-        cut(streams[DONE], len(whole))
+        self.done = {}
+        wanted: Counter[str] = Counter()
+        for line in finished(self.path(DONE)):
+            self.done[line["id"]] = line["status"]
+            wanted.update(line["lines"])
+        cut(streams[DONE], len(self.done))
         for kind in self.kinds:
-            wanted = sum(line["lines"].get(kind, 0) for line in whole)
-            if cut(streams[kind], wanted) < wanted:
+            if cut(streams[kind], wanted[kind]) < wanted[kind]:
                 raise too_short(self.path(kind))
 
     def __exit__(
