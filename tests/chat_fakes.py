@@ -53,7 +53,8 @@ class FakeModel:
     Attributes:
         continues: Goes on with an open turn; otherwise answers anew.
         echoes: Repeats the open turn first.
-        knows_n: Whether `n` counts; "refuses" for a 400 on more than one.
+        knows_n: Whether `n` counts; "refuses" for a 400 on more than one, "repeats" for one reply
+            many times.
         stops: What it does with stop sequences: "keeps" or "cuts" the sequence, or "ignores" it.
         says_why: Names the stop sequence it met, as vLLM does.
         strict: Answers 400 to fields that OpenAI does not have.
@@ -98,7 +99,8 @@ class FakeModel:
             known = GREEDY.startswith(context)
             rest = GREEDY[len(context) :] if known else " and so it goes on."
         else:
-            rest = caption_rest(picture, context, body["seed"] + index)
+            own = 0 if self.knows_n == "repeats" else index
+            rest = caption_rest(picture, context, body["seed"] + own)
         text, finish, met = self.cut(body, rest)
         text = (context if self.echoes else "") + text
         choice = {

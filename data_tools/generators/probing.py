@@ -39,7 +39,8 @@ class Habits:
     """What was found out.
 
     Attributes:
-        knows_n: It gives several replies to one request.
+        knows_n: It gives several replies to one request, and they differ. (SGLang in deterministic
+            mode draws all of them with the one seed of the request.)
         keeps_stops: It can stop behind a stop sequence and leave it in the text. One that cuts it
             off would take the mark from the sentence; it is asked without stop sequences, which
             costs tokens and changes nothing else.
@@ -97,12 +98,17 @@ class _Probe:
         self._url = png_url(image)
 
     def knows_n(self) -> bool:
-        """Whether two replies are given to one request; refusing two is an answer, too."""
+        """Whether one request brings several replies that differ.
+
+        A model so sure of itself that all are the same by chance is asked one by one, which costs
+        time and changes nothing else. Refusing several is an answer, too.
+        """
         messages, _ = chat_messages(self._url, _QUESTION, "", "ask")
         try:
-            return len(self._ask(messages, {"n": 2, "temperature": 1.0}, 1)) > 1
+            choices = self._ask(messages, {"n": 4, "temperature": 1.0}, _TOKENS)
         except GeneratorError:
             return False
+        return len({choice.text for choice in choices}) > 1
 
     def says(self, context: str, **fields: Any) -> str:
         """What follows a beginning, at temperature 0."""

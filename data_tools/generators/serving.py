@@ -29,8 +29,8 @@ class OpenAIOptions(ServerOptions):
         continue_mode: How the caption so far is given: `auto` as an open turn, after making sure
             that the server goes on with one; `prefill` without making sure; `ask` in the
             question, for servers that only answer anew (api.openai.com).
-        samples_per_request: Most samples that one request asks for; 1 for a server whose samples
-            of one request are all the same (SGLang with --enable-deterministic-inference).
+        samples_per_request: Most samples that one request asks for. A server that gives one only,
+            or the same one several times, is found out and asked one by one anyway.
     """
 
     base_url: str = "http://localhost:8000/v1"

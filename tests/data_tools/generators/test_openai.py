@@ -314,7 +314,7 @@ def test_every_kind_of_server_gives_the_same_samples(fake, pictures):
     assert made.check().keeps_stops == (fake.stops == "keeps")
 
 
-@pytest.mark.parametrize("knows_n", [False, "refuses"])
+@pytest.mark.parametrize("knows_n", [False, "refuses", "repeats"])
 def test_a_server_without_n_is_asked_one_by_one_with_seeds_of_their_own(knows_n, pictures):
     request = asked(pictures[0])
     content = pictures[0].path.read_bytes()
