@@ -3,10 +3,10 @@
     python tools/mia_scoring_memory.py --output docs/results/mia_scoring.json
 
 A prompt of about 3,000 tokens (five pictures of 576 tokens) with a response of 100 tokens, on
-random models of 8 heads and 4 or 8 layers. *Eager* is what the authors' code does (Liuziyu77/MIA-DPO,
-commit a85c51a): eager attention that returns the weights of all layers, of which the rows of one
-are read; here in its cheaper form, in one teacher-forced pass instead of token by token.
-*Scored* is `data_tools.mia.forced.force`. Ratios of both must agree.
+random models of 8 heads and 4 or 8 layers. *Eager* is what the authors' code does
+(Liuziyu77/MIA-DPO, commit a85c51a): eager attention that returns the weights of all layers, of
+which the rows of one are read; here in its cheaper form, in one teacher-forced pass instead of
+token by token. *Scored* is `data_tools.mia.forced.force`. Ratios of both must agree.
 """
 
 from __future__ import annotations

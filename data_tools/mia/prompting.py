@@ -10,7 +10,7 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image
@@ -18,6 +18,11 @@ from PIL import Image
 from data_tools.mia.records import SEQUENCE, locate
 from mmlm.errors import InputError
 from mmlm.inputs import Message, load_image, message, prepare
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from mmlm.engine.anatomy import Anatomy
 
 __all__ = ["Prompted", "check_several_images", "context_length", "noised", "prompted"]
 
@@ -113,35 +118,45 @@ def check_several_images(model: Any, processor: Any) -> None:
             tokens of their own.
     """
     from mmlm.engine.anatomy import Anatomy
-    from mmlm.engine.layout import TokenLayout
-    from mmlm.engine.sizes import tell_images_apart
 
     anatomy = Anatomy(model)
     picture = Image.new("RGB", (64, 64), "grey")
     try:
         one, two = (
-            prepare(processor, [[message("user", marks, n, marked=True)]], [[picture] * n])
+            _image_tokens(
+                anatomy,
+                prepare(processor, [[message("user", marks, n, marked=True)]], [[picture] * n]),
+            )
             for n, marks in ((1, "<image 1>a"), (2, "<image 1>a<image 2>b"))
         )
     except (ValueError, IndexError, InputError) as error:
         raise _single(f"its processor or chat template refuses two: {error}") from error
-    found = []
-    for inputs in (one, two):
-        layout = TokenLayout.from_ids(
-            inputs["input_ids"],
-            inputs["attention_mask"],
-            image_ids=anatomy.image_ids,
-            wrapper_ids=anatomy.wrapper_ids,
-            framing=anatomy.family.framing,
-        )
-        layout = tell_images_apart(anatomy, layout, inputs)
-        found.append((int(layout.img.amax()) + 1, int(layout.visual.sum())))
-    (_, single), (images, tokens) = found
-    if images != 2 or tokens <= single:
+    if len(two) != 2 or (anatomy.family.sizes != "packed" and sum(two) != 2 * sum(one)):
         raise _single(
-            f"a prompt with two has {tokens} image tokens of {images} image(s), and one with one "
-            f"has {single}"
+            f"a prompt with two has {sum(two)} image tokens of {len(two)} image(s), and one with "
+            f"one has {sum(one)}"
         )
+
+
+def _image_tokens(anatomy: Anatomy, inputs: dict[str, Tensor]) -> list[int]:
+    """Tokens of each image of one prompt.
+
+    Raises:
+        LayoutError: If pictures and placeholders do not match.
+    """
+    from mmlm.engine.layout import TokenLayout
+    from mmlm.engine.sizes import tell_images_apart
+
+    layout = TokenLayout.from_ids(
+        inputs["input_ids"],
+        inputs["attention_mask"],
+        image_ids=anatomy.image_ids,
+        wrapper_ids=anatomy.wrapper_ids,
+        framing=anatomy.family.framing,
+    )
+    image = tell_images_apart(anatomy, layout, inputs).img
+    counts: list[int] = image[image >= 0].long().bincount().tolist()
+    return counts
 
 
 def _single(reason: str) -> InputError:

@@ -64,6 +64,18 @@ def test_acceptance_3_decoding_forcing_and_eager_give_the_same(family):
         assert shares(b.attention["images"]) == pytest.approx(shares(a["images"]), abs=1e-5)
 
 
+def test_acceptance_3_in_a_layer_with_a_sliding_window():
+    """The window of 12 has passed most images, whose keys must then count for nothing."""
+    model, processor = tiny.shared("gemma3")
+    inputs, responses, decoded = answers(model, processor, layer=1)
+    forced = force(model, processor, inputs, responses, layer=1)
+    expected = eager_sums(model, processor, inputs, responses, layer=1)
+    for row, (a, b) in enumerate(zip(decoded, forced, strict=True)):
+        assert a["images"] == pytest.approx(expected[row], rel=1e-5, abs=1e-5)
+        assert b.attention["images"] == pytest.approx(expected[row], rel=1e-5, abs=1e-5)
+    assert forced[2].attention["images"][0] == 0.0
+
+
 @pytest.mark.parametrize("family", tiny.ALL)
 def test_acceptance_3_a_padded_batch_equals_its_rows_alone(family):
     model, processor = tiny.shared(family)
@@ -220,11 +232,11 @@ def test_the_layer_of_other_depths(layers, expected):
 # ---- help ----
 
 
-def answers(model, processor):
+def answers(model, processor, layer=None):
     """Inputs of the batch, greedy responses cut to their lengths, what was measured meanwhile."""
     inputs = tiny.inputs(processor, PROMPTS, PICTURES)
     banned = [[token] for token in mmlm.Anatomy(model).image_ids]
-    with attach(model, ImageAttention(), processor=processor):
+    with attach(model, ImageAttention(layer=layer), processor=processor):
         ids = model.generate(
             **inputs,
             max_new_tokens=7,
@@ -237,7 +249,7 @@ def answers(model, processor):
     return inputs, [row[:n] for row, n in zip(new, LENGTHS, strict=True)], decoded
 
 
-def eager_sums(model, processor, inputs, responses):
+def eager_sums(model, processor, inputs, responses, layer=None):
     """Sums per image from whole eager matrices of generate(), by the token ids."""
     anatomy = mmlm.Anatomy(model)
     banned = [[token] for token in anatomy.image_ids]
@@ -257,14 +269,15 @@ def eager_sums(model, processor, inputs, responses):
         )
     finally:
         model.set_attn_implementation("sdpa")
-    layer, n = central_layer(anatomy.n_layers), inputs["input_ids"].shape[1]
-    sums = []
+    layer = central_layer(anatomy.n_layers) if layer is None else layer
+    n, sums = inputs["input_ids"].shape[1], []
     for row, response in enumerate(responses):
         assert output.sequences[row, n : n + len(response)].tolist() == response
-        total = sum(
-            step[layer][row, :, -1, :].mean(0) for step in output.attentions[1 : len(response)]
-        )
-        total = torch.nn.functional.pad(total, (max(n - total.shape[0], 0), 0))
+        total = torch.zeros(n)
+        for t, step in enumerate(output.attentions[1 : len(response)], start=1):
+            weights = step[layer][row, :, -1].mean(0)
+            # A cache with a sliding window has dropped the first keys.
+            total += torch.nn.functional.pad(weights, (n + t - len(weights), 0))[:n]
         visual = torch.isin(inputs["input_ids"][row], torch.tensor(anatomy.image_ids))
         where = visual.nonzero()[:, 0].split(keys[row])
         sums.append([float(total[own].sum()) for own in where])
