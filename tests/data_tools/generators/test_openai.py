@@ -198,6 +198,11 @@ def turned():
 
 OTHERS = {
     "transparent": (lambda: Image.new("RGBA", (4, 4), (255, 0, 0, 0)), "a.png", {}),
+    "one colour transparent": (
+        lambda: Image.new("RGB", (4, 4), (9, 9, 9)),
+        "a.png",
+        {"transparency": (9, 9, 9)},
+    ),
     "palette": (lambda: Image.new("P", (4, 4), 3), "a.png", {}),
     "16 bit": (lambda: Image.new("I;16", (4, 4), 40000), "a.png", {}),
     "cmyk": (lambda: Image.new("CMYK", (4, 4), (9, 99, 0, 0)), "a.jpg", {}),
