@@ -1,5 +1,6 @@
 """Actors give what one process gives, and go on where a run was stopped."""
 
+import functools
 import importlib.util
 import json
 import sys
@@ -107,3 +108,38 @@ def test_what_travels_is_not_changed():
     sent = [json.loads(text) for text in _Worker(make_stage)(batch)["outcome"]]
     expected = list(make_stage().process(RECORDS[:4]))
     assert [Outcome(*one) for one in sent] == expected
+
+
+def make_sentinel(folder):
+    """SENTINEL on the embedded model, as an actor makes it for itself."""
+    import mmlm
+    from data_tools.detectors import parse_detector
+    from data_tools.generators.huggingface import HFGenerator
+    from data_tools.sentinel.objects.make import make_extractor
+    from data_tools.sentinel.pipeline import SentinelPipeline
+    from data_tools.sentinel.settings import SentinelSettings
+
+    detector = parse_detector("WorldTruth()")
+    detector.load()
+    generator = HFGenerator(*mmlm.load("embedded"), max_new_tokens=64)
+    settings = SentinelSettings(max_sentences=2)
+    return SentinelPipeline(generator, make_extractor("rules"), [detector], settings, folder=folder)
+
+
+@needs_ray
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_acceptance_6_sentinel_in_actors_equals_the_plain_run(tmp_path, cluster):
+    from data_tools.sentinel.inputs import export_world, world_records
+
+    export_world(tmp_path / "world", "natural", 4, 60)
+    records = world_records("world", 4, 0)
+
+    def output(name):
+        return StageOutput(tmp_path / name, {}, ("pairs", "images"), total=4)
+
+    run_stage(make_sentinel(tmp_path), records, output("plain"))
+    make = functools.partial(make_sentinel, tmp_path)
+    assert run_on_ray(make, records, output("ray"), actors=2, batch_size=2).total() == 4
+    for kind in ("pairs.jsonl", "images.jsonl"):
+        assert contents(tmp_path / "ray")[kind] == contents(tmp_path / "plain")[kind]
