@@ -137,14 +137,8 @@ def plan(sources: Sequence[Source], settings: ComposeSettings) -> Plan:
         TooFewPictures: If a source set cannot give a record its companions; a ValueError.
     """
     short = [one for one in sources if len(one.answer) < settings.max_answer]
-    chosen = short
-    if settings.limit:
-        drawn = sorted(
-            short, key=lambda one: own_generator(settings.seed, one.id, "limit").random()
-        )
-        kept = {one.id for one in drawn[: settings.limit]}
-        short = [one for one in short if one.id in kept]
-    records = [record for one in chosen for record in _records(one, settings)]
+    used = _limited(short, settings)
+    records = [record for one in used for record in _records(one, settings)]
     if settings.refuse_every:
         every = settings.refuse_every
         asked = [one for one in records if one["format"] != PIP][every - 1 :: every]
@@ -159,6 +153,14 @@ def plan(sources: Sequence[Source], settings: ComposeSettings) -> Plan:
                 advice="Give more sources, smaller numbers, or --compose.companions all.",
             )
     return Plan(records, pools, len(sources) - len(short))
+
+
+def _limited(sources: Sequence[Source], settings: ComposeSettings) -> Sequence[Source]:
+    if not settings.limit:
+        return sources
+    draws = {one.id: own_generator(settings.seed, one.id, "limit").random() for one in sources}
+    kept = set(sorted(draws, key=draws.__getitem__)[: settings.limit])
+    return [one for one in sources if one.id in kept]
 
 
 def _records(source: Source, settings: ComposeSettings) -> Iterator[dict[str, Any]]:
