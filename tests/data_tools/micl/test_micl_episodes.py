@@ -63,6 +63,12 @@ def test_queries_are_the_same_under_every_condition_and_number_of_shots():
     assert episode(task, 0, 0, 5).demos == ()
 
 
+def test_training_episodes_do_not_show_their_query():
+    # 40 support pairs, and query and demonstrations are all drawn from them.
+    for one in episodes(TASKS["operator"], 8, 40, seed=0, split="support"):
+        assert one.query.params not in [demo.params for demo in one.demos]
+
+
 def test_conditions():
     base = episode(TASKS["clock"], 4, 0, 1)
     assert base.under("full") == base
