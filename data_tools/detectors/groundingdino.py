@@ -29,7 +29,9 @@ _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 class GroundingDINO(NeuralDetector):
     """Grounding DINO (Liu et al., arXiv 2303.05499) by groundingdino-py.
 
-    The scores of names depend a little on the names beside them in a caption. They are sorted, so
+    Every caption is a forward pass of its own: in a batch the package repeats the masks of names
+    per attention head in another order than torch reads them, so that captions would get each
+    other's. The scores of names depend a little on the names beside them in a caption. They are sorted, so
     that a set of names always gives the same findings.
 
     Attributes:
@@ -44,7 +46,6 @@ class GroundingDINO(NeuralDetector):
         max_text_tokens: Room of a caption; 200 by them, who cut off the rest. At most 254.
         names_at_once: Most names in a caption; None for as many as fit. With 1, findings do not
             depend on what else is asked, at the price of one pass per name.
-        captions_at_once: Captions per forward pass.
         shortest_side: Pictures are scaled so that their shorter side has so many pixels ...
         longest_side: ... unless the longer one would have more than these. 800 and 1333 in the
             released code.
@@ -62,7 +63,6 @@ class GroundingDINO(NeuralDetector):
     substring_match: bool = False
     max_text_tokens: int = 200
     names_at_once: int | None = None
-    captions_at_once: int = 4
     shortest_side: int = 800
     longest_side: int = 1333
     pictures_kept: int = 16
@@ -124,7 +124,7 @@ class GroundingDINO(NeuralDetector):
             self.substring_match,
             self.max_text_tokens,
             self.names_at_once,
-            self.captions_at_once,
+            captions_at_once=1,
         )
         return GroundingEngine(forward, model.tokenizer, features, fingerprint(model), rules)
 

@@ -48,7 +48,7 @@ def read_checkpoint(path: Path) -> dict[str, torch.Tensor]:
         ) from error
     except (RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
         raise InputError(
-            f"The checkpoint {str(path)!r} is damaged: {str(error).splitlines()[0]}",
+            f"The checkpoint {str(path)!r} is damaged: {_first_line(error)}",
             advice="Download it again.",
         ) from error
     except (KeyError, TypeError, AttributeError) as error:
@@ -56,6 +56,10 @@ def read_checkpoint(path: Path) -> dict[str, torch.Tensor]:
             f"{str(path)!r} is no checkpoint of Grounding DINO: it holds no tensors as 'model'.",
             advice="Give one of the released files; docs/data.md names them.",
         ) from error
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or ["it ends too early"])[0]
 
 
 def build(config: str, text_encoder: str) -> Any:
@@ -116,7 +120,7 @@ def _empty_bert(text_encoder: str) -> Any:
 
 def _no_text_encoder(name: str, error: Exception) -> InputError:
     return InputError(
-        f"The text encoder {name!r} cannot be read: {str(error).splitlines()[0]}",
+        f"The text encoder {name!r} cannot be read: {_first_line(error)}",
         advice="Give text_encoder the folder with BERT's config.json, tokenizer.json and "
         "tokenizer_config.json.",
     )

@@ -240,7 +240,7 @@ def boxes_in(
         top, bottom = ((y + side * height / 2) * shape[1] for side in (-1, 1))
         left, top = max(left, 0.0), max(top, 0.0)
         right, bottom = min(right, float(image.width)), min(bottom, float(image.height))
+        left, top, right, bottom = (round(value, 2) for value in (left, top, right, bottom))
         if left < right and top < bottom:
-            left, top, right, bottom = (round(value, 2) for value in (left, top, right, bottom))
             boxes.append(Box(left, top, right, bottom, round(score, 6), label))
     return boxes

@@ -51,12 +51,27 @@ def bert_tokenizer() -> BertTokenizerFast:
 
 
 def randomize(model: torch.nn.Module, seed: int = 0) -> None:
-    """Larger random weights than initialisation makes, so that scores spread."""
+    """Larger random weights than initialisation makes, so that scores spread, but not to 0 and 1.
+
+    Grounding DINO's scores are products of two normalised vectors of 256 numbers (64 in the tiny
+    one of transformers), which random ones make large.
+    """
     generator = torch.Generator().manual_seed(seed)
-    for parameter in model.parameters():
+    for name, parameter in model.named_parameters():
         if parameter.ndim > 1:
             scale = 0.7 / parameter.shape[-1] ** 0.5
             parameter.data = torch.randn(parameter.shape, generator=generator) * scale
+        elif name.endswith("bias") and not name.endswith(SCORING_NORMS):
+            parameter.data = torch.randn(parameter.shape, generator=generator) * 0.02
+        elif name.endswith(SCORING_NORMS):
+            parameter.data.fill_(0.15 if name.endswith("weight") else 0.0)
+
+
+SCORING_NORMS = tuple(
+    f"{norm}.{kind}"
+    for norm in ("decoder.norm", "decoder.layer_norm", "enc_output_norm")
+    for kind in ("weight", "bias")
+)
 
 
 def save_groundingdino(folder: Path) -> dict[str, str]:
@@ -140,7 +155,10 @@ def save_hf_grounding(folder: Path) -> Path:
 def clip_tokenizer() -> CLIPTokenizerFast:
     """Letters only: a name of more than 16 less the prompt's is too long, as it can be for CLIP."""
     letters = [*"abcdefghijklmnopqrstuvwxyz"]
-    words = ["<|startoftext|>", "<|endoftext|>", "!", *letters, *(f"{x}</w>" for x in letters)]
+    # In the real one, too, padding comes first (OWLv2 leaves out texts that begin with it) and the
+    # marks of a text last (CLIP's features are read at the largest number).
+    letters = [*letters, *(f"{letter}</w>" for letter in letters)]
+    words = ["!", *letters, "<|startoftext|>", "<|endoftext|>"]
     vocabulary = {word: index for index, word in enumerate(words)}
     return CLIPTokenizerFast(vocab=vocabulary, merges=[], pad_token="!")
 
@@ -155,9 +173,9 @@ def save_owl(folder: Path) -> Path:
             "num_hidden_layers": 2,
             "num_attention_heads": 2,
             "max_position_embeddings": 24,
-            "bos_token_id": 0,
-            "eos_token_id": 1,
-            "pad_token_id": 2,
+            "bos_token_id": tokenizer.bos_token_id,
+            "eos_token_id": tokenizer.eos_token_id,
+            "pad_token_id": 0,
         },
         vision_config={
             "hidden_size": 48,
