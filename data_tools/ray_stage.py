@@ -102,8 +102,10 @@ def run_on_ray(
         advance(mine - len(todo), "")
         if todo:
             for outcome in _outcomes(make_stage, todo, actors, batch_size, gpus):
-                output.write([outcome])
-                advance(1, outcome.status)
+                # A batch whose worker died behind its last record may come back a second time.
+                if outcome.id not in output.done:
+                    output.write([outcome])
+                    advance(1, outcome.status)
     return Counter(output.done.values())
 
 

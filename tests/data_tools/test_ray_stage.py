@@ -3,6 +3,7 @@
 import functools
 import importlib.util
 import json
+import os
 import sys
 import warnings
 
@@ -108,6 +109,32 @@ def test_what_travels_is_not_changed():
     sent = [json.loads(text) for text in _Worker(make_stage)(batch)["outcome"]]
     expected = list(make_stage().process(RECORDS[:4]))
     assert [Outcome(*one) for one in sent] == expected
+
+
+def make_mortal(marker):
+    """A stage whose process dies once, in the middle of a batch."""
+
+    class Mortal(type(make_stage())):
+        def process(self, records):
+            for number, outcome in enumerate(super().process(records)):
+                if number == 1 and not marker.exists():
+                    marker.touch()
+                    os._exit(1)
+                yield outcome
+
+    return Mortal()
+
+
+@needs_ray
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_the_batch_of_a_worker_that_died_goes_to_another(tmp_path, cluster):
+    make = functools.partial(make_mortal, tmp_path / "died")
+    found = run_on_ray(make, RECORDS, start(tmp_path / "ray"), actors=2, batch_size=4)
+    assert (tmp_path / "died").exists()
+    assert found == {"ok": 15, "none": 8}
+    run_stage(make_stage(), RECORDS, start(tmp_path / "plain"))
+    assert contents(tmp_path / "ray") == contents(tmp_path / "plain")
 
 
 def make_sentinel(folder):
