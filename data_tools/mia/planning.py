@@ -86,6 +86,8 @@ class ComposeSettings:
             raise ValueError(f"shares of formats must be in [0, 1], got {self.formats}")
         if not any(self.formats.values()):
             raise ValueError("formats must have one share above 0")
+        if self.refuse_every and self.style == "world":
+            raise ValueError("refuse_every needs the paper style: the world cannot say ImageN")
         for name in (SEQUENCE, GRID):
             self._check_shares(name)
 

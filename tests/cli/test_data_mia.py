@@ -129,6 +129,42 @@ def test_refilter_equals_a_fresh_filter(finished, capsys):
     assert not (finished / "filter-two").exists()
 
 
+IMAGES_FIRST = (
+    "{% for message in messages %}{{ message['role'].upper() }}: "
+    "{% for part in message['content'] | selectattr('type', 'equalto', 'image') %}"
+    "{{ '<image>\\n' }}{% endfor %}"
+    "{% for part in message['content'] | selectattr('type', 'equalto', 'text') %}"
+    "{{ part['text'] + ' ' }}{% endfor %}{% endfor %}"
+    "{% if add_generation_prompt %}ASSISTANT:{% endif %}"
+)
+"""A chat template that puts all pictures of a message before its text, as LLaVA-1.5's does."""
+
+
+def test_acceptance_7_and_8_the_target_survives_the_export(finished, tmp_path, tiny_folder):
+    template = tmp_path / "images_first.jinja"
+    template.write_text(IMAGES_FIRST)
+    targets = {one["id"]: one["target_index"] for one in lines(finished / "pairs.jsonl")}
+    model = ("--model", str(tiny_folder), "--chat_template", str(template))
+    for form, more in (("trl", ()), ("trl-text", model)):
+        output = tmp_path / f"{form}.jsonl"
+        export = ["data", "convert", str(finished / "pairs.jsonl"), "--to", form, *more]
+        assert main([*export, "--output", str(output), "--quiet"]) == 0
+        rows = lines(output)
+        assert {row["id"] for row in rows} == set(targets)
+        sequences = [row for row in rows if "sequence2" in row["id"]]
+        assert sequences
+        for row in sequences:
+            target = targets[row["id"]]
+            if form == "trl-text":
+                head = "Image1:<image>\nImage2:<image>\n"
+                assert f"{head}In Image{target}, what is this ?" in row["prompt"]
+                continue
+            first, image, second, other, asked = row["prompt"][0]["content"]
+            assert image["type"] == other["type"] == "image"
+            assert (first["text"], second["text"]) == ("Image1:", "\nImage2:")
+            assert asked["text"].startswith(f"\nIn Image{target}, ")
+
+
 def test_sheet(finished, tmp_path, capsys):
     from PIL import Image
 

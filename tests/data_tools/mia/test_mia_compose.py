@@ -330,6 +330,7 @@ def test_failure_too_few_pictures(make_sources):
         ({"max_answer": 0}, "max_answer must be at least 1"),
         ({"refuse_every": -1}, "refuse_every must be at least 0"),
         ({"style": "world", "sequence": {4: 1}}, "no words for a sequence of 4"),
+        ({"style": "world", "sequence": {2: 1}, "refuse_every": 2}, "needs the paper style"),
     ],
 )
 def test_failure_wrong_settings(options, message):
