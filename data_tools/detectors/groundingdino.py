@@ -31,8 +31,8 @@ class GroundingDINO(NeuralDetector):
 
     Every caption is a forward pass of its own: in a batch the package repeats the masks of names
     per attention head in another order than torch reads them, so that captions would get each
-    other's. The scores of names depend a little on the names beside them in a caption. They are sorted, so
-    that a set of names always gives the same findings.
+    other's. The scores of names depend a little on the names beside them in a caption. They are
+    sorted, so that a set of names always gives the same findings.
 
     Attributes:
         checkpoint: The released file, e.g. ``groundingdino_swinb_cogcoor.pth``.

@@ -61,5 +61,5 @@ def loaded(groundingdino_arguments, hf_grounding, hf_owl):
         "hf-grounding": HFDetector(
             model=str(hf_grounding), box_threshold=0.8, text_threshold=0.75, max_text_tokens=20
         ),
-        "hf-owl": HFDetector(model=str(hf_owl), box_threshold=0.82, prompt="{}", names_at_once=7),
+        "hf-owl": HFDetector(model=str(hf_owl), box_threshold=0.74, prompt="{}", names_at_once=7),
     }
