@@ -36,20 +36,20 @@ WORDS = 110
 """Words of the question; with them the prompt has about 3,000 tokens."""
 
 
-def case(layers: int, side: int = 336, words: int = WORDS) -> tuple[Any, Any, dict[str, Any]]:
+def case(layers: int, width: int = 512) -> tuple[Any, Any, dict[str, Any]]:
     """A random model, its processor and the inputs of the prompt.
 
     Args:
         layers: Decoder layers.
-        side: Pixels of a picture's side.
-        words: Words of the question.
+        width: Width of the decoder, of which each of 8 heads gets an eighth.
     """
     from PIL import Image
 
-    shape = Shape(layers=layers, tower=(1, 64, 1), side=side)
+    shape = Shape(layers, width, 8, 4 * width, tower=(1, 64, 1))
+    side = shape.side
     model, processor = build_model(shape), build_processor(shape)
     marks = " ".join(f"w{i + 10} <image {i + 1}>" for i in range(PICTURES))
-    text = f"{marks} {' '.join(f'w{i + 100}' for i in range(words))}"
+    text = f"{marks} {' '.join(f'w{i + 100}' for i in range(WORDS))}"
     pictures = [Image.new("RGB", (side, side), (40 * i, 90, 200 - 40 * i)) for i in range(PICTURES)]
     conversation = [message("user", text, PICTURES, marked=True)]
     return model, processor, prepare(processor, [conversation], [pictures])
@@ -78,9 +78,9 @@ def _positions(model: Any, ids: torch.Tensor) -> list[torch.Tensor]:
     return list(where.chunk(PICTURES))
 
 
-def ways(layers: int, **sizes: int) -> dict[str, Callable[[], list[float] | None]]:
+def ways(layers: int, width: int = 512) -> dict[str, Callable[[], list[float] | None]]:
     """The ways to the ratios, by name; ``early`` ends behind the layer, without probabilities."""
-    model, processor, inputs = case(layers, **sizes)
+    model, processor, inputs = case(layers, width)
     generator = torch.Generator().manual_seed(0)
     response = torch.randint(10, 30_000, (RESPONSE,), generator=generator).tolist()
 

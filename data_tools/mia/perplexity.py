@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 
 __all__ = ["log_probabilities", "perplexity"]
 
+_ROWS = 16
+"""Rows of logits that are held in double precision at once."""
+
 
 def log_probabilities(logits: Tensor, tokens: Tensor | None = None) -> Tensor:
     """Log-probabilities of the tokens that were written, or of the most probable ones (parity).
@@ -27,9 +30,12 @@ def log_probabilities(logits: Tensor, tokens: Tensor | None = None) -> Tensor:
     Returns:
         fp64 [T].
     """
-    scores = logits.double()
-    chosen = scores.amax(-1) if tokens is None else scores.gather(-1, tokens[:, None])[:, 0]
-    return chosen - scores.logsumexp(-1)
+    import torch
+
+    chosen = logits.amax(-1) if tokens is None else logits.gather(-1, tokens[:, None])[:, 0]
+    # A vocabulary in double precision is large: some rows at a time.
+    sums = [part.double().logsumexp(-1) for part in torch.split(logits, _ROWS)]
+    return chosen.double() - torch.cat(sums)
 
 
 def perplexity(log_probs: Sequence[float] | Tensor) -> float | None:
