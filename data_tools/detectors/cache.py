@@ -12,6 +12,7 @@ stay; a damaged line is as good as none, and its names are asked again.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import math
@@ -75,7 +76,7 @@ class CachedDetector(Detector):
                 advice="Choose another folder, or run without a cache.",
             ) from error
 
-    @property
+    @functools.cached_property
     def _own_folder(self) -> Path:
         text = json.dumps(self.facts, sort_keys=True, ensure_ascii=False, allow_nan=False)
         digest = hashlib.sha256(text.encode()).hexdigest()[:12]

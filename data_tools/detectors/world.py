@@ -25,6 +25,7 @@ from mmlm.errors import InputError
 
 __all__ = ["WorldTruth"]
 
+_VOCABULARY = frozenset(NAMES)
 _PICTURE_SIDE = 80  # what LONG_SIDE refers to
 
 
@@ -68,7 +69,7 @@ class WorldTruth(Detector):
     @property
     def vocabulary(self) -> frozenset[str]:
         """COCO's 80 objects."""
-        return frozenset(NAMES)
+        return _VOCABULARY
 
     @property
     def facts(self) -> Mapping[str, Any]:
