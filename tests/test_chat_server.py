@@ -62,6 +62,27 @@ def test_what_an_answer_says_about_the_server(server):
     assert not second.asked
 
 
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ({"error": {"message": "too\n long", "code": None}}, " (too long)"),
+        ({"object": "error", "message": "too long", "code": 400}, " (too long)"),  # SGLang
+        ({"error": "too long"}, " (too long)"),
+        ({"detail": [{"msg": "field required"}]}, " ([{'msg': 'field required'}])"),
+        ({"error": {"message": "x" * 300}}, f" ({'x' * 200})"),
+        ({"error": {"message": "\ud800"}}, " (?)"),
+        ({"error": None}, ""),
+        ({"error": {}}, ""),
+        ([1], ""),
+        (b"<html>", ""),
+        (b"[" * 100_000, ""),
+    ],
+)
+def test_the_server_s_own_words_are_told(server, content, words):
+    server.behaviours = [status(400, content)]
+    assert chat(server).answer(body(), texts).reason == f"HTTP 400{words}"
+
+
 def test_a_reader_decides_whether_another_try_helps(server):
     seen = []
 

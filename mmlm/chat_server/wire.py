@@ -89,12 +89,16 @@ def check_status(status: int, headers: Mapping[str, str], body: bytes) -> None:
 def _error_of(body: bytes) -> tuple[str, str]:
     """The server's own words in one short line, and its error code; both may be empty."""
     try:
-        error = json.loads(body)["error"]
-        message, code = error["message"], error.get("code")
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        return "", ""  # free to say nothing, or anything else
-    line = " ".join(str(message).split())
-    return f" ({valid_text(line)[:200]})" if line else "", str(code)
+        content = json.loads(body)
+    except (ValueError, RecursionError):
+        return "", ""
+    # OpenAI, llama.cpp and today's vLLM have an object `error`; SGLang and older vLLM write its
+    # fields at the top, other frameworks `detail`.
+    error = content.get("error", content) if isinstance(content, dict) else content
+    if not isinstance(error, dict):
+        error = {"message": error} if isinstance(error, str) else {}
+    line = " ".join(str(error.get("message") or error.get("detail") or "").split())
+    return f" ({valid_text(line)[:200]})" if line else "", str(error.get("code"))
 
 
 def _retry_after(value: str | None) -> float | None:

@@ -365,6 +365,20 @@ def test_a_server_that_gives_too_many_is_cut_and_equal_choices_are_kept(server, 
     assert len(server.bodies) == 1
 
 
+def test_choices_too_many_do_not_take_the_place_of_others(server, fake, pictures):
+    def generous(handler, body):
+        texts = [f"{body['seed']} {number}." for number in range(5)]
+        choices = [{"message": {"content": text}, "finish_reason": "stop"} for text in texts]
+        send(handler, 200, {"choices": choices})
+
+    made = ready(server, fake, samples_per_request=2)
+    server.behaviours = [generous]
+    request = asked(pictures[0])
+    (samples,) = made.sample_sentences([request], 3, 0.7)
+    first, second = (seed_of(request, number) for number in range(2))
+    assert [one.text for one in samples] == [f"{first} 0.", f"{first} 1.", f"{second} 0."]
+
+
 # --- does it go on? -----------------------------------------------------------------------------
 
 
@@ -530,6 +544,7 @@ def test_what_concerns_one_request_costs_that_one(server, fake, pictures, behavi
     failed, *others = made.sample_sentences(requests, 1, 0.7)
     assert isinstance(failed, GeneratorError)
     assert reason in str(failed)
+    assert len(server.bodies) == 4  # the server answered: nobody asks whether it is there
     assert others == [expected(one, 1) for one in requests[1:]]
 
 
@@ -554,6 +569,15 @@ def test_many_refused_in_a_row_do_not_keep_others_from_being_asked(server, fake,
     results = made.sample_sentences(requests, 3, 0.7)
     assert [isinstance(one, GeneratorError) for one in results] == [True, True, False, False]
     assert results[2:] == [expected(one) for one in requests[2:]]
+
+
+def test_what_was_not_asked_is_asked_once(server, fake, pictures):
+    patience = {"give_up_after": 1}
+    made = ready(server, fake, TOO_LONG, patience=patience, samples_per_request=1)
+    bad, good = made.sample_sentences([asked(pictures[0]), asked(pictures[1])], 2, 0.7)
+    assert isinstance(bad, GeneratorError)
+    assert len(good) == 2
+    assert len(server.bodies) == 1 + 2
 
 
 HOPELESS = {
