@@ -113,7 +113,8 @@ def test_the_page_shows_picture_boxes_and_marked_sentences(run):
     assert "1 preference pairs from 2 pictures" in text
     assert text.count('<article class="card example">') == 1
     # Two detectors drew nearly the same box: it is drawn once.
-    assert text.count('<rect class="factual" x="10.0"') == 1
+    assert text.count("<rect ") == 1
+    assert '<rect class="factual" x="10.0"' in text
     assert 'viewBox="0 0 80 80"' in text
     assert 'the <mark class="good" title="dog">dog</mark> &lt;b&gt;.' in text
     assert 'a <mark class="bad" title="cat">cat</mark>.' in text
@@ -137,6 +138,7 @@ def test_examples_are_the_same_whatever_the_order_of_the_lines(tmp_path):
     ids = [{line["image_id"] for line, _ in examples(tmp_path / d, 5)} for d in "ab"]
     assert ids[0] == ids[1]
     assert len(ids[0]) == 5
+    assert ids[0] != {f"{n:06d}" for n in range(5)}  # not the first ones: they may be all alike
 
 
 def test_a_picture_that_was_moved_away_is_named(run):
