@@ -7,7 +7,6 @@ counting it as either costs up to six points of Object HalBench).
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
@@ -182,7 +181,3 @@ class Knowledge:
                         for b in one.boxes
                     ]
         return places
-
-    def counts(self) -> Counter[Label]:
-        """Number of objects by label."""
-        return Counter(self.labels.values())
