@@ -11,18 +11,19 @@ Needs the extra ``ray`` (``pip install 'mmlm[ray]'``); everything else works wit
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import json
 import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 from data_tools.records import Outcome, StageOutput
 from data_tools.stages import Record, Stage, check_ids, pending, tracked
-from mmlm.errors import InputError
+from mmlm.errors import InputError, MmlmError
 
-__all__ = ["check_ray", "run_on_ray"]
+__all__ = ["check_ray", "run_on_ray", "stage_facts"]
 
 _STORE = 200 * 2**20  # bytes of Ray's object store on a machine of our own; results are small
 
@@ -116,14 +117,9 @@ def _outcomes(
     batch_size: int,
     gpus: float,
 ) -> Iterable[Outcome]:
-    import ray
     import ray.data
 
-    ours = not ray.is_initialized()
-    if ours:
-        local = {} if "RAY_ADDRESS" in os.environ else {"object_store_memory": _STORE}
-        ray.init(include_dashboard=False, log_to_driver=False, **local)
-    try:
+    with _cluster():
         ray.data.DataContext.get_current().enable_progress_bars = False
         rows = [{"record": json.dumps(record)} for record in todo]
         # One block per batch: outcomes come back after every batch, not at the end.
@@ -138,6 +134,50 @@ def _outcomes(
         for row in table.iter_rows():
             identifier, status, lines, seconds = json.loads(row["outcome"])
             yield Outcome(identifier, status, lines, seconds)
+
+
+def stage_facts(make_stage: Callable[[], Any], *, gpus: float = 0) -> Any:
+    """Makes a stage on a worker, as an actor will, and returns its ``facts``.
+
+    For run records: what is known only after loading (a hash of the weights) must be compared
+    before anything is written. It also finds out whether a worker can make the stage at all.
+
+    Args:
+        make_stage: As in `run_on_ray`; the stage has a property ``facts`` (JSON values).
+        gpus: GPUs that making it takes.
+
+    Raises:
+        MmlmError: What making the stage raised on the worker.
+        InputError: If Ray is not installed.
+    """
+    check_ray()
+    import ray
+
+    with _cluster():
+        task = ray.remote(num_gpus=gpus)(_facts_of).remote(make_stage)
+        try:
+            return ray.get(task)
+        except ray.exceptions.RayTaskError as error:
+            if isinstance(error.cause, MmlmError):
+                raise error.cause from None
+            raise
+
+
+def _facts_of(make_stage: Callable[[], Any]) -> Any:
+    return make_stage().facts
+
+
+@contextlib.contextmanager
+def _cluster() -> Iterator[None]:
+    """Ray, started for the time of the block if this process has not joined a cluster."""
+    import ray
+
+    if ray.is_initialized():
+        yield
+        return
+    local = {} if "RAY_ADDRESS" in os.environ else {"object_store_memory": _STORE}
+    ray.init(include_dashboard=False, log_to_driver=False, **local)
+    try:
+        yield
     finally:
-        if ours:
-            ray.shutdown()
+        ray.shutdown()

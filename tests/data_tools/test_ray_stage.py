@@ -12,6 +12,9 @@ import pytest
 from data_tools.ray_stage import check_ray, run_on_ray
 from data_tools.records import Outcome, StageOutput
 from data_tools.stages import run_stage
+from mmlm.cli import main
+from mmlm.cli.data.on_ray import RayOptions, run_actors
+from mmlm.cli.frame import Terminal
 from mmlm.errors import InputError
 
 RECORDS = [{"id": f"r{n}", "value": n, "tags": []} for n in range(23)]
@@ -137,36 +140,38 @@ def test_the_batch_of_a_worker_that_died_goes_to_another(tmp_path, cluster):
     assert contents(tmp_path / "ray") == contents(tmp_path / "plain")
 
 
-def make_sentinel(folder):
-    """SENTINEL on the embedded model, as an actor makes it for itself."""
-    import mmlm
-    from data_tools.detectors import parse_detector
-    from data_tools.generators.huggingface import HFGenerator
-    from data_tools.sentinel.objects.make import make_extractor
-    from data_tools.sentinel.pipeline import SentinelPipeline
-    from data_tools.sentinel.settings import SentinelSettings
+def test_numbers_of_actors_are_checked(tmp_path):
+    options = RayOptions(actors=2, batch_size=0)
+    with pytest.raises(InputError, match="must be at least 1"):
+        run_actors(make_stage, RECORDS, start(tmp_path), options, Terminal())
 
-    detector = parse_detector("WorldTruth()")
-    detector.load()
-    generator = HFGenerator(*mmlm.load("embedded"), max_new_tokens=64)
-    settings = SentinelSettings(max_sentences=2)
-    return SentinelPipeline(generator, make_extractor("rules"), [detector], settings, folder=folder)
+
+def make_nothing():
+    raise InputError("There is no model here.", advice="Copy it to the worker.")
+
+
+@needs_ray
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_what_a_worker_cannot_make_is_said_before_any_work(tmp_path, cluster):
+    with pytest.raises(InputError, match="There is no model here") as error:
+        run_actors(make_nothing, RECORDS, start(tmp_path / "o"), RayOptions(2, 0), Terminal())
+    assert error.value.advice == "Copy it to the worker."
+    assert not (tmp_path / "o").exists()
 
 
 @needs_ray
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 def test_acceptance_6_sentinel_in_actors_equals_the_plain_run(tmp_path, cluster):
-    from data_tools.sentinel.inputs import export_world, world_records
-
-    export_world(tmp_path / "world", "natural", 4, 60)
-    records = world_records("world", 4, 0)
-
-    def output(name):
-        return StageOutput(tmp_path / name, {}, ("pairs", "images"), total=4)
-
-    run_stage(make_sentinel(tmp_path), records, output("plain"))
-    make = functools.partial(make_sentinel, tmp_path)
-    assert run_on_ray(make, records, output("ray"), actors=2, batch_size=2).total() == 4
+    """The command on the embedded model, and gone on with in one process."""
+    options = ["data", "sentinel", "--config", "data/world_sentinel", "--world.count", "4"]
+    options += ["--settings.max_sentences", "2", "--quiet", "--output"]
+    assert main([*options, str(tmp_path / "plain")]) == 0
+    actors = ["--ray.actors", "2", "--ray.gpus", "0", "--ray.batch_size", "2"]
+    assert main([*options, str(tmp_path / "ray"), *actors]) == 0
+    assert main([*options, str(tmp_path / "ray")]) == 0
     for kind in ("pairs.jsonl", "images.jsonl"):
         assert contents(tmp_path / "ray")[kind] == contents(tmp_path / "plain")[kind]
+    runs = [(tmp_path / name / "run.json").read_bytes() for name in ("plain", "ray")]
+    assert runs[0] == runs[1]

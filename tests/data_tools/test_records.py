@@ -139,7 +139,11 @@ def test_an_unknown_kind(folder):
 
 
 def test_a_record_is_done_once(folder):
-    fill(folder, [1])
+    with StageOutput(folder, RUN, KINDS) as output:
+        output.write([outcome(1)])
+        assert output.done == {"r1": "ok"}
+        with pytest.raises(ValueError, match="'r1' is done already"):
+            output.write([outcome(1)])
     with pytest.raises(ValueError, match="'r1' is done already"):
         fill(folder, [1])
     with pytest.raises(ValueError, match="'r2' is done already"):

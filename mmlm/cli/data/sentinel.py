@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mmlm.cli.data.on_ray import run_actors
 from mmlm.cli.data.sentinel_options import ObjectOptions, Sentinel
 from mmlm.cli.frame import DONE, SOME_FAILED, Command, Terminal
 from mmlm.cli.options import check_model_name, open_model, parse_methods
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
     from data_tools.records import StageOutput
     from data_tools.sentinel.objects import ObjectExtractor
     from data_tools.sentinel.objects.pronouns import Coreference
+    from data_tools.sentinel.pipeline import SentinelPipeline
     from data_tools.sentinel.summary import Summary
 
 __all__ = ["COMMAND", "make_pairs"]
@@ -156,12 +159,10 @@ def _work(
     output: StageOutput,
 ) -> None:
     from data_tools.sentinel.inputs import export_world
-    from data_tools.sentinel.pipeline import SentinelPipeline
     from data_tools.stages import run_stage
 
     if options.generator == "hf":
         check_model_name(options.model.id)
-    extractor, coreference = _readers(options.objects)
     if options.world.count:
         export_world(
             options.output / WORLD,
@@ -171,10 +172,31 @@ def _work(
             overwrite=options.overwrite,
             progress=terminal.progress,
         )
+    if options.ray.actors:
+        there = dataclasses.replace(options, output=options.output.absolute())
+        run_actors(partial(_in_actor, there), rows, output, options.ray, terminal)
+        return
+    pipeline = _pipeline(options, terminal, detectors)
+    output.add_facts({"loaded": pipeline.facts})
+    run_stage(pipeline, rows, output, progress=terminal.progress)
+
+
+def _in_actor(options: Sentinel) -> SentinelPipeline:
+    """The pipeline as a worker makes it for itself."""
+    return _pipeline(options, Terminal(quiet=True), _detectors(options))
+
+
+def _pipeline(
+    options: Sentinel, terminal: Terminal, detectors: Sequence[Detector]
+) -> SentinelPipeline:
+    """The pipeline with everything that it needs loaded."""
+    from data_tools.sentinel.pipeline import SentinelPipeline
+
+    extractor, coreference = _readers(options.objects)
     for detector in detectors:
         detector.load()
     try:
-        pipeline = SentinelPipeline(
+        return SentinelPipeline(
             _generator(options, terminal),
             extractor,
             detectors,
@@ -186,8 +208,6 @@ def _work(
         )
     except ValueError as error:
         raise InputError(f"{error}.", advice="See: mmlm data sentinel --help") from error
-    output.add_facts({"loaded": pipeline.facts})
-    run_stage(pipeline, rows, output, progress=terminal.progress)
 
 
 def _readers(options: ObjectOptions) -> tuple[ObjectExtractor, Coreference | None]:

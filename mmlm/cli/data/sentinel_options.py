@@ -8,6 +8,7 @@ from typing import Literal
 
 from data_tools.generators.serving import OpenAIOptions
 from data_tools.sentinel.settings import SentinelSettings
+from mmlm.cli.data.on_ray import RayOptions
 from mmlm.cli.options import ModelOptions, method_field
 
 __all__ = ["ObjectOptions", "Sentinel", "WorldScenes"]
@@ -80,6 +81,7 @@ class Sentinel:
         images_at_once: Pictures that are sampled together; does not change the pairs.
         shard: `i/n`, i from 0 to n-1: only the pictures whose crc32(id) mod n is i. Under
             `accelerate launch` or `torchrun` every process takes its part by itself.
+        ray: Or actors on a Ray cluster.
         strict: Stop at the first picture that cannot be read.
         overwrite: Throw away what another run left in the output folder.
         resume_anyway: Go on in the output folder of another run.
@@ -100,6 +102,7 @@ class Sentinel:
     settings: SentinelSettings = field(default_factory=SentinelSettings)
     images_at_once: int = 8
     shard: str = ""
+    ray: RayOptions = field(default_factory=RayOptions)
     strict: bool = False
     overwrite: bool = False
     resume_anyway: bool = False
