@@ -12,7 +12,7 @@ import json
 import os
 import random
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -148,7 +148,11 @@ class Composer:
         return [path], [(0, 0, *outer.size), place.box]
 
     def _drawn(
-        self, format: str, pictures: Sequence[Picture], size: tuple[int, int], draw: Any
+        self,
+        format: str,
+        pictures: Sequence[Picture],
+        size: tuple[int, int],
+        draw: Callable[[], Image.Image],
     ) -> Path:
         """The composed picture on the disk: the one that is there, if it is whole, else drawn."""
         settings = self._settings

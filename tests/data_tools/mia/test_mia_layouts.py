@@ -153,6 +153,12 @@ def test_inset_leaves_the_outer_picture_alone():
     assert (drawn[51:] == 255).all()
 
 
+def test_a_tile_that_is_not_square():
+    # Wider than high, but less so than the tile: its height fills it.
+    assert fitted((110, 100), (56, 48)) == (52, 48)  # int(48 * 1.1)
+    assert fitted((100, 100), (40, 48)) == (40, 40)
+
+
 def test_extreme_proportions_keep_a_pixel():
     assert fitted((3000, 1), (448, 448)) == (448, 1)
     assert fitted((1, 3000), (448, 448)) == (1, 448)
