@@ -27,6 +27,7 @@ def accepted(names, labels, **options):
         (["dog", "hot dog"], ["hot dog"], ["hot dog"]),
         (["dog"], ["hot dog"], ["dog"]),
         (["dog", "hot dog"], ["hot dog dog"], ["dog", "hot dog"]),
+        (["traffic", "traffic light"], ["traffic light"], ["traffic light"]),
         (["dining table"], ["table"], []),
         (["table", "dining table"], ["dining", "table"], ["table"]),
         (["t-shirt"], ["t - shirt"], ["t-shirt"]),
