@@ -50,8 +50,8 @@ class Limits:
             return self.max_new_tokens
         if length >= self._context:
             raise GeneratorError(
-                f"the prompt of picture {picture.id!r} has {length} tokens, and the model's context "
-                f"{self._context}"
+                f"the prompt of picture {picture.id!r} has {length} tokens, and the model's "
+                f"context {self._context}"
             )
         return min(self.max_new_tokens, self._context - length)
 

@@ -1,4 +1,4 @@
-"""How a token is drawn, and where a sentence ends: the same rule for every generator of this package.
+"""How a token is drawn, and where a sentence ends: one rule for every generator with a model.
 
 A request's random numbers come from its own seed, in the order (token, sample), and a token is the
 one whose share of the cumulated distribution holds the number. What is drawn for a request thus
@@ -99,7 +99,8 @@ class Uniforms:
         while step >= len(self._drawn):
             more = self._generator.random((self._BLOCK, self._n))
             self._drawn = np.concatenate([self._drawn, more])
-        return self._drawn[step]
+        numbers: np.ndarray[Any, np.dtype[np.float64]] = self._drawn[step]
+        return numbers
 
 
 def draw(

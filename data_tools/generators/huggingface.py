@@ -62,7 +62,8 @@ class HFGenerator(SentenceGenerator):
     """Samples next sentences with a Hugging Face vision-language model.
 
         generator = HFGenerator(*mmlm.load("embedded"))
-        generator.sample_sentences([SentenceRequest(picture, "Describe the image.", "", 0)], 10, 0.7)
+        request = SentenceRequest(picture, "Describe the image.", context="", seed=0)
+        [samples] = generator.sample_sentences([request], n=10, temperature=0.7)
 
     With methods attached (or built into the model) nothing can be kept: a method must see a prompt
     from its first token, and many collect something there. Each request is then a fresh prompt
@@ -95,6 +96,7 @@ class HFGenerator(SentenceGenerator):
         keep: bool = True,
     ) -> None:
         from data_tools.generators.drawing import Stops
+        from mmlm.engine.anatomy import FAMILIES
 
         if pictures_at_once < 1:
             raise ValueError(f"pictures_at_once must be at least 1, got {pictures_at_once}")
@@ -114,6 +116,7 @@ class HFGenerator(SentenceGenerator):
         self._prompts = CaptionPrompts(processor)
         self._stops = Stops.of(model, processor)
         self._never = never_drawn(model)
+        self._known = model.config.model_type in FAMILIES
         self._entries: dict[tuple[str, str, str], _Entry] = {}
 
     @property
@@ -217,9 +220,33 @@ class HFGenerator(SentenceGenerator):
                 results[job.number] = error
         entries = [self._entries[job.key] for job, _ in longer]
         new = extend(self._model, [entry.kept for entry in entries], [ids for _, ids in longer])
+        if new and not self._known:
+            self._check(longer[0][0], new[0])
         for (job, _), entry, kept in zip(longer, entries, new, strict=True):
             entry.kept = read[job.number] = kept
         return read
+
+    def _check(self, job: _Job, kept: Kept) -> None:
+        """Compares what was read in two parts with a fresh prompt, once, in an unknown family.
+
+        Raises:
+            UnsupportedModel: If they differ: what the model reads of a picture then depends on
+                what follows it.
+        """
+        import torch
+
+        entry = self._entries[job.key]
+        fresh = self._read_fresh(job)
+        self._entries[job.key] = entry
+        tolerance = 100 * torch.finfo(self._model.dtype).eps * float(fresh.logits.abs().max())
+        difference = float((fresh.logits - kept.logits).abs().max())
+        if fresh.ids != kept.ids or difference > tolerance:
+            raise UnsupportedModel(
+                f"{type(self._model).__name__} reads a prompt otherwise in one part than in two "
+                f"(logits differ by {difference:.2g}).",
+                advice="Use HFGenerator(..., keep=False).",
+            )
+        self._known = True
 
     def _ids(self, entry: _Entry, job: _Job) -> tuple[int, ...] | None:
         """Ids of a fresh prompt; None if only the processor can tell."""

@@ -1,11 +1,11 @@
-"""What a model is given when it goes on with a caption: the prompt, and the caption so far behind it.
+r"""What a model that goes on with a caption is given: the prompt, and behind it the caption so far.
 
 The caption stands in an assistant's turn that is still open: no end token, nothing that closes the
 turn. Text of prompt and caption is tokenised in one piece, so that the tokens are those that a
 caption written in one go would have.
 
 Two blanks need a rule. Between the template's text and the caption stands what the template itself
-writes there (`joiner`): " " behind ``ASSISTANT:``, nothing behind ``assistant\\n``. Behind the
+writes there (`joiner`): " " behind ``ASSISTANT:``, nothing behind ``assistant\n``. Behind the
 caption stands nothing: the next sentence begins with the model's own blank, which in a byte-level
 or SentencePiece vocabulary is a part of its first token, and in a vocabulary of words is not there.
 """

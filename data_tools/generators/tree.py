@@ -17,10 +17,11 @@ from typing import Any
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
-from transformers.cache_utils import DynamicCache, DynamicLayer
+from transformers.cache_utils import DynamicCache
 
+from data_tools.generators.roomy import RoomyLayer
 from mmlm.engine.columns import typed_mask
-from mmlm.engine.kinds import SLIDING, kinds, window
+from mmlm.engine.kinds import kinds, window
 
 __all__ = ["Kept", "Rows", "extend", "prefill"]
 
@@ -84,7 +85,7 @@ def prefill(model: Any, inputs: dict[str, Tensor], n_fixed: int) -> Kept:
     axes = 3 if position is not None and position.ndim == 3 else 0
     return Kept(
         ids=tuple(ids),
-        layers=[(layer.keys[0], layer.values[0]) for layer in cache.layers],
+        layers=[_first_row(layer) for layer in cache.layers],
         logits=output.logits[0, -1].float(),
         shift=last + 1 - len(ids),
         n_fixed=n_fixed,
@@ -166,12 +167,14 @@ class Rows:
         self._config = model.config.get_text_config()
         self._axes = kept[0].axes
         n = self.width = max(lengths)
-        self._cache = DynamicCache()
+        self._layers: list[RoomyLayer] = []
         for layer in range(len(kept[0].layers)):
             pair = [
                 _side_by_side([one.layers[layer][x] for one in kept], lengths, room) for x in (0, 1)
             ]
-            self._cache.layers.append(_Roomy(pair[0], pair[1], n))
+            self._layers.append(RoomyLayer(pair[0], pair[1], n))
+        self._cache = DynamicCache()
+        self._cache.layers.extend(self._layers)
         self.device = kept[0].logits.device
         sizes = torch.tensor(lengths, device=self.device)
         columns = torch.arange(n, device=self.device)
@@ -224,8 +227,8 @@ class Rows:
         made = {}
         for kind in found:
             inside = seen
-            if kind == SLIDING:
-                bound = window(self._config, kind)
+            bound = window(self._config, kind)
+            if bound is not None:
                 inside = seen & (self._places > places[:, None] - bound)
             made[kind] = typed_mask(
                 inside[:, None], self._config._attn_implementation, self._model.dtype
@@ -234,55 +237,17 @@ class Rows:
 
     def layers(self) -> list[tuple[Tensor, Tensor]]:
         """(keys, values) of each layer, [P, H, width, d]."""
-        return [(layer.keys, layer.values) for layer in self._cache.layers]
+        return [layer.shown for layer in self._layers]
 
     def keep(self, rows: Int[Tensor, "p"]) -> None:
         """Drops the other rows."""
-        for layer in self._cache.layers:
+        for layer in self._layers:
             layer.keep(rows)
         self.real, self._next = self.real[rows], self._next[rows]
 
 
-class _Roomy(DynamicLayer):
-    """A cache layer with free columns at its end, so that a step copies its own columns only."""
-
-    _MORE = 128
-
-    def __init__(self, keys: Tensor, values: Tensor, length: int) -> None:
-        super().__init__()
-        self.dtype, self.device = keys.dtype, keys.device
-        self._all = [keys, values]
-        self._show(length)
-        self.is_initialized = True
-
-    def _show(self, length: int) -> None:
-        self.keys, self.values = (x[:, :, :length] for x in self._all)
-
-    def update(
-        self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
-    ) -> tuple[Tensor, Tensor]:
-        """Writes new columns; returns all."""
-        begin = self.keys.shape[2]
-        end = begin + key_states.shape[2]
-        if end > self._all[0].shape[2]:
-            more = end + self._MORE
-            self._all = [_widened(x, begin, more) for x in self._all]
-        for whole, new in zip(self._all, (key_states, value_states), strict=True):
-            whole[:, :, begin:end] = new
-        self._show(end)
-        return self.keys, self.values
-
-    def keep(self, rows: Tensor) -> None:
-        """Drops the other rows."""
-        length = self.keys.shape[2]
-        self._all = [x[rows] for x in self._all]
-        self._show(length)
-
-
-def _widened(x: Tensor, used: int, width: int) -> Tensor:
-    wide = x.new_empty(*x.shape[:2], width, x.shape[3])
-    wide[:, :, :used] = x[:, :, :used]
-    return wide
+def _first_row(layer: Any) -> tuple[Tensor, Tensor]:
+    return layer.keys[0], layer.values[0]
 
 
 def _side_by_side(parts: list[Tensor], lengths: Sequence[int], room: int) -> Tensor:
