@@ -16,7 +16,7 @@ from typing import Any, Protocol, TypeVar
 from data_tools.records import Outcome, StageOutput
 from mmlm.errors import InputError
 
-__all__ = ["Record", "Stage", "batched", "check_ids", "pending", "run_stage", "tracked"]
+__all__ = ["Record", "Stage", "batched", "check_ids", "pending", "planned", "run_stage", "tracked"]
 
 T = TypeVar("T")
 Record = Mapping[str, Any]
@@ -48,6 +48,29 @@ def batched(items: Iterable[T], size: int) -> Iterator[list[T]]:
     rest = iter(items)
     while part := list(islice(rest, size)):
         yield part
+
+
+def planned(
+    records: Iterable[Record], plan: Sequence[Record] | None, size: int
+) -> Iterator[tuple[list[Record], set[str]]]:
+    """Cuts records into windows whose borders do not depend on what is done already.
+
+    Args:
+        records: What is left to do.
+        plan: All records of the run; None: the windows are cut from ``records``.
+        size: Records per window.
+
+    Yields:
+        A window and the identifiers in it that are left to do; windows with none are left out.
+    """
+    if plan is None:
+        for window in batched(records, size):
+            yield window, {record["id"] for record in window}
+        return
+    left = {record["id"] for record in records}
+    for window in batched(plan, size):
+        if wanted := {record["id"] for record in window} & left:
+            yield window, wanted
 
 
 def check_ids(records: Sequence[Record], source: str) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from data_tools.mia.prompting import Prompted, context_length, prompted
 from data_tools.mia.ratios import Regions
 from data_tools.records import Outcome
-from data_tools.stages import Record, batched
+from data_tools.stages import Record, planned
 from mmlm.batching import batches
 from mmlm.errors import ImageReadError, MmlmError
 from mmlm.inputs import prepare
@@ -87,17 +87,25 @@ class AnswerStage:
         root: Folder that paths of pictures are relative to.
         settings: How it answers.
         name: The model's name, for the lines.
+        plan: All records of the run. Batches are then always cut from them, also when only some
+            are left to do: the last bits of an answer's numbers depend on what is beside it.
     """
 
     kinds: tuple[str, ...] = ("answers",)
 
     def __init__(
-        self, model: Any, processor: Any, root: Path, settings: AnswerSettings, name: str
+        self,
+        model: Any,
+        processor: Any,
+        root: Path,
+        settings: AnswerSettings,
+        name: str,
+        plan: Sequence[Record] | None = None,
     ) -> None:
         from mmlm import Confidence, ImageAttention
 
         self._model, self._processor, self._root = model, processor, root
-        self._settings, self._name = settings, name
+        self._settings, self._name, self._plan = settings, name, plan
         self._context = context_length(model)
         self._regions = Regions(model, processor)
         self._probes: tuple[Method, ...] = (Confidence(),)
@@ -106,24 +114,29 @@ class AnswerStage:
 
     def process(self, records: Iterable[Record]) -> Iterator[Outcome]:
         """Answers records; see `data_tools.stages.Stage`."""
-        for window in batched(records, _WINDOW * self._settings.batch_size):
-            ready: dict[str, tuple[Prompted, int]] = {}
-            for record in window:
-                found = self._ready(record)
-                if isinstance(found, Outcome):
-                    yield found
-                else:
-                    ready[record["id"]] = found
-            requests = [
-                Request(key, prompt.pictures, prompt.text, marked=True)
-                for key, (prompt, _) in ready.items()
-            ]
-            for batch in batches(self._processor, requests, self._settings.batch_size):
-                start = time.perf_counter()
-                answered = self._answer(batch)
-                seconds = (time.perf_counter() - start) / len(batch)
-                for request, result in zip(batch, answered, strict=True):
-                    yield self._outcome(*ready[request.id], result, seconds)
+        for window, wanted in planned(records, self._plan, _WINDOW * self._settings.batch_size):
+            yield from (one for one in self._window(window, wanted) if one.id in wanted)
+
+    def _window(self, window: Sequence[Record], wanted: Collection[str]) -> Iterator[Outcome]:
+        ready: dict[str, tuple[Prompted, int]] = {}
+        for record in window:
+            found = self._ready(record)
+            if isinstance(found, Outcome):
+                yield found
+            else:
+                ready[record["id"]] = found
+        requests = [
+            Request(key, prompt.pictures, prompt.text, marked=True)
+            for key, (prompt, _) in ready.items()
+        ]
+        for batch in batches(self._processor, requests, self._settings.batch_size):
+            if not any(request.id in wanted for request in batch):
+                continue
+            start = time.perf_counter()
+            answered = self._answer(batch)
+            seconds = (time.perf_counter() - start) / len(batch)
+            for request, result in zip(batch, answered, strict=True):
+                yield self._outcome(*ready[request.id], result, seconds)
 
     def _ready(self, record: Record) -> tuple[Prompted, int] | Outcome:
         """A record's prompt and its number of tokens, or why it is not asked."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -20,7 +20,7 @@ from data_tools.mia.prompting import Prompted, context_length, prompted
 from data_tools.mia.ratios import Regions
 from data_tools.mia.records import SEQUENCE
 from data_tools.records import Outcome
-from data_tools.stages import Record, batched
+from data_tools.stages import Record, batched, planned
 from mmlm.errors import ImageReadError, InputError
 from mmlm.inputs import prepare
 
@@ -101,13 +101,22 @@ class ScoreStage:
         processor: Its processor.
         root: Folder that paths of pictures are relative to.
         settings: How responses are scored.
+        plan: All records of the run. Batches are then always cut from them, also when only some
+            are left to do: the last bits of a score depend on what is beside it.
     """
 
     kinds: tuple[str, ...] = ("scores",)
 
-    def __init__(self, model: Any, processor: Any, root: Path, settings: ScoreSettings) -> None:
+    def __init__(
+        self,
+        model: Any,
+        processor: Any,
+        root: Path,
+        settings: ScoreSettings,
+        plan: Sequence[Record] | None = None,
+    ) -> None:
         self._model, self._processor, self._root = model, processor, root
-        self._settings = settings
+        self._settings, self._plan = settings, plan
         self._image_ids: tuple[int, ...] = ()
         if model is not None:
             from mmlm.engine.anatomy import Anatomy
@@ -122,22 +131,27 @@ class ScoreStage:
 
     def process(self, records: Iterable[Record]) -> Iterator[Outcome]:
         """Scores records; see `data_tools.stages.Stage`."""
-        for window in batched(records, _WINDOW * self._settings.batch_size):
-            jobs: list[_Job] = []
-            for record in window:
-                found = self._job(record)
-                if isinstance(found, Outcome):
-                    yield found
-                else:
-                    jobs.append(found)
-            # The longest first: that is where memory runs out.
-            jobs.sort(key=lambda job: -job.length)
-            for batch in batched(jobs, self._settings.batch_size):
-                start = time.perf_counter()
-                forced = self._force(batch)
-                seconds = (time.perf_counter() - start) / len(batch)
-                for job, one in zip(batch, forced, strict=True):
-                    yield self._outcome(job, one, seconds)
+        for window, wanted in planned(records, self._plan, _WINDOW * self._settings.batch_size):
+            yield from (one for one in self._window(window, wanted) if one.id in wanted)
+
+    def _window(self, window: Sequence[Record], wanted: Collection[str]) -> Iterator[Outcome]:
+        jobs: list[_Job] = []
+        for record in window:
+            found = self._job(record)
+            if isinstance(found, Outcome):
+                yield found
+            else:
+                jobs.append(found)
+        # The longest first: that is where memory runs out.
+        jobs.sort(key=lambda job: -job.length)
+        for batch in batched(jobs, self._settings.batch_size):
+            if not any(job.prompt.record["id"] in wanted for job in batch):
+                continue
+            start = time.perf_counter()
+            forced = self._force(batch)
+            seconds = (time.perf_counter() - start) / len(batch)
+            for job, one in zip(batch, forced, strict=True):
+                yield self._outcome(job, one, seconds)
 
     def _job(self, record: Record) -> _Job | Outcome:
         """What has to run for a record, or its outcome if nothing has to or can."""

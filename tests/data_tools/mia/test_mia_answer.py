@@ -78,6 +78,17 @@ def test_attention_measured_while_answering_is_that_of_scoring(tmp_path):
         assert measured["layer"] == forced["layer"] == 2
 
 
+def test_what_is_left_is_answered_in_the_batches_of_the_whole_run(tmp_path):
+    records = scenes.records(tmp_path, ("sequence", 3), ("sequence", 2), ("pip", 2), ("grid", 4))
+    model, processor = tiny.shared("llava")
+    settings = AnswerSettings(max_new_tokens=5, batch_size=2)
+    stage = AnswerStage(model, processor, tmp_path, settings, "tiny", records)
+    whole = {outcome.id: outcome.lines for outcome in stage.process(records)}
+    for left in ([records[1]], records[2:], records[:1]):
+        again = {outcome.id: outcome.lines for outcome in stage.process(left)}
+        assert again == {record["id"]: whole[record["id"]] for record in left}  # to the bit
+
+
 # ---- failures: one test per row ----
 
 

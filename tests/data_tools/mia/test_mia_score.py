@@ -130,6 +130,24 @@ def test_a_response_from_elsewhere_is_tokenised(tmp_path):
     assert line(score([record], tmp_path)[record["id"]]) == expected
 
 
+def test_what_is_left_is_scored_in_the_batches_of_the_whole_run(tmp_path, monkeypatch):
+    records = answered(tmp_path, ("sequence", 3), ("sequence", 2), ("sequence", 2), ("pip", 2))
+    model, processor = tiny.shared("llava")
+    settings, sizes, real = ScoreSettings(batch_size=2), [], module.force
+
+    def counted(model, processor, inputs, responses, **more):
+        sizes.append(len(responses))
+        return real(model, processor, inputs, responses, **more)
+
+    monkeypatch.setattr(module, "force", counted)
+    stage = ScoreStage(model, processor, tmp_path, settings, records)
+    whole = {outcome.id: outcome.lines for outcome in stage.process(records)}
+    for left in ([records[1]], records[2:], records[:1]):
+        again = {outcome.id: outcome.lines for outcome in stage.process(left)}
+        assert again == {record["id"]: whole[record["id"]] for record in left}  # to the bit
+    assert set(sizes) == {2}
+
+
 # ---- failures: one test per row ----
 
 

@@ -82,7 +82,7 @@ def answer_questions(
         return Counter(output.done.values())
     loaded, processor = opener(model, terminal, settings.layer, measured=settings.attention)
     output.add_facts({"weights": fingerprint(loaded)})
-    work = AnswerStage(loaded, processor, root, settings, model.id)
+    work = AnswerStage(loaded, processor, root, settings, model.id, records)
     return run_step(ANSWER, work, records, output, terminal)
 
 

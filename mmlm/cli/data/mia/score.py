@@ -83,7 +83,7 @@ def score_answers(
     if settings.needs_model:
         loaded, processor = opener(model, terminal, settings.layer, measured=True)
         output.add_facts({"weights": fingerprint(loaded)})
-    work = ScoreStage(loaded, processor, root, settings)
+    work = ScoreStage(loaded, processor, root, settings, records)
     return run_step(SCORE, work, records, output, terminal)
 
 
