@@ -23,7 +23,6 @@ __all__ = [
     "WordList",
     "canonical",
     "coco_words",
-    "dictionary_form",
     "find_coco",
     "same_object",
 ]
@@ -47,8 +46,6 @@ _REMOVED = {
 _ADDED_PAIRS = ("dining table", "coffee table")
 # SENTINEL lists "remote control" and never joins the two words, so it finds no remote at all.
 _OUR_PAIRS = ("remote control",)
-_AGED = ("baby ", "adult ")
-"""CHAIR's "baby elephant" is an elephant; SENTINEL dropped these pairs together with "baby"."""
 
 
 class _Words(NamedTuple):
@@ -81,9 +78,8 @@ def _words(word_list: WordList) -> _Words:
         kept = [word for word in row if word not in removed]
         nodes |= {word: node for word in (*kept, *_ADDED.get(node, ()))}
     del nodes[COLOUR]
+    # SENTINEL dropped "baby elephant" and the like, which changes nothing: its list has no "baby".
     pairs = dict(load_table("double_words.json"))
-    if authors:
-        pairs = {pair: name for pair, name in pairs.items() if not pair.startswith(_AGED)}
     pairs |= {pair: pair for pair in (*_ADDED_PAIRS, *(() if authors else _OUR_PAIRS))}
     return _Words(nodes, pairs)
 
@@ -109,16 +105,6 @@ def find_coco(normal: Sequence[str], word_list: WordList = "chair") -> list[Coco
         position = end
     allowed = without_toilet_seats(tuple(found.word for found in merged))
     return [merged[index] for index in allowed if merged[index].word in nodes]
-
-
-def dictionary_form(noun: str, word_list: WordList = "chair") -> str:
-    """Form in which a lower-case noun is looked up: the singular, unless only the noun is listed.
-
-    WordNet would also make something of words that are no plurals: "bus" -> "bu".
-    """
-    nodes, _ = _words(word_list)
-    form = nouns.singular(noun)
-    return noun if noun in nodes and form not in nodes else form
 
 
 def coco_words(sentence: str) -> list[str]:

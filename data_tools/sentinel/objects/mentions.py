@@ -15,7 +15,6 @@ from data_tools.sentinel.objects.coco import (
     WORD_LISTS,
     WordList,
     canonical,
-    dictionary_form,
     find_coco,
 )
 from data_tools.sentinel.objects.reading import Reading, Token, lowered
@@ -107,7 +106,7 @@ class MentionRules:
         if self.lemmatise_every_token:
             return [nouns.lemma(lowered(token.text)) for token in reading.tokens]
         small = [(lowered(token.text), token.is_noun) for token in reading.tokens]
-        return [dictionary_form(text, self.word_list) if noun else text for text, noun in small]
+        return [nouns.singular(text) if noun else text for text, noun in small]
 
     def _is_amount(self, reading: Reading, head: int) -> bool:
         following = reading.tokens[head + 1 : head + 2]
