@@ -1,6 +1,7 @@
 """The prefix-cached generator against the naive loop, family by family, and what may go wrong."""
 
 import itertools
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ from data_tools.generators.huggingface import HFGenerator
 from data_tools.generators.naive import NaiveGenerator
 from data_tools.generators.prompts import CaptionPrompts
 from data_tools.pictures import Picture
+from mmlm.engine.anatomy import FAMILIES
 from mmlm.errors import UnsupportedModel
 
 SIZES = ((64, 64), (112, 56), (40, 90))
@@ -392,20 +394,24 @@ def test_failure_attention_that_takes_no_mask():
         HFGenerator(model, processor)
 
 
-def test_failure_an_unknown_family_whose_pictures_look_ahead():
-    model, processor = tiny.build("paligemma")
-    expected = HFGenerator(model, processor, max_new_tokens=4)
-    unknown = HFGenerator(model, processor, max_new_tokens=4)
-    unknown._known = False
+def test_failure_an_unknown_family_that_reads_otherwise_in_two_parts(monkeypatch):
+    model, processor = tiny.shared("llava")
+    monkeypatch.delitem(FAMILIES, "llava")
+    expected = HFGenerator(model, processor, max_new_tokens=4, keep=False)
+    honest = HFGenerator(model, processor, max_new_tokens=4)
     for asked in (requests(["", "", ""]), requests(["A cat.", "", ""])):
-        assert unknown.sample_sentences(asked, 2, 1.0) == expected.sample_sentences(asked, 2, 1.0)
-    assert unknown._known  # checked once, and found to be right
-    liar = HFGenerator(model, processor, max_new_tokens=4)
-    liar._known = False
-    liar._prompts.n_fixed = lambda inputs, image_ids: 17  # as if the question saw backwards only
-    liar.sample_sentences(requests(["A cat.", "", ""]), 2, 1.0)
+        assert honest.sample_sentences(asked, 2, 1.0) == expected.sample_sentences(asked, 2, 1.0)
+    other = HFGenerator(model, processor, max_new_tokens=4)
+    other.sample_sentences(requests(["", "", ""]), 2, 1.0)
+    read = tree_module.extend
+
+    def otherwise(model, kept, prompts):
+        return [replace(one, logits=one.logits + 0.01) for one in read(model, kept, prompts)]
+
+    monkeypatch.setattr(tree_module, "extend", otherwise)
+    honest.sample_sentences(requests(["A cat. A dog.", "", ""]), 2, 1.0)  # was checked before
     with pytest.raises(UnsupportedModel, match="in one part than in two"):
-        liar.sample_sentences(requests(["", "", ""]), 2, 1.0)
+        other.sample_sentences(requests(["A cat.", "", ""]), 2, 1.0)
 
 
 # ---- methods -------------------------------------------------------------------------------------
