@@ -12,6 +12,7 @@ Needs the extra ``ray`` (``pip install 'mmlm[ray]'``); everything else works wit
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import importlib.util
 import json
 import os
@@ -50,12 +51,7 @@ class _Worker:
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, list[str]]:
         records = [json.loads(text) for text in batch["record"]]
-        outcomes = [
-            json.dumps(
-                [one.id, one.status, {k: list(v) for k, v in one.lines.items()}, one.seconds]
-            )
-            for one in self._stage.process(records)
-        ]
+        outcomes = [json.dumps(dataclasses.astuple(o)) for o in self._stage.process(records)]
         return {"outcome": outcomes}
 
 
