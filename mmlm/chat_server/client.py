@@ -13,7 +13,6 @@ import contextlib
 import functools
 import json
 import random
-import threading
 import time
 from collections.abc import Callable, Generator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -21,6 +20,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 from urllib.parse import urlsplit
 
+from mmlm.chat_server.turns import Pace, State
 from mmlm.chat_server.wire import (
     OPENAI,
     Passing,
@@ -138,7 +138,7 @@ class ChatServer:
         self._sleep = sleep
         self._now = now
         self._jitter = jitter
-        self._pace = _Pace(patience.per_minute, now)
+        self._pace = Pace(patience.per_minute, now)
 
     def answers(
         self, bodies: Sequence[Mapping[str, Any]], read: Callable[[bytes], T]
@@ -153,7 +153,7 @@ class ChatServer:
         Yields:
             One answer per request, as they arrive. Closing the generator stops the asking.
         """
-        state = _State(self.patience.give_up_after)
+        state = State(self.patience.give_up_after)
         with (
             self._client() as client,
             ThreadPoolExecutor(self.patience.concurrency, "chat") as pool,
@@ -179,7 +179,7 @@ class ChatServer:
     def _answer(
         self,
         client: httpx.Client,
-        state: _State,
+        state: State,
         index: int,
         body: Mapping[str, Any],
         read: Callable[[bytes], T],
@@ -261,59 +261,3 @@ def _tls() -> ssl.SSLContext:
     import httpx
 
     return httpx.create_ssl_context()
-
-
-class _State:
-    """What all threads of a call know about the server: whether, and why, to stop asking.
-
-    Attributes:
-        reason: Why no further request is sent; "" while there is no such reason.
-    """
-
-    def __init__(self, give_up_after: int) -> None:
-        self.reason = ""
-        self._give_up_after = give_up_after
-        self._in_a_row = 0
-        self._lock = threading.Lock()
-        self._stopped = threading.Event()
-
-    def note(self, answer: Answer[Any]) -> None:
-        """Draws the conclusions from an answer."""
-        with self._lock:
-            self._in_a_row = self._in_a_row + 1 if answer.silent else 0
-            if answer.advice:
-                self.stop(answer.reason)
-            elif self._in_a_row >= self._give_up_after:
-                self.stop(f"{self._in_a_row} requests in a row got no reply")
-
-    def stop(self, reason: str) -> None:
-        """No further requests; threads that wait wake up."""
-        self.reason = self.reason or reason
-        self._stopped.set()
-
-    def wait(self, seconds: float) -> None:
-        """Sleeps, but not longer than the call lasts."""
-        self._stopped.wait(seconds)
-
-
-class _Pace:
-    """Gives every request its turn, for all threads together."""
-
-    def __init__(self, per_minute: float | None, now: Callable[[], float]) -> None:
-        self._gap = 60 / per_minute if per_minute else 0.0
-        self._now = now
-        self._next = now()
-        self._lock = threading.Lock()
-
-    def turn(self) -> float:
-        """Takes the next turn; gives the seconds until then."""
-        with self._lock:
-            now = self._now()
-            start = max(now, self._next)
-            self._next = start + self._gap
-        return start - now
-
-    def hold(self, seconds: float) -> None:
-        """No request before so many seconds from now."""
-        with self._lock:
-            self._next = max(self._next, self._now() + seconds)
