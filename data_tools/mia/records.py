@@ -140,6 +140,11 @@ class Answer(TypedDict):
             tile for this answer; None without noise (the default).
         model: What answered.
         decode: How: greedy or sampled, number of new tokens and so on.
+        tokens: Ids of the generated tokens; a response from elsewhere is tokenised when scored.
+        prompt_tokens: Length of the prompt.
+        log_max: Mean log-probability of the most probable token of every step.
+        attention: What was measured while answering: the ``layer``, and by both rules ``ratios``
+            and ``parity``; None where there are none.
     """
 
     id: str
@@ -148,6 +153,10 @@ class Answer(TypedDict):
     corrupt_target: float | None
     model: str
     decode: Mapping[str, Any]
+    tokens: NotRequired[list[int]]
+    prompt_tokens: NotRequired[int]
+    log_max: NotRequired[float]
+    attention: NotRequired[Mapping[str, Any]]
 
 
 class Score(TypedDict):

@@ -222,3 +222,21 @@ def test_the_embedded_world_gives_pairs(tmp_path):
     pairs = lines(root / "pairs.jsonl")
     assert pairs
     assert all(not path.startswith("/") for one in pairs for path in one["images"])
+
+
+@pytest.mark.parametrize(
+    ("statuses", "code"),
+    [
+        ({"ok": 1, "long_answer": 5, "empty_response": 5}, 0),
+        ({"ok": 4, "too_long": 1}, 0),
+        ({"ok": 3, "too_long": 1}, 3),
+        ({"ok": 3, "unreadable_image": 1, "long_answer": 1}, 0),
+    ],
+)
+def test_exit_code_counts_what_failed_and_not_what_gives_no_pair(tmp_path, statuses, code):
+    from collections import Counter
+
+    from mmlm.cli.data.mia.common import report
+    from mmlm.cli.frame import Terminal
+
+    assert report(Terminal(quiet=True), tmp_path, {"answer": Counter(statuses)}) == code
