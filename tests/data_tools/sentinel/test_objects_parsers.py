@@ -48,6 +48,7 @@ def test_acceptance_6_sentinel_1_objects_of_triples(path):
         ([["old idea", "of", "white wall"]], ["white wall"]),
         ([["car", "near", "red car"]], ["car"]),  # its only concrete noun is there already
         ([["red car", "near", "car"]], ["red car", "car"]),
+        ([["red car", "near", "red car"]], ["red car"]),
         ([["", "on", "mat"], ["a", "b", "c", "d"]], ["mat"]),
         ([], []),
     ],
@@ -91,6 +92,12 @@ def test_a_parser_obeys_the_rules():
     assert extractor.extract(["A flower in a picture."]) == [[]]
     extractor = TripleExtractor("fake", lambda s: [[["flower", "in", "picture"]]], {})
     assert [m.lemma for m in extractor.extract(["A flower in a picture."])[0]] == ["flower"]
+
+
+def test_a_part_of_a_coco_word_is_no_object_of_its_own():
+    extractor = TripleExtractor("fake", lambda sentences: [[["bear", "is", "brown"]]], {})
+    [mentions] = extractor.extract(["A teddy bear is brown."])
+    assert [mention.lemma for mention in mentions] == ["teddy bear"]
 
 
 def test_graph_of_the_scene_graph_parser_as_triples():

@@ -118,6 +118,7 @@ def test_parity_takes_every_token_for_a_noun():
     sentence = "She bears a load and he ties it."
     assert "bear" in lemmas(sentence, MentionRules(lemmatise_every_token=True))
     assert "bear" not in lemmas(sentence)
+    assert coco_words("Dogs chase CATS.") == ["dog", "cat"]
     assert coco_words("A baby was there.") == []  # "baby" is not on the authors' list
 
 
@@ -181,6 +182,11 @@ def test_places_are_right_in_any_text():
             assert starts == sorted(starts)
             for mention in mentions:
                 assert sentence[mention.start : mention.end] == mention.text != ""
+
+
+def test_letters_that_grow_in_lower_case_move_no_place():
+    [mentions] = RulesExtractor(AUTHORS).extract(["İİİ a dog"])
+    assert [(mention.text, mention.start) for mention in mentions] == [("dog", 6)]
 
 
 def test_extraction_does_not_depend_on_the_other_sentences():
