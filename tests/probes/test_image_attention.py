@@ -97,6 +97,22 @@ def test_confidence_is_the_mean_of_the_models_own_logits():
         assert records[row]["confidence"]["log_max"] == pytest.approx(float(expected), abs=1e-5)
 
 
+def test_text_of_a_second_turn_is_no_query():
+    model, processor = tiny.shared("llava")
+    inputs = tiny.inputs(processor, PROMPTS[:1], PICTURES[:1])
+    probe = ImageAttention()
+    more = torch.tensor([[5, 6, 7]])
+    with attach(model, probe), torch.inference_mode():
+        n = inputs["input_ids"].shape[1]
+        past = model(**inputs, use_cache=True).past_key_values
+        for new in (torch.tensor([[8]]), more, torch.tensor([[9]])):
+            n += new.shape[1]
+            mask = torch.ones(1, n, dtype=torch.long)
+            model(input_ids=new, attention_mask=mask, past_key_values=past, use_cache=True)
+        (row,) = measured(model)
+    assert row["image_attention"]["queries"] == 2  # one token before, one behind the new text
+
+
 def test_sums_by_hand():
     a = torch.tensor([[[[0.2, 0.3, 0.5], [0.6, 0.3, 0.1]], [[0.4, 0.1, 0.5], [0.0, 0.5, 0.5]]]])
     assert key_sums(a, None, 2)[0].tolist() == pytest.approx([0.6, 0.6])
