@@ -133,6 +133,17 @@ def test_a_context_that_changes_is_cut_back():
         assert got == fresh.sample_sentences(asked, 4, 1.0)
 
 
+def test_what_was_read_is_used_up_to_its_fixed_beginning():
+    nothing = torch.zeros(1)
+    kept = tree_module.Kept((1, 2, 3, 4, 5), [], nothing, shift=0, n_fixed=3, axes=0)
+    assert kept.common((1, 2, 3, 9)) == 3
+    assert kept.can_become((1, 2, 3, 4, 5))
+    assert kept.can_become((1, 2, 3, 9))
+    assert kept.can_become((1, 2, 3, 4))  # its last token is read again: its logits are wanted
+    assert not kept.can_become((1, 2, 3))
+    assert not kept.can_become((1, 2, 9, 4, 5))
+
+
 def test_samples_depend_on_the_seed_of_the_request_only():
     model, processor = tiny.shared("llava")
     generator = HFGenerator(model, processor, max_new_tokens=MAX_NEW)
