@@ -100,6 +100,13 @@ def test_a_part_of_a_coco_word_is_no_object_of_its_own():
     assert [mention.lemma for mention in mentions] == ["teddy bear"]
 
 
+def test_an_object_of_the_graph_comes_once():
+    graph = [["red tulips", "near", "red tulip"]]
+    extractor = TripleExtractor("fake", lambda sentences: [graph], {})
+    [mentions] = extractor.extract(["Red tulips near a red tulip."])
+    assert [mention.text for mention in mentions] == ["Red tulips"]
+
+
 def test_graph_of_the_scene_graph_parser_as_triples():
     graph = {
         "entities": [{"head": "woman"}, {"head": "piano"}, {"head": "hat"}],
@@ -132,11 +139,11 @@ class FakePipeline:
 
 def test_spacy_glue_without_spacy():
     tagged = [("Two", "CD", "NUM"), ("Puppies", "NNS", "NOUN"), ("near", "IN", "ADP"),
-              ("it", "PRP", "PRON"), ("and", "CC", "CCONJ"), ("hay", "NN", "NOUN"),
+              ("he", "PRP", "PRON"), ("and", "CC", "CCONJ"), ("hay", "NN", "NOUN"),
               ("bears", "NNS", "VERB")]  # fmt: skip
     extractor = SpacyExtractor(FakePipeline(tagged, roots=[1, 3, 5]))
-    [mentions] = extractor.extract(["Two Puppies near it and hay bears"])
-    # "bears" is a verb by its class; the chunk "it" has no noun.
+    [mentions] = extractor.extract(["Two Puppies near he and hay bears"])
+    # "bears" is a verb by its class; "he" is no noun here, though WordNet knows helium.
     assert [(m.lemma, m.start) for m in mentions] == [("puppy", 4), ("hay", 24)]
     assert extractor.facts["pipeline"] == "en_fake 1"
 
