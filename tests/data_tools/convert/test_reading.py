@@ -172,6 +172,15 @@ def test_llava_with_several_turns(put):
     assert record.chosen == "Brown."
 
 
+@pytest.mark.parametrize(
+    "prompt", ["<image>\nWhat is this?", "What <image>is this?", "What is this?"]
+)
+def test_mia_dpo_with_one_path_has_its_picture_in_front(put, prompt):
+    """As the authors' loader moves it, wherever the prompt says it is."""
+    (record,) = records(put([{**ROWS["mia-dpo"], "image": "0.png", "prompt": prompt}]))
+    assert record.prompt == ({"role": "user", "content": QUESTION},)
+
+
 def test_text_only_records(put):
     talk = [{"from": "human", "value": "Hello."}, {"from": "gpt", "value": "Hi."}]
     (record,) = records(put([{"id": "1", "conversations": talk}]))
@@ -301,6 +310,8 @@ def test_json_lines_in_a_json_file(put):
 def test_a_format_that_cannot_be_told_says_what_it_saw(put):
     with pytest.raises(InputError, match=r"no known format: question \(str\), answer \(int\)"):
         records(put([{"question": "a", "answer": 3}]))
+    with pytest.raises(InputError, match="no known format"):
+        records(put([ROWS["povid"], {"question": "a", "answer": 3}]))
     both = {**ROWS["sentinel"], **ROWS["povid"]}
     with pytest.raises(InputError, match="fit sentinel and povid") as error:
         records(put([both]))
