@@ -147,6 +147,7 @@ def instruction(**changed):
     [
         ({"images": ["a", "b"]}, "1 image segments for 2 images"),
         ({"prompt_segments": [{"type": "text", "text": "<image>"}]}, "0 image segments for 1"),
+        ({"prompt_segments": [{"type": "image"}] * 3}, "3 image segments for 1"),
         ({"n_images": 5}, "grid is made of 2, 3, 4, 6, 9 pictures, got 5"),
         ({"format": "collage"}, "format must be one of sequence, grid, pip"),
         ({"target_index": 0}, "target_index must be from 1 to 2, got 0"),
