@@ -125,14 +125,9 @@ def tile_shares(model: Any, processor: Any, size: tuple[int, int], tiles: Sequen
     whole = (0, 0, *size)
     black, *masks = [_pixels(model, processor, size, tile) for tile in (None, whole, *tiles)]
     reach = masks[0]["pixel_values"] - black["pixel_values"]
-    shown = reach != 0  # the same in both: padding
-    parts = torch.stack(
-        [
-            ((x["pixel_values"] - black["pixel_values"]) / reach.where(shown, torch.ones(())))
-            * shown
-            for x in masks
-        ]
-    )
+    # Padding is the same in all of them, and so becomes 0.
+    reach = reach.where(reach != 0, torch.ones(()))
+    parts = torch.stack([(x["pixel_values"] - black["pixel_values"]) / reach for x in masks])
     tokens = int((torch.isin(black["input_ids"], torch.tensor(anatomy.image_ids))).sum())
     found = _to_tokens(anatomy, _to_patches(anatomy, parts), black, tokens)
     return found.clamp(0, 1)  # sharp resampling overshoots at borders

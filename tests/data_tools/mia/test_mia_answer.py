@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 
 import data_tools.mia.answer as module
+from data_tools.mia import prompting
 from data_tools.mia.answer import AnswerSettings, AnswerStage
 from data_tools.mia.prompting import check_several_images, noised, prompted
 from mmlm.errors import InputError, MmlmError
@@ -166,6 +167,14 @@ def test_failure_a_template_that_drops_pictures_is_found_at_the_start():
     )
     with pytest.raises(InputError, match="several pictures"):
         check_several_images(model, processor)
+
+
+def test_failure_two_pictures_in_the_tokens_of_one_are_found_at_the_start(monkeypatch):
+    """LLaVA's images are told apart by equal shares, so one placeholder would look like two."""
+    counts = iter([[16], [8, 8]])
+    monkeypatch.setattr(prompting, "_image_tokens", lambda anatomy, inputs: next(counts))
+    with pytest.raises(InputError, match="16 image tokens of 2"):
+        check_several_images(*tiny.shared("llava"))
 
 
 @pytest.mark.parametrize("family", tiny.ALL)
