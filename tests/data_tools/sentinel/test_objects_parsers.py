@@ -234,7 +234,7 @@ def test_factual_with_a_tiny_random_model(tiny_t5, monkeypatch):
     from transformers import T5ForConditionalGeneration
 
     extractor = make_extractor("factual", weights=tiny_t5)
-    sentences = ["A cat on a mat.", "Nothing."]
+    sentences = ["A Cat on a mat.", "Nothing."]
     mentions = extractor.extract(sentences)  # random weights write no triples: COCO words are left
     assert [[m.canonical for m in one] for one in mentions] == [["cat"], []]
     assert extractor.facts["weights"] == "tiny-factual"
@@ -243,13 +243,21 @@ def test_factual_with_a_tiny_random_model(tiny_t5, monkeypatch):
     def generate(self, input_ids, attention_mask, **settings):
         import torch
 
-        seen.update(settings, shape=tuple(input_ids.shape), mask=attention_mask.sum(1).tolist())
+        seen.update(
+            settings,
+            ids=input_ids.tolist(),
+            shape=tuple(input_ids.shape),
+            mask=attention_mask.sum(1).tolist(),
+        )
         # "( cat , on , mat )" for every sentence.
         return torch.tensor([[0, 3, 6, 5, 8, 5, 7, 4, 1]]).repeat(len(input_ids), 1)
 
     monkeypatch.setattr(T5ForConditionalGeneration, "generate", generate)
     mentions = factual_extractor(tiny_t5).extract(sentences)
     assert [[m.canonical for m in one] for one in mentions] == [["cat", "mat"], []]
+    # "Generate Scene Graph : a cat on a mat": lower case and without the full stop; the tiny
+    # vocabulary knows three of the words.
+    assert seen["ids"][0] == [2, 2, 2, 2, 2, 6, 8, 2, 7]
     assert seen["max_length"] == 200
     assert seen["num_beams"] == 1
     assert seen["do_sample"] is False
@@ -295,6 +303,7 @@ def test_pronouns_are_the_only_subjects(sentence):
         "It is a sunny day and the man is walking.",
         "They look happy while the dog is sleeping.",
         "Its tail is long.",
+        "Her dog is big.",
         "This image shows a dog.",
         "That dog is big.",
         "In the background a dog can be seen.",
@@ -334,6 +343,15 @@ def test_coreference_replaces_pronouns_of_the_sentence_only():
     resolved = FastCoref(predict).resolve(context, sentence)
     assert resolved == "a red car is near a dog, and its owner likes a red car."
     assert seen == [[f"{context} {sentence}"]]
+
+
+def test_coreference_takes_no_possessive_for_a_name():
+    sentence = "Its owner drives a car and it shines."
+    places = [(0, 3), (17, 22), (27, 29)]
+    assert [sentence[start:end] for start, end in places] == ["Its", "a car", "it"]
+    predict, _ = predictor(places)
+    resolved = FastCoref(predict).resolve("", sentence)
+    assert resolved == "Its owner drives a car and a car shines."
 
 
 def test_coreference_without_context_or_name():
