@@ -10,7 +10,7 @@ from transformers.cache_utils import DynamicLayer
 __all__ = ["RoomyLayer"]
 
 
-class RoomyLayer(DynamicLayer):  # type: ignore[no-untyped-call]  # its base's hook has no types
+class RoomyLayer(DynamicLayer):
     """A cache layer with free columns at its end, so that a step copies its own columns only.
 
     Args:
@@ -22,7 +22,7 @@ class RoomyLayer(DynamicLayer):  # type: ignore[no-untyped-call]  # its base's h
     _MORE = 128
 
     def __init__(self, keys: Tensor, values: Tensor, length: int) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()
         self.dtype, self.device = keys.dtype, keys.device
         self._all = (keys, values)
         self._show(length)

@@ -6,7 +6,7 @@ a ``COMMAND``, as for any command (see :mod:`mmlm.cli`), and add it to ``COMMAND
 
 from __future__ import annotations
 
-from mmlm.cli.data import convert, fetch, listing, merge, mia, micl, sentinel, world
+from mmlm.cli.data import convert, fetch, listing, merge, mia, micl, report, sentinel, world
 
 __all__ = ["COMMANDS"]
 
@@ -16,6 +16,7 @@ COMMANDS = {
     "mia": mia.COMMANDS,
     "micl": micl.COMMAND,
     "merge": merge.COMMAND,
+    "report": report.COMMAND,
     "convert": convert.COMMAND,
     "list": listing.COMMAND,
     "fetch": fetch.COMMAND,

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mmlm.cli.data.on_ray import run_actors
+from mmlm.cli.data.report import report_run
 from mmlm.cli.data.sentinel_options import ObjectOptions, Sentinel
-from mmlm.cli.frame import DONE, SOME_FAILED, Command, Terminal
+from mmlm.cli.frame import Command, Terminal
 from mmlm.cli.options import check_model_name, open_model, parse_methods
 from mmlm.errors import InputError
 
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
     from data_tools.sentinel.objects import ObjectExtractor
     from data_tools.sentinel.objects.pronouns import Coreference
     from data_tools.sentinel.pipeline import SentinelPipeline
-    from data_tools.sentinel.summary import Summary
 
 __all__ = ["COMMAND", "make_pairs"]
 
@@ -59,7 +59,7 @@ def make_pairs(options: Sentinel, terminal: Terminal) -> int:
         terminal.note(f"{before} of {len(mine)} pictures were done; going on.")
     if before < len(mine):
         _work(options, terminal, rows, detectors, output)
-    return _report(options, terminal, output)
+    return report_run(options.output, output, terminal)
 
 
 def _rows(options: Sentinel) -> list[dict[str, Any]]:
@@ -255,57 +255,6 @@ def _generator(options: Sentinel, terminal: Terminal) -> SentenceGenerator:
         methods=methods,
         pictures_at_once=options.images_at_once,
     )
-
-
-def _report(options: Sentinel, terminal: Terminal, output: StageOutput) -> int:
-    from data_tools.sentinel.summary import FAILED_SHARE, OBJECTLESS_SHARE, summarise
-
-    summary = summarise(options.output, output.shard)
-    if terminal.json:
-        terminal.emit({"output": str(options.output), **summary.as_json()})
-    terminal.table(_table(summary))
-    if summary.objectless_share > OBJECTLESS_SHARE:
-        terminal.note(
-            f"warning: {summary.objectless_share:.0%} of the sentences name no object; is the "
-            "model's language English, and the extractor the right one?"
-        )
-    terminal.note(f"{summary.pairs.total()} pairs in {output.path('pairs')}.")
-    if output.shard.count > 1:
-        terminal.note(
-            f"This is shard {output.shard} only; when all are done: mmlm data merge "
-            f"{options.output}"
-        )
-    if summary.failed_share > FAILED_SHARE:
-        terminal.error(
-            f"{summary.failed_share:.0%} of the pictures failed; at most {FAILED_SHARE:.0%} may.",
-            f"See `error` in {output.path('images')}.",
-        )
-        return SOME_FAILED
-    return DONE
-
-
-def _table(summary: Summary) -> Any:
-    from rich.table import Table
-
-    pairs, images = summary.pairs.total(), summary.images.total()
-    table = Table(title=f"{pairs} pairs from {images} pictures", title_justify="left", box=None)
-    for column in ("", "what", "number"):
-        table.add_column(column, justify="right" if column == "number" else "left")
-    by_step = sorted(summary.pairs_by_step.items())
-    groups: list[tuple[str, dict[str, int]]] = [
-        ("pictures", dict(summary.images.most_common())),
-        ("pairs", {f"for sentence {step + 1}": count for step, count in by_step}),
-        ("candidates", dict(summary.classes.most_common())),
-        ("objects", dict(summary.labels.most_common())),
-        ("counts", dict(summary.counts.most_common())),
-    ]
-    for title, counts in groups:
-        for name, count in counts.items():
-            if count:
-                table.add_row(title, name, str(count))
-                title = ""
-    table.add_row("", "pairs per picture", f"{summary.pairs_per_image:.2f}")
-    return table
 
 
 COMMAND = Command(
