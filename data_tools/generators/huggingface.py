@@ -139,8 +139,6 @@ class HFGenerator(SentenceGenerator):
             for start in range(0, len(jobs), self._at_once):
                 some = jobs[start : start + self._at_once]
                 self._in_halves(some, results, lambda part: self._sample(part, n, temperature))
-        if not self._keep:
-            self._entries.clear()
         return [results[job.number] for job in jobs]
 
     def forget(self, pictures: Sequence[Picture]) -> None:

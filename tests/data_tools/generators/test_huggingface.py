@@ -19,6 +19,7 @@ from data_tools.generators.drawing import Stops, Uniforms, draw
 from data_tools.generators.huggingface import HFGenerator
 from data_tools.generators.naive import NaiveGenerator
 from data_tools.generators.prompts import CaptionPrompts
+from data_tools.generators.sampling import Caption, draw_sentences
 from data_tools.pictures import Picture
 from mmlm.engine.anatomy import FAMILIES
 from mmlm.errors import UnsupportedModel
@@ -144,6 +145,46 @@ def test_what_was_read_is_used_up_to_its_fixed_beginning():
     assert not kept.can_become((1, 2, 9, 4, 5))
 
 
+@pytest.mark.parametrize("family", ["llava", "paligemma"])
+def test_a_long_sentence_beside_a_short_one(family):
+    """Rows read equally many tokens, but none reads its picture (or a two-way question) again."""
+    model, processor = tiny.shared(family)
+    cached = HFGenerator(model, processor, max_new_tokens=4)
+    cached.sample_sentences(requests(["", "", ""]), 3, 1.0)
+    for words in (6, 60):
+        asked = requests(["A cat.", "A dog.", "a cat and " * words])
+        fresh = HFGenerator(model, processor, max_new_tokens=4, keep=False)
+        assert cached.sample_sentences(asked, 3, 1.0) == fresh.sample_sentences(asked, 3, 1.0)
+        held = [entry.kept.logits for entry in cached._entries.values()]
+        jobs = [HFGenerator(model, processor) for _ in asked]
+        for one, request, logits in zip(jobs, asked, held, strict=True):
+            one.sample_sentences([request], 1, 1.0)
+            [alone] = one._entries.values()
+            torch.testing.assert_close(logits, alone.kept.logits, atol=1e-4, rtol=1e-4)
+        cached.sample_sentences(requests(["", "", ""]), 3, 1.0)
+
+
+def test_a_caption_that_is_done_leaves_the_batch_and_the_others_do_not_notice():
+    model, processor = tiny.shared("llava")
+    generator = HFGenerator(model, processor)
+    asked = requests(["", "A man and a dog and a cat.", ""])
+    generator.sample_sentences(asked, 1, 1.0)
+    kept = [entry.kept for entry in generator._entries.values()]
+    stops = Stops(frozenset(), frozenset())
+
+    def drawn(rows, limits):
+        captions = [
+            Caption(kept[i], Uniforms(i, 4), limits[i], [[] for _ in range(4)]) for i in rows
+        ]
+        with torch.inference_mode():
+            draw_sentences(model, captions, 1.0, stops, torch.tensor([4]))
+        return [caption.samples for caption in captions]
+
+    limits = [2, 3, 12]
+    assert drawn([1, 0, 2], limits) == [drawn([i], limits)[0] for i in (1, 0, 2)]
+    assert [len(ids) for ids in drawn([2], limits)[0]] == [12] * 4
+
+
 def test_samples_depend_on_the_seed_of_the_request_only():
     model, processor = tiny.shared("llava")
     generator = HFGenerator(model, processor, max_new_tokens=MAX_NEW)
@@ -190,6 +231,21 @@ def test_ids_without_the_picture_are_those_of_a_fresh_prompt(family, context):
     if ids is not None:
         made = prompts.inputs(image, QUESTIONS[1], context)["input_ids"][0].tolist()
         assert list(ids) == made
+
+
+@pytest.mark.parametrize("family", ["llava", "paligemma"])
+def test_what_cannot_be_read_without_the_rest(family):
+    model, processor = tiny.shared(family)
+    prompts, image = CaptionPrompts(processor), tiny.picture(0)
+    question = prompts.inputs(image, QUESTIONS[0], "")["input_ids"][0]
+    whole = prompts.inputs(image, QUESTIONS[0], "A cat.")
+    placeholder = model.config.image_token_id
+    fixed = prompts.n_fixed(whole, torch.tensor([placeholder]))
+    if family == "paligemma":  # the question attends to itself in both directions
+        assert fixed == len(question)
+    else:
+        assert question[fixed - 1] == placeholder
+        assert placeholder not in question[fixed:]
 
 
 def test_the_context_is_an_open_turn_with_one_begin_token_and_no_end():
