@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import contextlib
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any, Protocol, TypeVar
 
 from data_tools.records import Outcome, StageOutput
 from mmlm.errors import InputError
+from mmlm.progress import progress_bar
 
 __all__ = ["Record", "Stage", "batched", "check_ids", "pending", "planned", "run_stage", "tracked"]
 
@@ -131,7 +132,7 @@ def run_stage(
 
 
 @contextlib.contextmanager
-def tracked(total: int, show: bool, title: str = "records") -> Iterator[Any]:
+def tracked(total: int, show: bool, title: str = "records") -> Iterator[Callable[[int, str], None]]:
     """A progress bar on standard error that also counts statuses other than ok.
 
     Args:
@@ -142,35 +143,12 @@ def tracked(total: int, show: bool, title: str = "records") -> Iterator[Any]:
     Yields:
         A function of a number of records and their status that advances the bar.
     """
-    if not show:
-        yield lambda count, status: None
-        return
-    from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
-
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[others]}"),
-    )
     statuses: Counter[str] = Counter()
-    with Progress(*columns, console=Console(stderr=True)) as bar:
-        task = bar.add_task(title, total=total, others="")
+    with progress_bar(total, show, title) as advance:
 
-        def advance(count: int, status: str) -> None:
+        def count(number: int, status: str) -> None:
             if status and status != "ok":
-                statuses[status] += count
-            others = ", ".join(f"{n} {name}" for name, n in statuses.most_common(3))
-            bar.update(task, advance=count, others=others)
+                statuses[status] += number
+            advance(number, ", ".join(f"{n} {name}" for name, n in statuses.most_common(3)))
 
-        yield advance
+        yield count

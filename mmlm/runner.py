@@ -20,6 +20,7 @@ from mmlm.batching import batches
 from mmlm.decoding_settings import GenerateSettings, generation_config
 from mmlm.errors import ImageReadError, InputError, LayoutError, MmlmError
 from mmlm.inputs import ImageSource, load_image, message, prepare, render
+from mmlm.progress import progress_bar
 
 if TYPE_CHECKING:
     import torch
@@ -184,15 +185,17 @@ def generate_batches(
             f"The id {twice[0]!r} is given more than once.", advice="Give every request its own id."
         )
     config = generation_config(model, settings)
-    with _bar(len(everything), progress) as advance:
+    failed = 0
+    with progress_bar(len(everything), progress, "answers") as advance:
         for batch in batches(processor, everything, settings.batch_size):
             missing = [request.id for request in batch if request.id not in done]
+            results = []
             if missing:
                 results = _Batch(model, processor, methods, config, settings.seed).answer(batch)
-                advance(len(batch), sum(result.error is not None for result in results))
+                failed += sum(result.error is not None for result in results)
+            advance(len(batch), f"{failed} failed" if failed else "")
+            if missing:
                 yield [result for result in results if result.id in missing]
-            else:
-                advance(len(batch), 0)
 
 
 @dataclass
@@ -354,45 +357,6 @@ def seeded(seed: int, ids: Sequence[str], device: torch.device) -> Iterator[None
     with torch.random.fork_rng(devices=devices):
         torch.manual_seed(int.from_bytes(digest[:8]) >> 1)
         yield
-
-
-@contextlib.contextmanager
-def _bar(total: int, show: bool) -> Iterator[Callable[[int, int], None]]:
-    """A progress bar on standard error; gives a function that advances it (done, failed)."""
-    if not show:
-        yield lambda done, failed: None
-        return
-    from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
-
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[rate]}"),
-        TextColumn("[red]{task.fields[failed]}"),
-    )
-    n_failed = 0
-    with Progress(*columns, console=Console(stderr=True)) as bar:
-        task = bar.add_task("answers", total=total, failed="", rate="")
-
-        def advance(done: int, failed: int) -> None:
-            nonlocal n_failed
-            n_failed += failed
-            bar.update(task, advance=done, failed=f"{n_failed} failed" if n_failed else "")
-            speed = bar.tasks[0].speed  # unknown until two batches are done
-            bar.update(task, rate="" if speed is None else f"{speed:.3g}/s")
-
-        yield advance
 
 
 def fingerprint(model: Any) -> str:
