@@ -4,7 +4,8 @@
     python tools/measure_sentinel.py --tables   only write the table again
     python tools/measure_sentinel.py --check    exit code 1 if the page is not up to date
 
-Both runs go on where they stopped, in runs/; a time is written only for a run made in one go.
+Runs go on where they stopped, in runs/. A time is that of a run made in one go: one that was there
+already keeps the time that was measured then.
 """
 
 from __future__ import annotations
@@ -55,6 +56,10 @@ def main() -> int:
             name: measure(ROOT / "runs" / name, config, more)
             for name, (_, config, more) in SETTINGS.items()
         }
+        earlier = json.loads(FIGURES.read_text()) if FIGURES.exists() else {}
+        for name, record in records.items():
+            if record["minutes"] is None:
+                record["minutes"] = earlier.get(name, {}).get("minutes")
         FIGURES.write_text(json.dumps(records, indent=2, ensure_ascii=False) + "\n")
     figures = json.loads(FIGURES.read_text())
     before = DOCUMENT.read_text(encoding="utf-8")
