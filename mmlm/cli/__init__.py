@@ -41,7 +41,7 @@ SUMMARIES = {
     "chat": "talk with a model about pictures in the terminal",
     "generate": "answer a file of questions about pictures: JSON lines in, JSON lines out",
     "train": "train or fine-tune from a configuration file",
-    "data": "make data (world), list and download the official files of benchmarks",
+    "data": "preference pairs (sentinel, mia), tasks (micl), the world; official files",
     "bench": "run a benchmark and score it (chair, pope)",
     "score": "score stored answers again without the model (chair, pope)",
     "compare": "compare runs of one benchmark with a baseline, in numbers and in pictures",
