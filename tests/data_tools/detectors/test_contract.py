@@ -22,6 +22,8 @@ ASKED = NAMES[:24]
 NEURAL = ("groundingdino", "hf-grounding", "hf-owl")
 KINDS = (*NEURAL, "world", "scripted", "scripted-closed")
 SIZES = {"wide": (150, 40), "high": (30, 90), "row": (90, 1), "column": (1, 70), "dot": (1, 1)}
+# Scaled to the models' sizes these would have no height, or no width, at all.
+SIZES |= {"line": (300, 1), "thread": (1, 300)}
 
 
 @pytest.fixture(scope="module")
