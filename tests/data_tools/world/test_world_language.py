@@ -41,7 +41,7 @@ def synonyms():
     folder = Path(os.environ.get("MMLM_DATA", ROOT.parent / "shared" / "data"))
     path = folder / "chair" / "synonyms.json"
     if not path.exists():
-        path = ROOT / "benchmarks" / "data" / "synonyms.json"
+        path = ROOT / "mmlm" / "language" / "data" / "synonyms.json"
     rows = json.loads(path.read_text("utf-8"))
     assert len(rows) == 80
     return {word.strip().lower() for row in rows for word in row}
