@@ -141,7 +141,7 @@ class StageOutput:
             InputError: If the folder turns out to belong to another run.
         """
         self._run |= plain_json(facts)
-        self._check(complete=False)
+        self._refuse_other_run(complete=False)
 
     def _check(self, *, complete: bool) -> None:
         """Refuses the folder of another run; notes what is done.
@@ -150,11 +150,16 @@ class StageOutput:
             complete: Whether all facts of the run are known by now.
         """
         self.done = {}
+        if self._refuse_other_run(complete=complete):
+            self.done = {line["id"]: line["status"] for line in finished(self.path(DONE))}
+
+    def _refuse_other_run(self, *, complete: bool) -> bool:
+        """Compares run records only; tells whether there is an earlier session to go on with."""
         if self._overwrite:
-            return
+            return False
         stored = self._stored_run()
         if stored is None:
-            return
+            return False
         different = [
             f"{name} was {old}, now {new}"
             for name, old, new in differences(stored, self._run)
@@ -166,7 +171,7 @@ class StageOutput:
                 advice="Choose another --output; or --overwrite throws the old run away, and "
                 "--resume_anyway goes on with it (its lines then come from two settings).",
             )
-        self.done = {line["id"]: line["status"] for line in finished(self.path(DONE))}
+        return True
 
     def _stored_run(self) -> dict[str, Any] | None:
         path = self.folder / RUN

@@ -19,7 +19,6 @@ from data_tools.micl.settings import MiclSettings
 from data_tools.micl.tasks import Params, Task
 from data_tools.records import Outcome
 from data_tools.stages import Record
-from mmlm.records import locked
 
 __all__ = ["EpisodeStage", "episode_line", "pixels", "prompt", "records"]
 
@@ -51,8 +50,7 @@ class EpisodeStage:
 
     def process(self, records: Iterable[Record]) -> Iterator[Outcome]:
         """Draws the episode of every record."""
-        with locked(self.folder / PICTURES / "folder"):
-            pass  # makes the folder
+        (self.folder / PICTURES).mkdir(parents=True, exist_ok=True)
         nearest: Embedding | None = pixels if self.settings.demos == "nearest" else None
         for record in records:
             task = TASKS[record["task"]]

@@ -34,12 +34,13 @@ Line = Mapping[str, Any]
 Example = tuple[Line, Sequence[Line]]
 
 
-def write_report(folder: Path, n_examples: int = EXAMPLES) -> Path:
+def write_report(folder: Path, n_examples: int = EXAMPLES, summary: Summary | None = None) -> Path:
     """Writes the report beside the lines.
 
     Args:
         folder: Output of ``mmlm data sentinel``, shards merged.
         n_examples: Pictures that are shown.
+        summary: The run's numbers, if they were counted already.
 
     Returns:
         The file.
@@ -49,7 +50,7 @@ def write_report(folder: Path, n_examples: int = EXAMPLES) -> Path:
     """
     target = folder / REPORT
     pages.claim(target, GENERATOR)
-    summary = summarise(folder)
+    summary = summary or summarise(folder)
     judgement = judge_pairs(folder)
     shown = examples(folder, n_examples)
     run = json.loads((folder / RUN).read_text(encoding="utf-8"))

@@ -46,8 +46,8 @@ def run(settings: ReportData, terminal: Terminal) -> int:
     from data_tools.sentinel.report import write_report
     from data_tools.sentinel.summary import summarise
 
-    page = write_report(settings.folder, settings.examples)
     summary = summarise(settings.folder)
+    page = write_report(settings.folder, settings.examples, summary)
     terminal.table(_table(summary))
     if terminal.json:
         terminal.emit({"report": str(page), **summary.as_json()})
@@ -85,7 +85,7 @@ def report_run(folder: Path, output: StageOutput, terminal: Terminal) -> int:
             f"then mmlm data report {folder}"
         )
     else:
-        terminal.note(f"Report: {write_report(folder)}")
+        terminal.note(f"Report: {write_report(folder, summary=summary)}")
     if summary.failed_share > FAILED_SHARE:
         terminal.error(
             f"{summary.failed_share:.0%} of the pictures failed; at most {FAILED_SHARE:.0%} may.",
