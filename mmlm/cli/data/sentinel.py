@@ -163,6 +163,8 @@ def _work(
 
     if options.generator == "hf":
         check_model_name(options.model.id)
+    # What can be refused is refused before a picture is drawn.
+    pipeline = None if options.ray.actors else _pipeline(options, terminal, detectors)
     if options.world.count:
         export_world(
             options.output / WORLD,
@@ -172,11 +174,10 @@ def _work(
             overwrite=options.overwrite,
             progress=terminal.progress,
         )
-    if options.ray.actors:
+    if pipeline is None:
         there = dataclasses.replace(options, output=options.output.absolute())
         run_actors(partial(_in_actor, there), rows, output, options.ray, terminal)
         return
-    pipeline = _pipeline(options, terminal, detectors)
     output.add_facts({"loaded": pipeline.facts})
     run_stage(pipeline, rows, output, progress=terminal.progress)
 
