@@ -77,7 +77,7 @@ def test_the_import_law_holds():
         ("mmlm.engine.attach", "decoding.vhr"),
         ("decoding.vhr", "decoding.vcd"),
         ("benchmarks.run", "data_tools.world"),
-        ("training.loop", "benchmarks.chair"),
+        ("training.scratch.loop", "benchmarks.chair"),
         ("mmlm.model.checkpoint", "training"),
     ],
 )

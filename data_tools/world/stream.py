@@ -1,7 +1,7 @@
 """The world as an endless, indexable stream of training examples.
 
 The training program finds this class by its dotted path in a YAML file; it knows only the
-protocol `training.source.Source`. Everything is drawn on the fly and nothing is repeated.
+protocol `training.scratch.source.Source`. Everything is drawn on the fly and nothing is repeated.
 """
 
 from __future__ import annotations

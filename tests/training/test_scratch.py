@@ -16,12 +16,12 @@ from mmlm.model.checkpoint import load
 from tests.training.toy import Colours, recipe, run, settings
 from training.__main__ import main
 from training.config import build_parser
-from training.packing import IGNORED
 from training.scratch.batches import WINDOW, Buckets
 from training.scratch.language import answer_loss
+from training.scratch.packing import IGNORED
 from training.scratch.recipe import Shape
+from training.scratch.source import Source, Tail
 from training.scratch.vision import normalise, patch_labels, patch_loss
-from training.source import Source, Tail
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = sorted((ROOT / "configs" / "train").rglob("*.yaml"))

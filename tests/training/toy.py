@@ -9,7 +9,7 @@ from accelerate.state import AcceleratorState, GradientState, PartialState
 from numpy.typing import NDArray
 
 from training.scratch.recipe import FromScratch, Shape
-from training.source import Round
+from training.scratch.source import Round
 
 COLOURS = {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255)}
 WORDS = sorted(
@@ -71,7 +71,7 @@ class Colours:
 
 
 def settings(steps=6, **values):
-    from training.loop import StageSettings
+    from training.scratch.loop import StageSettings
 
     return StageSettings(
         **{"steps": steps, "batch_size": 4, "learning_rate": 1e-2, "warmup_steps": 2, **values}

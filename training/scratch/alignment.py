@@ -9,13 +9,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from training.attention import DENSE, PACKED
-from training.loop import Stage
-from training.packing import Text, encode, pad
+from training.scratch.attention import DENSE, PACKED
 from training.scratch.batches import Buckets
 from training.scratch.language import answer_loss, decode
+from training.scratch.loop import Stage
+from training.scratch.packing import Text, encode, pad
+from training.scratch.source import Source
 from training.scratch.vision import normalise, patch_labels, patch_loss
-from training.source import Source
 
 if TYPE_CHECKING:
     from transformers import LlavaForConditionalGeneration, PreTrainedTokenizerFast
@@ -26,7 +26,7 @@ __all__ = ["AlignmentStage", "ProjectorStage", "RefinementStage"]
 class AlignmentStage(Stage):
     """Caption loss plus weighted question loss, everything trained.
 
-    A row is `<bos> user : IMAGE | caption round | question round` (see `training.packing`).
+    A row is `<bos> user : IMAGE | caption round | question round` (see `training.scratch.packing`).
 
     Args:
         model: trained in place.

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from training.attention import PACKED
-from training.loop import Stage
-from training.packing import IGNORED, Text, block_mask, encode, pad, positions
+from training.scratch.attention import PACKED
 from training.scratch.batches import Buckets
-from training.source import Source
+from training.scratch.loop import Stage
+from training.scratch.packing import IGNORED, Text, block_mask, encode, pad, positions
+from training.scratch.source import Source
 
 if TYPE_CHECKING:
     from transformers import LlamaForCausalLM, PreTrainedTokenizerFast

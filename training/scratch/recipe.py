@@ -25,11 +25,11 @@ from mmlm.errors import InputError
 from mmlm.model.assemble import SPECIAL_TOKENS, assemble, word_processor
 from mmlm.model.checkpoint import save
 from training.config import Recipe, Run
-from training.loop import Stage, StageSettings, run_stage
 from training.scratch.alignment import AlignmentStage, ProjectorStage, RefinementStage
 from training.scratch.language import LanguageStage
+from training.scratch.loop import Stage, StageSettings, run_stage
+from training.scratch.source import Source, Tail
 from training.scratch.vision import VisionStage, patch_head
-from training.source import Source, Tail
 
 if TYPE_CHECKING:
     from transformers import (

@@ -9,9 +9,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from training.attention import DENSE
-from training.loop import Stage
-from training.source import Source
+from training.scratch.attention import DENSE
+from training.scratch.loop import Stage
+from training.scratch.source import Source
 
 if TYPE_CHECKING:
     from transformers import CLIPVisionModel

@@ -5,9 +5,9 @@ from transformers import AttentionInterface
 
 from mmlm.model.assemble import assemble, word_tokenizer
 from tests.training.toy import SHAPE, WORDS, Colours
-from training.attention import DENSE, PACKED, dense, packed
-from training.packing import IGNORED, Text, block_mask, encode, pad, positions
 from training.scratch.alignment import AlignmentStage
+from training.scratch.attention import DENSE, PACKED, dense, packed
+from training.scratch.packing import IGNORED, Text, block_mask, encode, pad, positions
 
 
 @pytest.fixture(scope="module")

@@ -21,7 +21,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from mmlm.errors import InputError
-from training.schedule import warmup_cosine
+from training.scratch.schedule import warmup_cosine
 from training.snapshot import Journal, exclusive, read_snapshot, write_snapshot
 
 __all__ = ["Stage", "StageSettings", "run_stage"]

@@ -13,8 +13,8 @@ from torch import nn
 
 from mmlm.errors import InputError
 from tests.training.toy import accelerator, settings
-from training.loop import Stage, StageSettings, run_stage
-from training.schedule import warmup_cosine
+from training.scratch.loop import Stage, StageSettings, run_stage
+from training.scratch.schedule import warmup_cosine
 from training.snapshot import Journal, exclusive, read_snapshot, write_snapshot
 
 
@@ -172,7 +172,7 @@ import sys
 sys.path.insert(0, {root!r})
 from pathlib import Path
 from tests.training.test_loop import Line, accelerator, settings
-from training.loop import run_stage
+from training.scratch.loop import run_stage
 run_stage(Line(), settings(100_000), Path({folder!r}), accelerator(), fingerprint="f",
           snapshot_seconds=0.0, log_every=1)
 """

@@ -68,7 +68,7 @@ def packed(
         query: [B, H, L, d], key and value likewise, as many heads each.
         key: see query.
         value: see query.
-        attention_mask: `training.packing.block_mask(segments)`.
+        attention_mask: `training.scratch.packing.block_mask(segments)`.
         scaling: factor on the scores.
         segments: lengths of the prefix and of each text, L in all.
         kwargs: whatever else the library passes, unused.

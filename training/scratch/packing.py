@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from training.source import Round
+from training.scratch.source import Round
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
