@@ -5,8 +5,9 @@
       class_path: training.scratch.recipe.FromScratch
       init_args: {...}
 
-`--config FILE` reads it, any value can be overridden on the command line, unknown keys and wrong
-types are refused with their path, and the final configuration is written beside the output.
+`--config FILE` reads it (a shipped file also by its name: `train/world/seed0`), any value can be
+overridden on the command line, unknown keys and wrong types are refused with their path, and the
+final configuration is written beside the output.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import json
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -59,8 +61,6 @@ class Run:
         settings: see `RunSettings`.
         config: everything that changes what is learned: recipe, seed, precision.
         command: arguments that start this program again with the same configuration.
-        accelerator: an `accelerate.Accelerator`: devices, precision, processes. (Its type is not
-            named below: jsonargparse would import it, and torch with it, for every --help.)
     """
 
     output: Path
@@ -68,7 +68,21 @@ class Run:
     settings: RunSettings
     config: dict[str, Any]
     command: tuple[str, ...]
-    accelerator: Any
+
+    @cached_property
+    def accelerator(self) -> Any:
+        """An `accelerate.Accelerator`: devices, precision, processes.
+
+        Made when it is asked for: a recipe that hands its training to a Trainer must not have one,
+        since the library keeps the first one's settings for the whole process. (Its type is not
+        named: jsonargparse would import it, and torch with it, for every --help.)
+        """
+        import torch
+        from accelerate import Accelerator
+
+        return Accelerator(
+            mixed_precision=self.settings.precision, cpu=not torch.cuda.is_available()
+        )
 
     def fingerprint(self, without: Collection[str] = ()) -> str:
         """Hash of the configuration; a snapshot goes on only under the one it was made with.
@@ -126,12 +140,14 @@ def parse(arguments: Sequence[str]) -> tuple[Recipe, Run, str | None]:
         InputError: a value is out of its range. (An unknown key or a wrong type ends the process
             with exit code 2, as any misuse of the command line.)
     """
+    from mmlm.cli.configs import with_config_paths
+
     parser = build_parser()
-    config = parser.parse_args(list(arguments))
+    config = parser.parse_args(with_config_paths(arguments))
     # Only now: `mmlm train --help` must not wait for torch.
     import torch
-    from accelerate import Accelerator
 
+    from training.launch import is_main_process
     from training.snapshot import write_atomically
 
     try:
@@ -145,10 +161,9 @@ def parse(arguments: Sequence[str]) -> tuple[Recipe, Run, str | None]:
     settings = built.run
     torch.set_num_threads(settings.threads)
     written = json.loads(parser.dump(config, format="json", skip_none=False))
-    accelerator = Accelerator(mixed_precision=settings.precision, cpu=not torch.cuda.is_available())
     output = Path(config.output)
     output.mkdir(parents=True, exist_ok=True)
-    if accelerator.is_main_process and config.only is None:
+    if is_main_process() and config.only is None:
         text = parser.dump(config, skip_none=False)
         write_atomically(output / "config.yaml", text.encode())
     run = Run(
@@ -161,6 +176,5 @@ def parse(arguments: Sequence[str]) -> tuple[Recipe, Run, str | None]:
             "precision": settings.precision,
         },
         command=tuple(arguments),
-        accelerator=accelerator,
     )
     return built.recipe, run, config.only

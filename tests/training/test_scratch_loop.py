@@ -171,7 +171,7 @@ CHILD = """
 import sys
 sys.path.insert(0, {root!r})
 from pathlib import Path
-from tests.training.test_loop import Line, accelerator, settings
+from tests.training.test_scratch_loop import Line, accelerator, settings
 from training.scratch.loop import run_stage
 run_stage(Line(), settings(100_000), Path({folder!r}), accelerator(), fingerprint="f",
           snapshot_seconds=0.0, log_every=1)

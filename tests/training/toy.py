@@ -95,11 +95,12 @@ def run(output, precision="no", **values):
     from training.config import Run, RunSettings
 
     torch.manual_seed(0)
-    return Run(
+    made = Run(
         output=output,
         seed=0,
         settings=RunSettings(**{"log_every": 1, "precision": precision, **values}),
         config={"recipe": {"class_path": "toy"}, "seed": 0, "precision": precision},
         command=(),
-        accelerator=accelerator(precision),
     )
+    made.__dict__["accelerator"] = accelerator(precision)  # in place of the one it would make
+    return made

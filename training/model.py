@@ -1,0 +1,74 @@
+"""The model of a fine-tuning: loaded, its learning parts chosen, the others frozen."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from mmlm.errors import InputError
+from training.settings import ModelSettings
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, ProcessorMixin
+
+__all__ = ["choose_what_learns", "count_parameters", "load_for_training", "whole_modules"]
+
+
+def load_for_training(settings: ModelSettings) -> tuple[PreTrainedModel, ProcessorMixin]:
+    """The model on the CPU in training mode, and its processor; every weight still learns.
+
+    (The Trainer moves it to its device; under ZeRO-3 its weights are shared out while loading.)
+
+    Raises:
+        InputError, UnsupportedModel, MissingTensors: see `mmlm.model.checkpoint.load`.
+    """
+    from mmlm.inputs import use_chat_template
+    from mmlm.model.checkpoint import load
+
+    model, processor = load(settings.name, settings.dtype, settings.attention)
+    use_chat_template(processor, settings.chat_template)
+    return model.train(), processor
+
+
+def choose_what_learns(model: PreTrainedModel, settings: ModelSettings) -> None:
+    """Freezes everything but the parts that learn with weights of their own.
+
+    With LoRA the language model is frozen here; its adapters come later. The head and the word
+    embeddings belong to the language model.
+    """
+    parts = _parts(model)
+    learning = [p for p in settings.learns if not (p == "language" and settings.lora)]
+    model.requires_grad_(False)
+    for part in learning:
+        for module in parts[part]:
+            module.requires_grad_(True)
+
+
+def whole_modules(model: PreTrainedModel, settings: ModelSettings) -> tuple[str, ...]:
+    """Names of the modules that learn as a whole beside adapters (PEFT's `modules_to_save`)."""
+    wanted = [part for part in settings.learns if part != "language"]
+    names = {id(module): name for name, module in model.named_modules()}
+    return tuple(names[id(module)] for part in wanted for module in _parts(model)[part])
+
+
+def count_parameters(model: Any) -> tuple[int, int]:
+    """How many parameters learn, and how many there are (also if ZeRO-3 has shared them out)."""
+
+    def size(parameter: Any) -> int:
+        return int(getattr(parameter, "ds_numel", parameter.numel()))
+
+    sizes = [(size(p), p.requires_grad) for p in model.parameters()]
+    learning = sum(n for n, learns in sizes if learns)
+    if not learning:
+        raise InputError("No parameter learns.", advice="Check `learns` and `lora`.")
+    return learning, sum(n for n, _ in sizes)
+
+
+def _parts(model: PreTrainedModel) -> dict[str, list[Any]]:
+    from mmlm.engine.anatomy import Anatomy
+
+    anatomy = Anatomy(model)
+    return {
+        "language": [anatomy.text, anatomy.head],
+        "projector": [anatomy.projector],
+        "tower": [anatomy.tower],
+    }
