@@ -10,7 +10,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
-__all__ = ["LoraSettings", "ModelSettings", "Optimisation", "Part", "Saving"]
+__all__ = ["LoraSettings", "ModelSettings", "Optimisation", "Part"]
 
 Part: TypeAlias = Literal["language", "projector", "tower"]
 
