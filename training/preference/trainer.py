@@ -1,9 +1,9 @@
 """TRL's DPOTrainer for pictures and begun answers.
 
-C-DPO needs no loss of its own: its context is part of the prompt, which the collator writes. MIA-DPO
-is a mixture of TRL's losses. So this class adds only what TRL lacks: checks of silent traps, our
-collator, rows from memory, the two fast paths, and further losses beside TRL's own. TRL's
-`_compute_loss` stays what it is; what it computes on the way is watched by a hook.
+C-DPO needs no loss of its own: its context is part of the prompt, which the collator writes.
+MIA-DPO is a mixture of TRL's losses. So this class adds only what TRL lacks: checks of silent
+traps, our collator, rows from memory, the two fast paths, and further losses beside TRL's own.
+TRL's `_compute_loss` stays what it is; what it computes on the way is watched by a hook.
 """
 
 from __future__ import annotations
@@ -113,6 +113,7 @@ class VLPreferenceTrainer(DPOTrainer):
         )
         self.extra_losses = tuple(extra_losses)
         self.auxiliary = auxiliary
+        self._passes: dict[bool, tuple[int, int]] = {}
         self._fast = _install(self.model, fast)
         if self.ref_model is not None:
             self._fast += _install(self.accelerator.unwrap_model(self.ref_model), fast)
@@ -145,6 +146,15 @@ class VLPreferenceTrainer(DPOTrainer):
             here = torch.tensor(value, device=self.accelerator.device)
             self._metrics[mode][name].append(self.accelerator.gather(here).mean().item())
         return (loss, outputs) if return_outputs else loss
+
+    def _seed_of_pass(self) -> int:
+        """Another one in every pass of every process; the same again when a run is resumed."""
+        step, training = self.state.global_step, self.model.training
+        former, number = self._passes.get(training, (-1, 0))
+        number = number + 1 if former == step else 0
+        self._passes[training] = (step, number)
+        process = self.accelerator.process_index
+        return hash((self.args.seed, training, step, number, process)) & 0x7FFFFFFF
 
     @contextlib.contextmanager
     def _expecting(self, inputs: Mapping[str, Tensor] | None) -> Iterator[None]:
@@ -211,11 +221,7 @@ class _Step:
         self.inputs = inputs
         self.beta = trainer.beta
         self.config = unwrap(trainer.accelerator.unwrap_model(trainer.model)).config
-        # Another one in every pass of every process; the same again when a run is resumed.
-        made = trainer.state.global_step * trainer.args.gradient_accumulation_steps
-        within = getattr(trainer, "_pass_of_step", 0)
-        process = trainer.accelerator.process_index
-        self.step_seed = hash((trainer.args.seed, made, within, process)) & 0x7FFFFFFF
+        self.step_seed = trainer._seed_of_pass()
 
     @property
     def mask(self) -> Tensor:
