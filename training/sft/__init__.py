@@ -1,0 +1,1 @@
+"""Supervised fine-tuning: conversations, exact labels, packing, buckets, and the recipe."""
