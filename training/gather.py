@@ -11,17 +11,43 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-__all__ = ["all_gathered", "gathered_state", "is_main", "on_main", "wait_for_all", "whole_tensors"]
+from training.launch import world
+
+__all__ = [
+    "all_gathered",
+    "gathered_state",
+    "is_main",
+    "on_main",
+    "process_count",
+    "wait_for_all",
+    "whole_tensors",
+]
+
+
+def process_count() -> int:
+    """How many processes train together.
+
+    Raises:
+        RuntimeError: a launcher has started several, but they have not met yet.
+    """
+    if torch.distributed.is_initialized():
+        return torch.distributed.get_world_size()
+    if world() > 1:
+        raise RuntimeError(
+            f"{world()} processes were started, but there is no process group yet: build the "
+            "TrainingArguments first, or call training.launch.start_deepspeed"
+        )
+    return 1
 
 
 def is_main() -> bool:
     """Whether this is the first of all processes (or the only one)."""
-    return not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0
+    return process_count() == 1 or torch.distributed.get_rank() == 0
 
 
 def wait_for_all() -> None:
     """Returns when every process has come here."""
-    if torch.distributed.is_initialized():
+    if process_count() > 1:
         torch.distributed.barrier()
 
 
@@ -37,7 +63,7 @@ def on_main(work: Callable[[], Any]) -> Any:
     Raises:
         Exception: what ``work`` raised, on every process: none is left waiting.
     """
-    if not torch.distributed.is_initialized():
+    if process_count() == 1:
         return work()
     result: list[Any] = [None, None]
     if is_main():
@@ -53,9 +79,9 @@ def on_main(work: Callable[[], Any]) -> Any:
 
 def all_gathered(value: Any) -> list[Any]:
     """What every process has given, in the order of their ranks; a meeting of all."""
-    if not torch.distributed.is_initialized():
+    if process_count() == 1:
         return [value]
-    values: list[Any] = [None] * torch.distributed.get_world_size()
+    values: list[Any] = [None] * process_count()
     torch.distributed.all_gather_object(values, value)
     return values
 
