@@ -26,7 +26,7 @@ from training.lora import refuse_targets_outside
 from training.losses import ExtraLoss, total_loss
 from training.losses.settings import check_loss
 from training.preference.collator import VisionPreferenceCollator
-from training.preference.reference_cache import refuse_trl_cache
+from training.preference.cache_settings import refuse_trl_cache
 from training.preference.rows import PreferenceRow
 from training.preference.table import row_table
 

@@ -1,0 +1,107 @@
+"""What every fine-tuning does, whatever its loss: read, load, train, resume, export.
+
+The order is chosen so that what can be wrong is found early: first the files of the data, then the
+model, then each row against the model; only then does the first step run. Everything between the
+first step and the last is the work of transformers' Trainer or TRL's.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+
+from mmlm.errors import InputError
+from training.config import Recipe, Run
+from training.settings import ModelSettings, Optimisation, Saving
+from training.tracking.settings import Tracking
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, ProcessorMixin
+
+__all__ = ["Export", "Finetuning", "Parts"]
+
+Export: TypeAlias = Literal["adapter", "merged", "model"]
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What a recipe builds its trainer from.
+
+    Attributes:
+        model: loaded, the parts that do not learn frozen; adapters are the recipe's business.
+        processor: of the model.
+        rows: what `Finetuning.read` gave.
+        arguments: of the trainer.
+        callbacks: of the trainer.
+    """
+
+    model: PreTrainedModel
+    processor: ProcessorMixin
+    rows: dict[str, Any]
+    arguments: Any
+    callbacks: list[Any]
+
+
+class Finetuning(Recipe):
+    """A training of an existing model with a Trainer.
+
+    Args:
+        model: what learns, and from where.
+        optimisation: learning rate, batch, length.
+        deepspeed: name of a shipped DeepSpeed configuration, a file, or None.
+        saving: checkpoints.
+        tracking: logs.
+        export: what is written at the end, in folders of these names.
+    """
+
+    def __init__(
+        self,
+        model: ModelSettings,
+        optimisation: Optimisation,
+        deepspeed: str | None,
+        saving: Saving,
+        tracking: Tracking,
+        export: tuple[Export, ...],
+    ) -> None:
+        self.model, self.optimisation, self.deepspeed = model, optimisation, deepspeed
+        self.saving, self.tracking, self.export = saving, tracking, export
+        if model.lora is None and (wrong := {"adapter", "merged"} & set(export)):
+            raise ValueError(f"export = {sorted(wrong)} needs adapters: set model.lora")
+
+    @abstractmethod
+    def read(self) -> dict[str, Any]:
+        """The rows by their use, "train" and "eval"; files are checked, no model is loaded yet."""
+
+    @abstractmethod
+    def arguments(self) -> tuple[type, dict[str, Any]]:
+        """The class of the trainer's arguments, and values of it that the settings do not have."""
+
+    @abstractmethod
+    def build(self, run: Run, parts: Parts) -> Any:
+        """The trainer; refuses rows that the model cannot take."""
+
+    def before_training(self, run: Run, trainer: Any) -> None:
+        """What must be computed once, before the first step."""
+
+    def run(self, run: Run, only: str | None) -> None:
+        """See `training.config.Recipe.run`."""
+        from training.launch import is_main_process, start_deepspeed, watch_for_lost_processes
+        from training.snapshot import exclusive
+
+        if only is not None:
+            raise InputError(
+                f"--only {only}: this recipe has one stage.", advice="Leave --only out."
+            )
+        rows = self.read()
+        if self.saving.best and not rows.get("eval"):
+            raise InputError(
+                f"saving.best = {self.saving.best!r}, but there is nothing to evaluate on.",
+                advice="Give evaluation files, or leave `best` out.",
+            )
+        if self.deepspeed is not None:
+            start_deepspeed()
+        alone = exclusive(run.output) if is_main_process() else nullcontext()
+        with alone, watch_for_lost_processes(run.output):
+            self._train(run, rows)
