@@ -8,33 +8,18 @@ no code is copied.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from mmlm.engine.branches import Branch, Noised
 from mmlm.engine.method import Method, Paper
+from mmlm.engine.pixels import NOISE_STEPS, signal_kept
 
 __all__ = ["VCD", "contrast", "signal_kept"]
-
-_STEPS = 1000
-
-
-@functools.cache
-def signal_kept(step: int) -> float:
-    """abar_t of the forward diffusion (Eq. 2): the share of the image's variance left at step t.
-
-    ``beta_s = sigmoid(linspace(-6, 6, 1000)) * (0.5e-2 - 1e-5) + 1e-5`` and
-    ``abar_t = prod_{s <= t} (1 - beta_s)``, as in the authors' code.
-    """
-    ramp = torch.linspace(-6, 6, _STEPS, dtype=torch.float64)
-    beta = ramp.sigmoid() * (0.5e-2 - 1e-5) + 1e-5
-    return float((1 - beta)[: step + 1].prod())
 
 
 def contrast(
@@ -107,7 +92,7 @@ class VCD(Method):
     def __post_init__(self) -> None:
         self._check_number("alpha", at_least=0)
         self._check_number("beta", at_least=0, at_most=1)
-        self._check_integer("noise_step", at_least=0, at_most=_STEPS - 1)
+        self._check_integer("noise_step", at_least=0, at_most=NOISE_STEPS - 1)
         self._check_integer("seed", at_least=0)
 
     @classmethod

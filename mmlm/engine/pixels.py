@@ -7,6 +7,7 @@ tile). What happens to a picture here must not depend on the batch around it.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -17,7 +18,17 @@ from torch import Tensor
 if TYPE_CHECKING:
     from mmlm.engine.anatomy import Anatomy
 
-__all__ = ["by_picture", "draw_diffusion_noise", "draw_uniform_noise", "put_back"]
+__all__ = [
+    "NOISE_STEPS",
+    "by_picture",
+    "draw_diffusion_noise",
+    "draw_uniform_noise",
+    "put_back",
+    "signal_kept",
+]
+
+NOISE_STEPS = 1000
+"""Steps of the forward diffusion in :func:`signal_kept`."""
 
 
 def by_picture(pixels: Tensor, grid: Tensor | None) -> list[Tensor]:
@@ -83,6 +94,18 @@ def draw_diffusion_noise(
     else:  # [images or tiles, C, H, W]
         eps = draw(pixels.shape[1:])
     return eps.to(pixels.device)
+
+
+@functools.cache
+def signal_kept(step: int) -> float:
+    """abar_t of the forward diffusion: the share of the image's variance left at step t.
+
+    ``beta_s = sigmoid(linspace(-6, 6, 1000)) * (0.5e-2 - 1e-5) + 1e-5`` and
+    ``abar_t = prod_{s <= t} (1 - beta_s)``, as in the code of VCD's and POVID's authors.
+    """
+    ramp = torch.linspace(-6, 6, NOISE_STEPS, dtype=torch.float64)
+    beta = ramp.sigmoid() * (0.5e-2 - 1e-5) + 1e-5
+    return float((1 - beta)[: step + 1].prod())
 
 
 def _tiles(picture: Tensor) -> int:
