@@ -153,7 +153,7 @@ class Encoder:
                 padding_side="right",
                 return_tensors="pt",
             )
-            batch["labels"] = _labels(batch, texts)
+            batch["labels"] = _labels(batch, texts, seen=pictures is not None)
         lengths = batch.pop("attention_mask").sum(dim=1).tolist()
         ids, labels = batch.pop("input_ids"), batch.pop("labels")
         for name in ("offset_mapping", "text_replacement_offsets"):
@@ -204,7 +204,9 @@ class Encoder:
                 "must have a picture and exactly one answer.",
                 advice="Split the row into one row per question, or use another model.",
             )
-        return render(self._processor, row.messages[:-1]), row.messages[-1]["content"][0]["text"]
+        return render(self._processor, row.messages[:-1]), row.messages[-1]["content"][0][
+            "text"
+        ].strip()
 
     def count(self, row: Conversation, sizes: tuple[tuple[int, int], ...]) -> int:
         """The length of a row's document, without its pixels.
@@ -304,12 +306,12 @@ def _says_anything(types: dict[str, Tensor]) -> bool:
     return any(bool(values.any()) for values in types.values())
 
 
-def _labels(batch: Any, texts: Sequence[Rendered]) -> Tensor:
+def _labels(batch: Any, texts: Sequence[Rendered], *, seen: bool) -> Tensor:
     """Ids where a token's characters overlap an answer, `IGNORED` elsewhere [B, L]."""
     import torch
 
     ids, offsets = batch["input_ids"], batch["offset_mapping"]
-    expanded = batch.get("text_replacement_offsets") or [[]] * len(texts)
+    expanded = batch["text_replacement_offsets"] if seen else [[]] * len(texts)
     labels = torch.full_like(ids, IGNORED)
     for row, (text, placeholders) in enumerate(zip(texts, expanded, strict=True)):
         for start, end in text.spans:

@@ -27,12 +27,18 @@ __all__ = ["FAMILIES", "check_packing", "pack", "packed_batch", "rope_index"]
 
 FAMILIES = (
     *("llava", "llava_next", "llava_onevision", "qwen2_5_vl", "qwen3_vl"),
-    *("internvl", "idefics3", "smolvlm", "gemma3"),
+    *("internvl", "idefics3", "smolvlm"),
 )
-"""Model types whose packed loss and gradients were compared with separate rows (tests). PaliGemma
-is not among them: its prefix is read both ways, through one block for the whole row."""
+"""Model types whose packed loss and gradients were compared with separate rows (tests)."""
 
-DECODERS = ("llama", "mistral", "qwen2", "qwen2_5_vl_text", "qwen3", "qwen3_vl_text", "gemma3_text")
+WRONG = {
+    "paligemma": "its prefix is read both ways, as one block for the whole row",
+    "gemma3": "its sliding layers look up what is a picture by the place in the document and not "
+    "in the row (transformers 5.23, create_masks_for_vision_model)",
+}
+"""Families for which packing is known to be wrong, and why."""
+
+DECODERS = ("llama", "mistral", "qwen2", "qwen2_5_vl_text", "qwen3", "qwen3_vl_text")
 """Text models with attention layers alone, which take positions and masks from outside."""
 
 _FLASH_ROWS = 1
@@ -51,6 +57,11 @@ def check_packing(model: PreTrainedModel, rows_per_pass: int) -> None:
             the positions of a single row only.
     """
     family, text = model.config.model_type, model.config.get_text_config()
+    if family in WRONG:
+        raise UnsupportedModel(
+            f"Packed rows would be wrong for {family!r}: {WRONG[family]}.",
+            advice="Train with packing: false (group_by_length saves most of the padding too).",
+        )
     if family not in FAMILIES or text.model_type not in DECODERS:
         raise UnsupportedModel(
             f"Packing is not known to be right for {family!r} with the decoder "
