@@ -8,17 +8,19 @@ first step and the last is the work of transformers' Trainer or TRL's.
 from __future__ import annotations
 
 from abc import abstractmethod
-from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from mmlm.errors import InputError
 from training.config import Recipe, Run
-from training.settings import ModelSettings, Optimisation, Saving
+from training.saving import Saving
+from training.settings import ModelSettings, Optimisation
 from training.tracking.settings import Tracking
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, ProcessorMixin
+
+    from training.checkpoints import RunFolder
 
 __all__ = ["Export", "Finetuning", "Parts"]
 
@@ -75,7 +77,7 @@ class Finetuning(Recipe):
         """The rows by their use, "train" and "eval"; files are checked, no model is loaded yet."""
 
     @abstractmethod
-    def arguments(self) -> tuple[type, dict[str, Any]]:
+    def arguments_class(self) -> tuple[type, dict[str, Any]]:
         """The class of the trainer's arguments, and values of it that the settings do not have."""
 
     @abstractmethod
@@ -87,21 +89,69 @@ class Finetuning(Recipe):
 
     def run(self, run: Run, only: str | None) -> None:
         """See `training.config.Recipe.run`."""
-        from training.launch import is_main_process, start_deepspeed, watch_for_lost_processes
-        from training.snapshot import exclusive
+        from training.checkpoints import open_run
+        from training.launch import say, start_deepspeed, watch_for_lost_processes
 
         if only is not None:
             raise InputError(
                 f"--only {only}: this recipe has one stage.", advice="Leave --only out."
             )
         rows = self.read()
-        if self.saving.best and not rows.get("eval"):
+        if self.saving.evaluates and not rows.get("eval"):
             raise InputError(
                 f"saving.best = {self.saving.best!r}, but there is nothing to evaluate on.",
                 advice="Give evaluation files, or leave `best` out.",
             )
         if self.deepspeed is not None:
             start_deepspeed()
-        alone = exclusive(run.output) if is_main_process() else nullcontext()
-        with alone, watch_for_lost_processes(run.output):
-            self._train(run, rows)
+        arguments = self._arguments(run, evaluates=bool(rows.get("eval")))
+        with (
+            watch_for_lost_processes(run.output),
+            open_run(run.output, self._learned(run), {"command": list(run.command)}) as folder,
+        ):
+            if folder.finished is not None:
+                say(f"{run.output} is finished; nothing is left to do.")
+                return
+            self._train(run, rows, arguments, folder)
+
+    def _arguments(self, run: Run, *, evaluates: bool) -> Any:
+        from training.arguments import trainer_arguments
+
+        kind, more = self.arguments_class()
+        if evaluates and not self.saving.evaluates:
+            more = {"eval_strategy": "steps", "eval_steps": self.saving.every, **more}
+        return trainer_arguments(
+            kind,
+            run,
+            self.optimisation,
+            deepspeed=self.deepspeed,
+            report_to=self.tracking.to,
+            log_every=self.tracking.log_every,
+            more={**self.saving.arguments(), **more},
+        )
+
+    def _learned(self, run: Run) -> dict[str, Any]:
+        """The configuration without what may change between two sittings of one training."""
+        given = run.config["recipe"]["init_args"]
+        kept = {k: v for k, v in given.items() if k not in ("tracking", "saving", "export")}
+        return {**run.config, "recipe": {**run.config["recipe"], "init_args": kept}}
+
+    def _train(self, run: Run, rows: dict[str, Any], arguments: Any, folder: RunFolder) -> None:
+        from training.checkpoints import train
+        from training.export import export
+        from training.launch import say
+        from training.model import choose_what_learns, count_parameters, load_for_training
+        from training.tracking import callbacks
+
+        model, processor = load_for_training(self.model)
+        choose_what_learns(model, self.model)
+        made = callbacks(self.tracking, run.config, run.output)
+        parts = Parts(model, processor, rows, arguments, [*self.saving.callbacks(), *made])
+        trainer = self.build(run, parts)
+        learning, whole = count_parameters(trainer.model)
+        say(f"{learning:,} of {whole:,} parameters learn ({100 * learning / whole:.2f} %).")
+        self.before_training(run, trainer)
+        train(trainer, folder)
+        for what in self.export:
+            export(trainer, processor, run.output / what, what)
+        folder.finish({"steps": trainer.state.global_step, "log": trainer.state.log_history[-2:]})

@@ -10,7 +10,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
-__all__ = ["LoraSettings", "ModelSettings", "Optimisation", "Part", "Saving"]
+__all__ = ["LoraSettings", "ModelSettings", "Optimisation", "Part"]
 
 Part: TypeAlias = Literal["language", "projector", "tower"]
 
@@ -146,36 +146,3 @@ class Optimisation:
                 f"{self.rows_per_pass} x {processes} = {at_once}"
             )
         return self.batch_size // at_once
-
-
-@dataclass(frozen=True, kw_only=True)
-class Saving:
-    """Checkpoints: how often, which are kept, and when a training ends early.
-
-    Attributes:
-        every: optimiser steps between two checkpoints (and evaluations, if there is data for
-            them); at least 1.
-        keep: how many of the last complete checkpoints stay; at least 1. The best one stays too.
-        best: the measured value by which a checkpoint is the best, such as "eval_loss"; None keeps
-            no best one and exports the last state. Needs data to evaluate on.
-        greater_is_better: whether a greater value is the better one.
-        patience: evaluations without a better value after which the training ends; None never.
-
-    Raises:
-        ValueError: a value is out of its range.
-    """
-
-    every: int = 100
-    keep: int = 2
-    best: str | None = None
-    greater_is_better: bool = False
-    patience: int | None = None
-
-    def __post_init__(self) -> None:
-        if self.every < 1 or self.keep < 1:
-            raise ValueError(f"every = {self.every}, keep = {self.keep}: both must be at least 1")
-        if self.patience is not None and (self.patience < 1 or self.best is None):
-            raise ValueError(
-                f"patience = {self.patience} counts evaluations without a better value: it must be "
-                "at least 1, and `best` must name the value"
-            )

@@ -26,7 +26,8 @@ from training.config import Run
 from training.finetune import Finetuning, Parts
 from training.losses import parse_extra_loss
 from training.losses.settings import LossSettings, check_loss
-from training.settings import ModelSettings, Optimisation, Saving
+from training.saving import Saving
+from training.settings import ModelSettings, Optimisation
 from training.tracking.settings import Tracking
 
 if TYPE_CHECKING:
@@ -144,7 +145,7 @@ class Preference(Finetuning):
             )
         return {"train": rows, "eval": evaluation}
 
-    def arguments(self) -> tuple[type, dict[str, Any]]:
+    def arguments_class(self) -> tuple[type, dict[str, Any]]:
         """TRL's DPOConfig, and what it has beyond the Trainer's arguments."""
         from trl import DPOConfig
 
@@ -153,7 +154,7 @@ class Preference(Finetuning):
     def build(self, run: Run, parts: Parts) -> Any:
         """The trainer, its rows checked."""
         from training.lora import lora_config
-        from training.model import whole_modules
+        from training.model import load_for_training, whole_modules
         from training.preference.collator import VisionPreferenceCollator
         from training.preference.table import row_table
         from training.preference.trainer import VLPreferenceTrainer
@@ -168,15 +169,14 @@ class Preference(Finetuning):
         tables = {}
         for name, rows in parts.rows.items():
             if rows:
-                kept, lengths = self._usable(name, rows, collator, run)
-                tables[name] = row_table(kept, lengths)
+                tables[name] = row_table(*self._usable(name, rows, collator))
         adapters = None
         if self.model.lora is not None:
             whole = whole_modules(parts.model, self.model)
             adapters = lora_config(parts.model, self.model.lora, whole=whole)
         return VLPreferenceTrainer(
             parts.model,
-            self._reference(adapters),
+            None if adapters else load_for_training(self.model)[0].requires_grad_(False),
             parts.arguments,
             train_dataset=tables["train"],
             eval_dataset=tables.get("eval"),
@@ -185,9 +185,25 @@ class Preference(Finetuning):
             peft_config=adapters,
             extra_losses=self.extra_losses,
             fast=self.fast,
-            auxiliary=self._auxiliary(parts),
             callbacks=parts.callbacks,
         )
+
+    def _usable(
+        self, name: str, rows: list[PreferenceRow], collator: Any
+    ) -> tuple[list[PreferenceRow], list[int]]:
+        """The rows that the model can take and their lengths; says how many were left out."""
+        from training.launch import say
+        from training.preference.collator import usable_rows
+
+        kept, lengths, left_out = usable_rows(rows, collator)
+        for reason, count in left_out.items():
+            say(f"{name}: {count} of {len(rows)} pairs left out: {reason}")
+        if not kept:
+            raise InputError(
+                f"No pair of {name!r} can be used ({dict(left_out)}).",
+                advice="Check `max_length`, and the paths of the pictures.",
+            )
+        return kept, lengths
 
     def before_training(self, run: Run, trainer: Any) -> None:
         """Fills the reference cache, if there is one."""
