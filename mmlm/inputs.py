@@ -274,11 +274,16 @@ def _template(processor: Any) -> Any:
     return processor.chat_template or getattr(processor.tokenizer, "chat_template", None)
 
 
-def render(processor: Any, conversation: Sequence[Message]) -> str:
+def render(processor: Any, conversation: Sequence[Message], *, open_turn: bool = True) -> str:
     """The text of a conversation after templating, ending where the answer begins.
 
     Pictures stay where the messages have them, also if the template would print them first
     (:mod:`mmlm.interleaving`).
+
+    Args:
+        processor: A Hugging Face processor with a chat template.
+        conversation: The messages.
+        open_turn: Whether the assistant's turn is opened behind them; False if they end with it.
 
     Raises:
         InputError: If the processor has no chat template, or the template refuses the messages.
@@ -292,7 +297,7 @@ def render(processor: Any, conversation: Sequence[Message]) -> str:
             list(messages),
             chat_template=_template(processor),
             tokenize=False,
-            add_generation_prompt=True,
+            add_generation_prompt=open_turn,
         )
 
     try:

@@ -16,15 +16,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from mmlm.inputs import Message, message, prepare, render
+from mmlm.answers import answer_joiner, prompt_is_apart
+from mmlm.inputs import message, prepare, render
 
 if TYPE_CHECKING:
     import torch
     from PIL import Image
 
-__all__ = ["CaptionPrompts", "Stem", "answer_joiner"]
-
-_ANSWER = "X"  # stands for an answer while the template is asked what it writes before one
+__all__ = ["CaptionPrompts", "Stem"]
 
 
 @dataclass(frozen=True)
@@ -51,10 +50,10 @@ class CaptionPrompts:
         self._added = frozenset(self._tokenizer.added_tokens_decoder)
         self._joiners: dict[str, str] = {}
         # Its prompts and answers are two texts to its tokenizer and its attention.
-        self._in_two = _in_two(processor)
+        self._in_two = prompt_is_apart(processor)
 
     def joiner(self, question: str) -> str:
-        """What stands between the prompt and the answer; see `answer_joiner`."""
+        """What stands between the prompt and the answer; see `mmlm.answers.answer_frame`."""
         if question not in self._joiners:
             asked = [message("user", question, 1)]
             self._joiners[question] = answer_joiner(self._processor, asked)
@@ -160,32 +159,6 @@ class CaptionPrompts:
         before = self._answer_ids(text) if start else whole
         last = _last(whole, self._added)
         return whole[last + 1 :] if last == _last(before, self._added) else None
-
-
-def answer_joiner(processor: Any, asked: Sequence[Message]) -> str:
-    """What stands between a prompt and the answer to it.
-
-    Taken from the template: what it writes there when it is given an answer. A template that
-    writes a finished conversation in another way than an open one cannot be asked: then a blank,
-    unless its text ends with white space.
-
-    Args:
-        processor: A Hugging Face processor with a chat template.
-        asked: The conversation up to the answer, in chat format.
-    """
-    before = render(processor, asked)
-    whole = render(processor, [*asked, message("assistant", _ANSWER)])
-    if whole.startswith(before):
-        between, found, _ = whole[len(before) :].partition(_ANSWER)
-        if found and not between.strip():
-            return between
-    ends_blank = before != before.rstrip() or _in_two(processor)
-    return "" if ends_blank else " "
-
-
-def _in_two(processor: Any) -> bool:
-    """Whether prompts and answers are two texts to the tokenizer and to attention."""
-    return type(processor).__name__ == "PaliGemmaProcessor"
 
 
 def _last(ids: Sequence[int], wanted: frozenset[int]) -> int:

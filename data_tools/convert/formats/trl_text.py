@@ -15,8 +15,7 @@ from __future__ import annotations
 from typing import Any
 
 from data_tools.convert.preference import Message, PreferenceRecord, Unwritable
-from data_tools.generators.prompts import answer_joiner
-from mmlm.inputs import render
+from mmlm.answers import answer_frame
 
 __all__ = ["FORMS", "SUMMARY", "Renderer"]
 
@@ -34,7 +33,6 @@ class Renderer:
     def __init__(self, processor: Any) -> None:
         self._processor = processor
         tokenizer = processor.tokenizer
-        self._end = tokenizer.eos_token or ""
         ids = tokenizer("a")["input_ids"]
         bos = tokenizer.bos_token
         starts = bos is not None and len(ids) > 0 and ids[0] == tokenizer.bos_token_id
@@ -53,13 +51,12 @@ class Renderer:
                 advice="Preferences need two answers; write --to llava for supervised training.",
             )
         prompt: list[Message] = [dict(message) for message in record.prompt]
-        text = render(self._processor, prompt)
+        text, joiner, closing = answer_frame(self._processor, prompt)
         if self._beginning and not text.startswith(self._beginning):
             text = self._beginning + text
-        joiner = answer_joiner(self._processor, prompt)
         if record.context:
             text, joiner = f"{text}{joiner}{record.context}", " "
-        end = self._end if record.complete else ""
+        end = closing if record.complete else ""
         return {
             "id": record.id,
             "images": list(record.images),
