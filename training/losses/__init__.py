@@ -164,7 +164,7 @@ def parse_extra_loss(text: str) -> ExtraLoss:
     Raises:
         InputError: The text is no such call, or the name, a parameter or a value is wrong.
     """
-    return parse_part(text, EXTRA_LOSSES, "extra loss")
+    return parse_part(text, EXTRA_LOSSES, "loss")
 
 
 def total_loss(

@@ -43,6 +43,12 @@ _ANY_DIVERGENCE = {
     "discopop",
     "sft",
 }
+# TRL multiplies the loss of each pair in place, which fails on the one value that sft has for all.
+_NOT_BY_PAIR = {
+    "aot": "sorts the pairs of a batch",
+    "aot_unpaired": "sorts the pairs of a batch",
+    "sft": "has one value for a whole batch",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,7 +66,7 @@ class LossSettings:
         ld_alpha: Factor on the tokens of an answer beyond the length of the shorter one of its
             pair, in [0, 1] (LD-DPO, arXiv 2409.06411); None to count them like the others.
         use_weighting: Weigh pairs by how likely the policy would write them (WPO, arXiv
-            2406.11827). Not with aot and aot_unpaired, which sort pairs.
+            2406.11827). Not with aot and aot_unpaired, which sort pairs, nor with sft.
         f_divergence_type: One of `DIVERGENCES`. Other than reverse_kl only with losses of the
             difference of scores.
         f_alpha_divergence_coef: Order of the alpha divergence, finite.
@@ -167,10 +173,11 @@ def check_loss(
         )
     if ld_alpha is not None and not 0 <= ld_alpha <= 1:
         raise ValueError(f"ld_alpha must be in [0, 1] or absent, got {ld_alpha!r}.")
-    sorting = sorted({"aot", "aot_unpaired"} & set(types))
-    if use_weighting and sorting:
+    whole = [name for name in types if name in _NOT_BY_PAIR]
+    if use_weighting and whole:
         raise ValueError(
-            f"use_weighting cannot be combined with {sorting[0]}, which sorts the pairs of a batch."
+            f"use_weighting weighs single pairs and cannot be combined with {whole[0]}, "
+            f"which {_NOT_BY_PAIR[whole[0]]}."
         )
     _check_extra(extra, ld_alpha)
 
