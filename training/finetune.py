@@ -91,11 +91,13 @@ class Finetuning(Recipe):
         """See `training.config.Recipe.run`."""
         from training.checkpoints import open_run
         from training.launch import say, start_deepspeed, watch_for_lost_processes
+        from training.tracking import check
 
         if only is not None:
             raise InputError(
                 f"--only {only}: this recipe has one stage.", advice="Leave --only out."
             )
+        check(self.tracking)
         rows = self.read()
         if self.saving.evaluates and not rows.get("eval"):
             raise InputError(
@@ -141,17 +143,17 @@ class Finetuning(Recipe):
         from training.export import export
         from training.launch import say
         from training.model import choose_what_learns, count_parameters, load_for_training
-        from training.tracking import callbacks
+        from training.tracking import tracked
 
         model, processor = load_for_training(self.model)
         choose_what_learns(model, self.model)
-        made = callbacks(self.tracking, run.config, run.output)
-        parts = Parts(model, processor, rows, arguments, [*self.saving.callbacks(), *made])
+        parts = Parts(model, processor, rows, arguments, self.saving.callbacks())
         trainer = self.build(run, parts)
         learning, whole = count_parameters(trainer.model)
         say(f"{learning:,} of {whole:,} parameters learn ({100 * learning / whole:.2f} %).")
         self.before_training(run, trainer)
-        train(trainer, folder)
+        with tracked(trainer, self.tracking, run_config=run.config, output=run.output):
+            train(trainer, folder)
         for what in self.export:
-            export(trainer, processor, run.output / what, what)
+            export(trainer.model, processor, run.output / what, what, replace=True)
         folder.finish({"steps": trainer.state.global_step, "log": trainer.state.log_history[-2:]})
