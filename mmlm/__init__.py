@@ -47,6 +47,7 @@ _EXPORTS = {
     "TokenLayout": "mmlm.engine.layout",
     "attach": "mmlm.engine.attach",
     "build_in": "mmlm.engine.build_in",
+    "compose": "mmlm.model.compose",
     "load": "mmlm.model.checkpoint",
     "measured": "mmlm.engine.attach",
     "method_names": "mmlm.text_form",
@@ -74,6 +75,7 @@ if TYPE_CHECKING:
     from mmlm.engine.layout import TokenLayout
     from mmlm.engine.method import Method
     from mmlm.model.checkpoint import load
+    from mmlm.model.compose import compose
     from mmlm.probes.confidence import Confidence
     from mmlm.probes.dominance import TextDominance
     from mmlm.probes.image_attention import ImageAttention
@@ -102,6 +104,7 @@ __all__ = [
     "ZeroTuning",
     "attach",
     "build_in",
+    "compose",
     "load",
     "measured",
     "method_names",

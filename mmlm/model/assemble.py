@@ -8,7 +8,8 @@ the chat template of the embedded world's model.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Literal
+from copy import deepcopy
+from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     from transformers import (
@@ -60,25 +61,36 @@ def assemble(
     vision_feature_layer: int = -1,
     vision_feature_select_strategy: Literal["default", "full"] = "default",
     projector_activation: str = "gelu",
+    image_seq_length: int | None = None,
+    copy: bool = True,
 ) -> LlavaForConditionalGeneration:
     """Puts a tower and a causal language model together with LLaVA's two-layer MLP between them.
 
     Args:
-        vision: a vision config (random weights) or a vision model whose weights are copied.
+        vision: a vision config (random weights) or a vision model whose weights are taken over.
         language: a text config or a causal language model, likewise.
         image_token_id: id of the placeholder that one image feature replaces, in [0, vocabulary).
         vision_feature_layer: hidden state handed to the projector, -1 the last (LLaVA-1.5: -2).
         vision_feature_select_strategy: "default" drops the class token, "full" keeps it.
         projector_activation: activation between the projector's two layers (LLaVA: "gelu").
+        image_seq_length: tokens of one picture, for the config; None: as many as a tower with a
+            class token makes of a picture of its own size.
+        copy: whether given models are copied; False makes their modules part of the new model,
+            which saves their memory.
 
     Returns:
-        The stock model in float32 and training mode as constructed, the projector random.
+        The stock model in training mode, the projector random; in float32, or in the precision
+        and on the device of a given language model.
 
     Raises:
         ValueError: the image token is outside the language model's vocabulary.
     """
     from transformers import LlavaConfig, LlavaForConditionalGeneration, PreTrainedModel
 
+    vision, language = (
+        deepcopy(part) if copy and isinstance(part, PreTrainedModel) else part
+        for part in (vision, language)
+    )
     vision_config = vision.config if isinstance(vision, PreTrainedModel) else vision
     text_config = language.config if isinstance(language, PreTrainedModel) else language
     if not 0 <= image_token_id < text_config.vocab_size:
@@ -93,16 +105,43 @@ def assemble(
         projector_hidden_act=projector_activation,
         vision_feature_layer=vision_feature_layer,
         vision_feature_select_strategy=vision_feature_select_strategy,
-        image_seq_length=_image_tokens(vision_config, vision_feature_select_strategy),
+        image_seq_length=image_seq_length
+        or _image_tokens(vision_config, vision_feature_select_strategy),
         tie_word_embeddings=text_config.tie_word_embeddings,
     )
-    model = LlavaForConditionalGeneration(config)
-    if isinstance(vision, PreTrainedModel):
-        model.model.vision_tower.load_state_dict(vision.state_dict())
-    if isinstance(language, PreTrainedModel):
-        model.model.language_model.load_state_dict(language.get_decoder().state_dict())
-        if not text_config.tie_word_embeddings:
-            model.lm_head.load_state_dict(language.get_output_embeddings().state_dict())
+    if not isinstance(vision, PreTrainedModel) and not isinstance(language, PreTrainedModel):
+        return LlavaForConditionalGeneration(config)
+    return _around(vision, language, config)
+
+
+def _around(vision: Any, language: Any, config: Any) -> LlavaForConditionalGeneration:
+    """The stock model with given parts inside; nothing as large as they are is made besides."""
+    import torch
+    from transformers import (
+        AutoModel,
+        AutoModelForCausalLM,
+        LlavaForConditionalGeneration,
+        PreTrainedModel,
+    )
+
+    if not isinstance(vision, PreTrainedModel):
+        vision = AutoModel.from_config(config.vision_config)
+    if not isinstance(language, PreTrainedModel):
+        language = AutoModelForCausalLM.from_config(config.text_config)
+    place = {"device": language.device, "dtype": language.dtype}
+    with torch.device("meta"):
+        model = LlavaForConditionalGeneration(config)
+    projector = model.model.multi_modal_projector.to_empty(device="cpu").float()
+    for linear in (projector.linear_1, projector.linear_2):  # as the library initialises it
+        std = getattr(config.text_config, "initializer_range", 0.02)
+        torch.nn.init.normal_(linear.weight, std=std)
+        torch.nn.init.zeros_(linear.bias)
+    projector.to(**place)
+    model.model.vision_tower = vision.to(**place)
+    model.model.language_model = language.base_model
+    model.lm_head = language.get_output_embeddings()
+    config.dtype = config.text_config.dtype = config.vision_config.dtype = language.dtype
+    model.requires_grad_(True).train()
     return model
 
 

@@ -111,6 +111,7 @@ def save(
     *,
     dtype: torch.dtype | None = None,
     max_new_tokens: int | None = None,
+    tensors: dict[str, torch.Tensor] | None = None,
 ) -> None:
     """Writes a model and its processor as a folder that plain transformers reads.
 
@@ -120,18 +121,22 @@ def save(
         folder: made if missing; files of the same names are replaced.
         dtype: precision of the stored weights, None as in memory.
         max_new_tokens: default length of an answer, written into the generation settings.
+        tensors: state dictionary to write in place of the model's own: gathered from several
+            processes, or with adapters folded in.
     """
     from transformers import GenerationConfig
 
     tokenizer = processor.tokenizer
+    # Several ends (a chat model's end of turn and of text) are known to the model only.
+    ends = model.generation_config.eos_token_id
     settings = GenerationConfig(
         bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
+        eos_token_id=ends if isinstance(ends, list) else tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
         max_new_tokens=max_new_tokens,
         do_sample=False,
     )
-    weights, own = parted(model.state_dict())
+    weights, own = parted(model.state_dict() if tensors is None else tensors)
     stored = model
     if dtype is not None:
         stored = type(model)(model.config).to(dtype)
@@ -140,7 +145,8 @@ def save(
         own = {name: tensor.to(dtype) for name, tensor in own.items()}
     former, stored.generation_config = stored.generation_config, settings
     try:
-        stored.save_pretrained(folder, **({"state_dict": weights} if own else {}))
+        whole = tensors is None and not own
+        stored.save_pretrained(folder, **({} if whole else {"state_dict": weights}))
         processor.save_pretrained(folder)
     finally:
         stored.generation_config = former
