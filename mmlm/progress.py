@@ -9,13 +9,17 @@ __all__ = ["progress_bar"]
 
 
 @contextlib.contextmanager
-def progress_bar(total: int, show: bool, title: str) -> Iterator[Callable[[int, str], None]]:
+def progress_bar(
+    total: int, show: bool, title: str, *, done: int = 0, force: bool = False
+) -> Iterator[Callable[[int, str], None]]:
     """A bar on standard error with counts, times and speed.
 
     Args:
         total: Number of records.
         show: Whether to draw it; otherwise nothing is imported.
         title: What is counted.
+        done: Records that an earlier run has done; they do not count for the speed.
+        force: Draw it also where standard error is no terminal.
 
     Yields:
         A function that advances the bar by a number of records and sets the remark at its end.
@@ -42,8 +46,9 @@ def progress_bar(total: int, show: bool, title: str) -> Iterator[Callable[[int, 
         TextColumn("{task.fields[rate]}"),
         TextColumn("[red]{task.fields[remark]}"),
     )
-    with Progress(*columns, console=Console(stderr=True)) as bar:
-        task = bar.add_task(title, total=total, remark="", rate="")
+    console = Console(stderr=True, force_terminal=True if force else None)
+    with Progress(*columns, console=console) as bar:
+        task = bar.add_task(title, total=total, completed=done, remark="", rate="")
 
         def advance(count: int, remark: str) -> None:
             bar.update(task, advance=count, remark=remark)
