@@ -1,83 +1,88 @@
-"""A small data set of pairs with pictures, and TRL's own trainer on a tiny model."""
+"""A small preference training on the disk: a tiny model, pictures, pairs, and its configuration."""
 
-import warnings
+from __future__ import annotations
 
-import torch
-from datasets import Dataset
+import json
+import os
+import sys
+from pathlib import Path
+
+import numpy as np
+import tiny
+import yaml
 from PIL import Image
-from tiny import build, picture
-from trl import DPOConfig, DPOTrainer
-from trl.trainer.dpo_trainer import DataCollatorForVisionPreference
 
-WORDS = "a cat sits on the red couch near two remote controls while people watch a train".split()
+from mmlm.model.checkpoint import save
+
+ROOT = Path(__file__).parents[2]
+ENVIRONMENT = {
+    "DS_ACCELERATOR": "cpu",
+    "HF_HUB_OFFLINE": "1",
+    "OMP_NUM_THREADS": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+    "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+}
 
 
-def rows(folder, count=6):
-    """Pairs as mappings; each has one picture, named by its path."""
-    made = []
+def write_pairs(folder, count=16, texts_only=()):
+    """Pairs of sentences about noise; every second one has a context."""
+    folder.mkdir(parents=True, exist_ok=True)
+    draw = np.random.default_rng(0)
+    lines = []
     for number in range(count):
-        path = folder / f"{number}.png"
-        picture(number).save(path)
-        made.append(
+        picture = folder / f"{number}.png"
+        Image.fromarray(draw.integers(0, 256, (56, 56, 3), dtype=np.uint8)).save(picture)
+        sentences = draw.choice(["a cat sits .", "a dog is near a train .", "people watch ."], 2)
+        lines.append(
             {
-                "id": f"r{number}",
-                "images": [str(path)],
-                "prompt": [{"role": "user", "content": "what is shown here ?"}],
-                "chosen": [{"role": "assistant", "content": " ".join(WORDS[: 3 + number])}],
-                "rejected": [{"role": "assistant", "content": " ".join(WORDS[number:])}],
+                "id": f"p{number}",
+                "images": [] if number in texts_only else [picture.name],
+                "question": "describe the image in detail .",
+                "context": "the quick brown fox ." if number % 2 else "",
+                "chosen": f"{sentences[0]} a {number}",
+                "rejected": f"{sentences[1]} the {number} the",
+                "is_final": number % 4 == 0,
             }
         )
-    return made
+    path = folder / "pairs.jsonl"
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return path
 
 
-class PathCollator:
-    """TRL's collator for rows whose pictures are paths."""
-
-    def __init__(self, processor):
-        self.inner = DataCollatorForVisionPreference(processor)
-
-    def __call__(self, examples):
-        opened = [
-            {**row, "images": [Image.open(path).convert("RGB") for path in row["images"]]}
-            for row in examples
-        ]
-        return self.inner(opened)
+def write_model(folder, family="llava"):
+    model, processor = tiny.build(family)
+    save(model, processor, folder)
+    return folder
 
 
-def trainer(data, output, *, family="llava", lora=None, ref_model=None, callbacks=None, **options):
-    """TRL's trainer on the CPU, in the order of the data unless told otherwise."""
-    model, processor = build(family)
-    settings = {
-        "per_device_train_batch_size": 2,
-        "num_train_epochs": 1,
-        "learning_rate": 1e-3,
-        "logging_steps": 1,
-        "save_strategy": "no",
-        "bf16": False,
-        "use_cpu": True,
-        "activation_checkpointing": False,
-        "max_length": None,
-        "remove_unused_columns": False,
-        "report_to": [],
-        "train_sampling_strategy": "sequential",
-        "disable_tqdm": True,
-        "dataloader_pin_memory": False,
+def configuration(folder, output, *, steps=6, every=2, **values):
+    """The configuration file of a training of `folder/model` on `folder/pairs.jsonl`."""
+    arguments = {
+        "model": {"name": str(folder / "model"), "lora": {"r": 4, "alpha": 8}},
+        "data": {"files": [str(folder / "pairs.jsonl")]},
+        "optimisation": {
+            "learning_rate": 1e-2,
+            "steps": steps,
+            "batch_size": 4,
+            "rows_per_pass": 2,
+        },
+        "saving": {"every": every},
+        "tracking": {"log_every": 1, "progress": "never"},
+        "export": ["merged"],
+        **values,
     }
-    args = DPOConfig(output_dir=str(output), **{**settings, **options})
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        return DPOTrainer(
-            model=model,
-            ref_model=ref_model,
-            args=args,
-            processing_class=processor,
-            train_dataset=Dataset.from_list(data),
-            data_collator=PathCollator(processor),
-            peft_config=lora,
-            callbacks=callbacks,
-        )
+    given = {
+        "output": str(output),
+        "recipe": {"class_path": "training.preference.recipe.Preference", "init_args": arguments},
+        "run": {"precision": "no"},
+    }
+    path = output.with_name(f"{output.name}.yaml")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(yaml.safe_dump(given))
+    return path
 
 
-def losses(trained):
-    """Loss of every step."""
-    return torch.tensor([e["loss"] for e in trained.state.log_history if "loss" in e])
+def logged(output, name="loss"):
+    """A logged value by step."""
+    lines = [json.loads(line) for line in (output / "log.jsonl").read_text().splitlines()]
+    return {line["step"]: line[name] for line in lines if name in line}
