@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from mmlm.errors import ImageReadError, InputError
 from mmlm.records import file_hash, plain_json
+from training.adapters import adapter_prefixes, bare_name
 from training.gather import is_main, on_main, whole_tensors
 
 if TYPE_CHECKING:
@@ -191,7 +192,7 @@ def weights_hash(model: nn.Module, adapter: str | None = None) -> str:
             divided among processes.
         adapter: name of the adapter that is part of the reference, None for none.
     """
-    skipped = _adapter_prefixes(model)
+    skipped = adapter_prefixes(model)
 
     def wanted(name: str) -> bool:
         if not name.startswith(skipped):
@@ -203,7 +204,7 @@ def weights_hash(model: nn.Module, adapter: str | None = None) -> str:
         for name, tensor, number in whole_tensors(model, wanted):
             if not is_main():
                 continue
-            jobs[_bare(name)] = job = pool.submit(_tensor_hash, tensor)
+            jobs[bare_name(name)] = job = pool.submit(_tensor_hash, tensor)
             if number is not None:
                 job.result()  # the tensor is whole only until the next is asked for
     return on_main(lambda: _hash(f"{name} {jobs[name].result()}" for name in sorted(jobs)))
@@ -214,23 +215,3 @@ def _tensor_hash(tensor: Tensor) -> str:
 
     data = tensor.contiguous().reshape(-1).view(torch.uint8).cpu().numpy()
     return _hash([str(tensor.dtype), str(tuple(tensor.shape)), hashlib.sha256(data).hexdigest()])
-
-
-def _bare(name: str) -> str:
-    """The name of a tensor before PEFT wrapped the model and its layers."""
-    name = name.removeprefix("base_model.model.")
-    return name.replace(".base_layer.", ".").replace(".original_module.", ".")
-
-
-def _adapter_prefixes(model: nn.Module) -> tuple[str, ...]:
-    """Beginnings of the names of all tensors that adapters have added."""
-    from peft.tuners.tuners_utils import BaseTunerLayer
-    from peft.utils.other import AuxiliaryTrainingWrapper
-
-    kinds = (BaseTunerLayer, AuxiliaryTrainingWrapper)
-    return tuple(
-        f"{name}.{part}."
-        for name, module in model.named_modules()
-        if isinstance(module, kinds)
-        for part in module.adapter_layer_names
-    )

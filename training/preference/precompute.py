@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader
 from mmlm.engine.build_in import built_in
 from mmlm.progress import progress_bar
 from mmlm.records import plain_json
+from training.adapters import is_peft
 from training.gather import all_gathered, wait_for_all
 from training.preference.cache_settings import check_cache_settings
 from training.preference.content import (
@@ -237,13 +238,6 @@ def reference_key(trainer: DPOTrainer) -> dict[str, Any]:
             "information": {"reference": description, "transformers": transformers.__version__},
         }
     )
-
-
-def is_peft(model: nn.Module) -> bool:
-    """Whether a model is wrapped by PEFT."""
-    from accelerate.utils import is_peft_model
-
-    return is_peft_model(model)
 
 
 def _reference(trainer: DPOTrainer) -> tuple[nn.Module, str | None]:

@@ -29,14 +29,22 @@ from torch import Tensor
 
 from mmlm.errors import InputError
 from mmlm.records import RecordFile, differences, run_record_path
+from training.preference.cache_settings import (
+    CacheSettingsError,
+    check_cache_settings,
+    refuse_trl_cache,
+)
 from training.preference.content import identifier, tokens_hash
 
 __all__ = [
+    "CacheSettingsError",
     "CachedReference",
     "ReferenceCache",
     "ReferenceCacheMismatch",
+    "check_cache_settings",
     "collated",
     "part_file",
+    "refuse_trl_cache",
 ]
 
 _ADVICE = "Remove the folder to compute the values anew, or choose another one."
