@@ -6,6 +6,7 @@ from mmlm.errors import InputError
 
 __all__ = [
     "ConversationTooLong",
+    "EqualResponses",
     "FastPathRefused",
     "ImageTokenMismatch",
     "MissingField",
@@ -53,6 +54,10 @@ class ImageTokenMismatch(InputError, ValueError):  # noqa: N818
 
 class UnusableResponse(InputError, ValueError):  # noqa: N818
     """An answer from which nothing can be learned."""
+
+
+class EqualResponses(UnusableResponse):  # noqa: N818
+    """Two answers that are the same to the model: such a pair has no gradient."""
 
 
 class MissingField(InputError, KeyError):  # noqa: N818
