@@ -42,6 +42,7 @@ SUMMARIES = {
     "generate": "answer a file of questions about pictures: JSON lines in, JSON lines out",
     "assemble": "a new LLaVA from any vision tower and language model",
     "train": "train or fine-tune from a configuration file",
+    "export": "write a checkpoint of a training as a folder that plain transformers reads",
     "data": "preference pairs (sentinel, mia), tasks (micl), the world; official files",
     "bench": "run a benchmark and score it (chair, pope)",
     "score": "score stored answers again without the model (chair, pope)",
