@@ -231,21 +231,16 @@ _BRIEF = {
     "loss": "loss",
     "rewards/margins": "margin",
     "rewards/accuracies": "accuracy",
-    "mean_token_accuracy": "accuracy",
     "learning_rate": "lr",
     "tokens_per_second": "tokens/s",
-    "chair_i": "CHAIR_i",
-    "chair_s": "CHAIR_s",
-    "recall": "recall",
-    "mean_length": "words",
 }
+_DULL = ("eval_runtime", "eval_samples_per_second", "eval_steps_per_second", "epoch")
 
 
 def _brief(logs: Mapping[str, Any]) -> str:
-    """The few numbers that a person watches, in a fixed order."""
-    parts = []
-    for key, name in _BRIEF.items():
-        for prefix in ("", "eval_"):
-            if prefix + key in logs:
-                parts.append(f"{prefix}{name} {logs[prefix + key]:.4g}")
-    return "  ".join(parts)
+    """The few numbers that a person watches, in a fixed order; of others than losses, all."""
+    prefix = "" if "loss" in logs else "eval_"
+    known = {prefix + key: f"{prefix}{name}" for key, name in _BRIEF.items()}
+    if not logs.keys() & known.keys():
+        known = {key: key for key in logs if key not in _DULL}
+    return "  ".join(f"{name} {logs[key]:.4g}" for key, name in known.items() if key in logs)

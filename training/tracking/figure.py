@@ -30,16 +30,19 @@ class Panel:
         title: above it.
         train: fields of the training's entries, the first that is there is drawn.
         evaluation: fields of evaluations, by the words of the legend.
-        level: a horizontal line, such as the loss of a guess.
+        level: a horizontal line: what a guess would reach.
+        exact: the numbers are no measurements: no running mean, and no legend.
+        unless: a field that makes the graph pointless.
     """
 
     title: str
     train: tuple[str, ...] = ()
     evaluation: tuple[tuple[str, str], ...] = ()
     level: float | None = None
+    exact: bool = False
+    unless: str | None = None
 
 
-_LN2 = 0.6931471805599453
 PANELS = (
     Panel("Loss", ("loss",), (("eval_loss", "evaluation"),)),
     Panel(
@@ -55,9 +58,12 @@ PANELS = (
         level=0.5,
     ),
     Panel(
-        "Token accuracy", ("mean_token_accuracy",), (("eval_mean_token_accuracy", "evaluation"),)
+        "Token accuracy",
+        ("mean_token_accuracy",),
+        (("eval_mean_token_accuracy", "evaluation"),),
+        unless="rewards/accuracies",
     ),
-    Panel("Learning rate", ("learning_rate",)),
+    Panel("Learning rate", ("learning_rate",), exact=True),
     Panel(
         "Held-out captions",
         (),
@@ -139,7 +145,7 @@ def draw(entries: Sequence[dict[str, Any]], path: Path, title: str) -> None:
         axis.set_visible(False)
     for place, axis in enumerate(axes[: len(panels)]):
         if place + columns >= len(panels):
-            axis.set_xlabel("optimiser step")
+            axis.set_xlabel("optimiser step", fontsize=8)
             axis.tick_params(labelbottom=True)
     figure.suptitle(title, fontsize=11, fontweight="bold")
     scratch = path.with_name(path.name + ".tmp")
@@ -149,7 +155,8 @@ def draw(entries: Sequence[dict[str, Any]], path: Path, title: str) -> None:
 
 def _has(entries: Sequence[dict[str, Any]], panel: Panel) -> bool:
     fields = {*panel.train, *(name for name, _ in panel.evaluation)}
-    return any(fields & entry.keys() for entry in entries)
+    found = set().union(*entries)
+    return bool(fields & found) and panel.unless not in found
 
 
 def _points(entries: Sequence[dict[str, Any]], name: str) -> tuple[list[float], list[float]]:
@@ -167,7 +174,7 @@ def _draw_panel(axis: Any, entries: Sequence[dict[str, Any]], panel: Panel) -> N
     for name in panel.train:
         steps, values = _points(entries, name)
         if steps:
-            _draw_training(axis, steps, values)
+            _draw_training(axis, steps, values, smooth=not panel.exact)
             break
     styles = zip((ORANGE, BLUE, GREEN), "osD", strict=True)
     for (name, label), (colour, marker) in zip(panel.evaluation, styles, strict=False):
@@ -177,17 +184,19 @@ def _draw_panel(axis: Any, entries: Sequence[dict[str, Any]], panel: Panel) -> N
                 steps, values, marker=marker, markersize=4.5, linewidth=1.0, color=colour,
                 label=label, markeredgecolor="white", markeredgewidth=0.6,
             )  # fmt: skip
-    if "rate" in panel.title:
+    if panel.exact:
         axis.ticklabel_format(axis="y", style="sci", scilimits=(0, 0))
         axis.yaxis.get_offset_text().set_fontsize(8)
-    if axis.get_legend_handles_labels()[0]:
-        axis.legend(fontsize=8, frameon=False)
+    else:
+        axis.legend(fontsize=8, framealpha=0.9, edgecolor="none", loc="best")
 
 
-def _draw_training(axis: Any, steps: Sequence[float], values: Sequence[float]) -> None:
-    """Single entries faint, their running mean over a twentieth of the training on top."""
+def _draw_training(
+    axis: Any, steps: Sequence[float], values: Sequence[float], *, smooth: bool
+) -> None:
+    """Single entries faint, their running mean over a tenth of the training on top."""
     width = len(values) // 20
-    if width < 2:
+    if width < 2 or not smooth:
         axis.plot(steps, values, color=BLUE, linewidth=1.4, label="training")
         return
     axis.plot(steps, values, color=BLUE, linewidth=0.7, alpha=0.3)

@@ -103,7 +103,7 @@ def start_wandb(settings: Tracking, name: str, config: Mapping[str, Any], output
     import wandb
 
     known = output / WANDB_ID
-    identifier = known.read_text("utf-8").strip() if known.exists() else wandb.util.generate_id()
+    identifier = known.read_text("utf-8").strip() if known.exists() else None
     run = wandb.init(
         project=os.environ.get("WANDB_PROJECT", settings.project),
         name=name,
@@ -113,7 +113,7 @@ def start_wandb(settings: Tracking, name: str, config: Mapping[str, Any], output
         # Offline, wandb says that it ignores the wish; runs of one id are joined when synced.
         resume=None if os.environ.get("WANDB_MODE") in OFFLINE else "allow",
     )
-    known.write_text(identifier + "\n", "utf-8")
+    known.write_text(run.id + "\n", "utf-8")
     return run
 
 
