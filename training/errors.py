@@ -56,7 +56,7 @@ class UnusableResponse(InputError, ValueError):  # noqa: N818
     """An answer from which nothing can be learned."""
 
 
-class EqualResponses(UnusableResponse):  # noqa: N818
+class EqualResponses(UnusableResponse):
     """Two answers that are the same to the model: such a pair has no gradient."""
 
 

@@ -1,0 +1,1 @@
+"""Preference training: rows, batches, TRL's trainer and what it lacks."""
