@@ -6,12 +6,13 @@ import ast
 import math
 import re
 
-import preference_toy
+import preference_batches
 import pytest
 import tiny
 import torch
+from datasets import Dataset
 from torch.nn.functional import cross_entropy
-from trl import DPOConfig
+from trl import DPOConfig, DPOTrainer
 
 from training.losses import dpo
 from training.losses.settings import DIVERGENCES, LOSS_TYPES, LossSettings
@@ -37,17 +38,27 @@ SETTINGS = {
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     """TRL's trainer with a batch of three pairs, and a reference of other weights."""
-    folder = tmp_path_factory.mktemp("pairs")
+    model, processor = tiny.build("llava")
     reference, _ = tiny.build("llava")
     torch.manual_seed(1)
     with torch.no_grad():
         for parameter in reference.model.language_model.parameters():
             parameter.add_(0.03 * torch.randn_like(parameter))
-    trainer = preference_toy.trainer(
-        preference_toy.rows(folder, count=3), folder, ref_model=reference, use_weighting=True
+    trainer = DPOTrainer(
+        model,
+        reference,
+        DPOConfig(
+            str(tmp_path_factory.mktemp("trl")),
+            max_length=None,
+            use_weighting=True,
+            report_to=[],
+            **QUIET,
+        ),
+        processing_class=processor,
+        train_dataset=Dataset.from_list([{"images": []}]),
+        data_collator=list,
     )
-    batch = trainer.data_collator([trainer.train_dataset[i] for i in range(3)])
-    trainer.batch = trainer._prepare_inputs(batch)
+    trainer.batch = preference_batches.batch(processor)
     return trainer
 
 
