@@ -71,7 +71,7 @@ def compose(
         pad_to_multiple_of: the vocabulary's rows become a multiple of it; 1 pads nothing.
         dtype: precision of the model, "float32", "bfloat16", "float16", or "auto" for the one that
             the language model is stored in. A language model given as an object keeps its own.
-        seed: of the projector's weights.
+        seed: of the projector's weights, and of a tower's that are asked to be random.
 
     Returns:
         Model and processor. The model is in evaluation mode, objects that were given are copied.
@@ -96,26 +96,28 @@ def compose(
     vision, language = (
         deepcopy(part) if isinstance(part, PreTrainedModel) else part for part in (vision, language)
     )
-    tower = load_tower(
-        vision,
-        weights=vision_weights,
-        image_processor=image_processor,
-        layer=vision_feature_layer,
-    )
-    strategy = _strategy(vision_feature_select_strategy, tower)
-    language, given = load_language(language, tokenizer, dtype=dtype)
-    check_head(language)
-    untie_foreign_head(language)
-    words = deepcopy(given)
-    # The end token is no padding: a loss that leaves padding out would unlearn to stop.
-    own_pad = words.pad_token not in (None, words.eos_token)
-    new = [image_token] if own_pad else [image_token, PAD]
-    add_tokens(language, words, new, pad_to_multiple_of)
-    if not own_pad:
-        words.pad_token = PAD
-    words.padding_side = "left"
-    processor = _processor(tower, words, strategy, image_token, chat_template)
+    # Whoever composes a model in the middle of a program finds its random numbers as they were.
     with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        tower = load_tower(
+            vision,
+            weights=vision_weights,
+            image_processor=image_processor,
+            layer=vision_feature_layer,
+        )
+        strategy = _strategy(vision_feature_select_strategy, tower)
+        language, given = load_language(language, tokenizer, dtype=dtype)
+        check_head(language)
+        untie_foreign_head(language)
+        words = deepcopy(given)
+        # The end token is no padding: a loss that leaves padding out would unlearn to stop.
+        own_pad = words.pad_token not in (None, words.eos_token)
+        new = [image_token] if own_pad else [image_token, PAD]
+        add_tokens(language, words, new, pad_to_multiple_of)
+        if not own_pad:
+            words.pad_token = PAD
+        words.padding_side = "left"
+        processor = _processor(tower, words, strategy, image_token, chat_template)
         torch.manual_seed(seed)
         model = assemble(
             tower.model,

@@ -37,7 +37,7 @@ def load_language(
         MissingTensors: the checkpoint does not fill the model.
         UnsupportedModel: not a causal language model.
     """
-    from transformers import AutoTokenizer, PreTrainedModel
+    from transformers import PreTrainedModel
 
     if isinstance(language, PreTrainedModel):
         if tokenizer is None:
@@ -49,15 +49,26 @@ def load_language(
     else:
         model = _loaded(str(language), dtype)
     if isinstance(tokenizer, str | Path) or tokenizer is None:
-        source, more = _source(str(tokenizer or language))
-        try:
-            tokenizer = AutoTokenizer.from_pretrained(source, **more)
-        except (OSError, ValueError) as error:
-            raise InputError(
-                f"{source!r} has no tokenizer that can be read: {str(error).splitlines()[0]}",
-                advice="Give tokenizer: a folder or an id.",
-            ) from error
+        tokenizer = _tokenizer(str(tokenizer or language))
     return model.eval(), tokenizer
+
+
+def _tokenizer(name: str) -> PreTrainedTokenizerBase:
+    from transformers import AutoTokenizer
+
+    source, more = _source(name)
+    advice = "Give tokenizer: a folder or an id."
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source, **more)
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"{source!r} has no tokenizer that can be read: {str(error).splitlines()[0]}",
+            advice=advice,
+        ) from error
+    # Without any file, some classes of the library make a tokenizer of special tokens only.
+    if len(tokenizer) <= len(tokenizer.get_added_vocab()):
+        raise InputError(f"{source!r} has no tokenizer: its vocabulary is empty", advice=advice)
+    return tokenizer
 
 
 def _source(name: str) -> tuple[str, dict[str, str]]:
