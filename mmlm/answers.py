@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from mmlm.inputs import Message, message, render
 
-__all__ = ["AnswerFrame", "answer_frame", "answer_joiner", "prompt_is_apart"]
+__all__ = ["AnswerFrame", "answer_frame", "answer_joiner", "closing_tokens", "prompt_is_apart"]
 
 _ANSWER = "x-answer-x"  # stands for an answer while the template is asked what it writes around one
 
@@ -50,7 +50,7 @@ def answer_frame(processor: Any, asked: Sequence[Message]) -> AnswerFrame:
     before = render(processor, asked)
     whole = render(processor, [*asked, message("assistant", _ANSWER)], open_turn=False)
     behind = whole.rpartition(_ANSWER)[2] if _ANSWER in whole else ""
-    found = _closing_tokens(processor).match(behind)
+    found = closing_tokens(processor).match(behind)
     closing = found[0] if found else processor.tokenizer.eos_token or ""
     return AnswerFrame(before, _joiner(processor, before, whole), closing)
 
@@ -73,7 +73,7 @@ def _joiner(processor: Any, before: str, whole: str) -> str:
     return "" if before != before.rstrip() or prompt_is_apart(processor) else " "
 
 
-def _closing_tokens(processor: Any) -> re.Pattern[str]:
+def closing_tokens(processor: Any) -> re.Pattern[str]:
     """Special tokens that may end an answer, with the white space that a template puts before."""
     tokenizer = processor.tokenizer
     never = {getattr(processor, "image_token", None), tokenizer.bos_token, ""}

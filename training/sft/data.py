@@ -144,7 +144,8 @@ def picture_size(path: str) -> tuple[int, int]:
             warnings.simplefilter("ignore")  # of odd metadata; load_image has its own limits
             with Image.open(path) as image:
                 width, height = image.size
-                turned = image.getexif().get(_ORIENTATION) in _TURNED
+                # The base class's: PNG's own would decode the picture to look behind it.
+                turned = Image.Image.getexif(image).get(_ORIENTATION) in _TURNED
         return (height, width) if turned else (width, height)
     except Exception:  # whatever a decoder raises: load_image knows them, and says what is wrong
         return load_image(path).size

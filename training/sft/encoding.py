@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
+from mmlm.answers import prompt_is_apart
 from mmlm.errors import InputError
 from mmlm.inputs import render
 from training.sft.labels import EndToken, Rendered, Renderer
@@ -72,11 +73,11 @@ class Encoder:
                 advice="Load it with add_eos_token=False.",
             )
         self._processor = processor
-        self._paligemma = type(processor).__name__ == "PaliGemmaProcessor"
+        self._apart = prompt_is_apart(processor)
         # PaliGemma's processor writes the end token itself.
         # Many pictures have the same size.
         self._placeholders = lru_cache(maxsize=65536)(self._expansions)
-        self._renderer = Renderer(processor, "none" if self._paligemma else end_token)
+        self._renderer = Renderer(processor, "none" if self._apart else end_token)
 
     @property
     def pad_token_id(self) -> int:
@@ -140,7 +141,7 @@ class Encoder:
     ) -> tuple[list[Document], dict[str, Tensor]]:
         """Rows that all have pictures, or all have none."""
         texts = [self.rendered(row) for row in rows]
-        if self._paligemma:
+        if self._apart:
             batch = self._prefix_and_suffix(rows, texts, pictures)
         else:
             batch = self._processor(
@@ -220,7 +221,7 @@ class Encoder:
         """
         text = self.rendered(row)
         tokenizer = self._processor.tokenizer
-        if self._paligemma:
+        if self._apart:
             prefix, suffix = self._prefix(row, text)
             prompt = self._expanded(prefix, sizes)
             ids = tokenizer([prompt + "\n", suffix], add_special_tokens=False)["input_ids"]

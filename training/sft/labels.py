@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
+from mmlm.answers import closing_tokens
 from mmlm.errors import InputError
 from mmlm.inputs import Message, use_chat_template
 from mmlm.interleaving import in_prompt_order
@@ -106,10 +107,7 @@ class _Template:
         self.source: str = source
         self.specials = dict(processor.tokenizer.special_tokens_map)
         self.eos: str | None = processor.tokenizer.eos_token
-        no_end = {getattr(processor, "image_token", None), processor.tokenizer.bos_token, ""}
-        names = {*processor.tokenizer.all_special_tokens, *processor.tokenizer.get_added_vocab()}
-        closing = "|".join(map(re.escape, sorted(names - no_end, key=len, reverse=True)))
-        self.closing = rf"\s*(?:{closing})" if closing else r"(?!)"
+        self.closing = closing_tokens(processor).pattern
 
     def __call__(self, messages: Sequence[Message], speak: bool = False) -> str:
         return self._render(messages, add_generation_prompt=speak)[0][0]
