@@ -193,7 +193,7 @@ class Preference(Finetuning):
     ) -> tuple[list[PreferenceRow], list[int]]:
         """The rows that the model can take and their lengths; says how many were left out."""
         from training.launch import say
-        from training.preference.collator import usable_rows
+        from training.preference.usable import usable_rows
 
         kept, lengths, left_out = usable_rows(rows, collator)
         for reason, count in left_out.items():

@@ -22,11 +22,12 @@ from trl.trainer.utils import use_adapter
 
 from mmlm.engine.anatomy import unwrap
 from mmlm.errors import InputError
+from training.fast import install_features_once, install_length_guard, install_shared_prefix
 from training.lora import refuse_targets_outside
 from training.losses import ExtraLoss, total_loss
 from training.losses.settings import check_loss
-from training.preference.collator import VisionPreferenceCollator
 from training.preference.cache_settings import refuse_trl_cache
+from training.preference.collator import VisionPreferenceCollator
 from training.preference.rows import PreferenceRow
 from training.preference.table import row_table
 
@@ -34,6 +35,8 @@ __all__ = ["VLPreferenceTrainer"]
 
 _NOT_OF_THE_MODEL = {"completion_mask", "labels", "ref_chosen_logps", "ref_rejected_logps"}
 FastPath = Literal["features_once", "shared_prefix"]
+# In this order: packing the rows then finds the pictures encoded.
+_FAST = {"features_once": install_features_once, "shared_prefix": install_shared_prefix}
 
 
 class VLPreferenceTrainer(DPOTrainer):
@@ -91,6 +94,8 @@ class VLPreferenceTrainer(DPOTrainer):
         )
         if any(loss.needs_auxiliary for loss in extra_losses) and auxiliary is None:
             raise ValueError("AuxiliarySFT needs other data: give `auxiliary`")
+        if unknown := [name for name in fast if name not in _FAST]:
+            raise ValueError(f"fast path {unknown[0]!r} is unknown; there are {', '.join(_FAST)}")
         if peft_config is not None:
             refuse_targets_outside(model, peft_config)
         if data_collator is None:
@@ -114,9 +119,8 @@ class VLPreferenceTrainer(DPOTrainer):
         self.extra_losses = tuple(extra_losses)
         self.auxiliary = auxiliary
         self._passes: dict[bool, tuple[int, int]] = {}
-        self._fast = _install(self.model, fast)
-        if self.ref_model is not None:
-            self._fast += _install(self.accelerator.unwrap_model(self.ref_model), fast)
+        install_length_guard(self.model)
+        self._fast = [_FAST[name](self.model, self.ref_model) for name in _FAST if name in fast]
 
     def _set_signature_columns_if_needed(self) -> None:
         """Keeps our columns: without them a context would be dropped without a word."""
@@ -276,19 +280,6 @@ class _Step:
         if labels is None:
             labels = inputs["input_ids"].masked_fill(inputs["completion_mask"] == 0, -100)
         return {**arguments, "labels": labels, "use_cache": False}
-
-
-def _install(model: Any, fast: Sequence[FastPath]) -> list[Any]:
-    from training.fast import features_once, shared_prefix
-
-    known = {
-        "features_once": features_once.install_features_once,
-        "shared_prefix": shared_prefix.install_shared_prefix,
-    }
-    if unknown := [name for name in fast if name not in known]:
-        raise ValueError(f"fast path {unknown[0]!r} is unknown; there are {', '.join(known)}")
-    # Features first: packing the rows then finds them encoded.
-    return [known[name](model) for name in known if name in fast]
 
 
 def _refuse_silent_switches(args: DPOConfig) -> None:
