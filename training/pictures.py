@@ -55,7 +55,8 @@ def picture_size(source: Any, name: str, *, decode: bool = False) -> tuple[int, 
             warnings.simplefilter("ignore")  # of odd metadata; load_image has its own limits
             with Image.open(source) as image:
                 width, height = image.size
-                turned = image.getexif().get(_ORIENTATION) in _TURNED
+                # The base class's: PNG's own would decode the picture to look behind it.
+                turned = Image.Image.getexif(image).get(_ORIENTATION) in _TURNED
             return (height, width) if turned else (width, height)
     [image] = read_pictures([source], name)
     return image.size

@@ -5,7 +5,6 @@ import collections
 import pytest
 import tiny
 from accelerate.data_loader import BatchSamplerShard
-from PIL import Image
 from torch.utils.data import BatchSampler
 
 from mmlm.errors import ImageReadError, InputError
@@ -13,7 +12,7 @@ from tests.training.sft_rows import row
 from training.errors import ConversationTooLong
 from training.sft.buckets import LengthBuckets
 from training.sft.collator import SFTCollator
-from training.sft.data import Example, Examples, measure, picture_size
+from training.sft.data import Example, Examples, measure
 from training.sft.encoding import Encoder
 from training.sft.rows import Conversation
 
@@ -108,18 +107,6 @@ def test_packed_examples_hold_every_row_once_and_fit(rows, encoder):
     for n in range(len(examples)):
         batch = SFTCollator(encoder, packed=True)([examples[n]])
         assert batch["input_ids"].shape[1] == examples.lengths[n]
-
-
-def test_size_of_a_picture_is_that_of_the_loaded_one(tmp_path):
-    path = tmp_path / "turned.jpg"
-    exif = Image.Exif()
-    exif[0x0112] = 6  # shown a quarter turn to the right
-    tiny.picture(0, (60, 40)).save(path, exif=exif)
-    assert picture_size(str(path)) == (40, 60)
-    tiny.picture(0, (60, 40)).save(path)
-    assert picture_size(str(path)) == (60, 40)
-    with pytest.raises(ImageReadError, match="there is no such file"):
-        picture_size(str(tmp_path / "none.png"))
 
 
 LENGTHS = [(n * 37) % 101 + 1 for n in range(203)]

@@ -8,15 +8,14 @@ long is found at the start, not hours later, and rows can be packed and sorted b
 from __future__ import annotations
 
 import logging
-import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from mmlm.errors import ImageReadError, InputError
-from mmlm.inputs import load_image
 from training.errors import ConversationTooLong
+from training.pictures import picture_size, read_pictures
 from training.sft.encoding import Encoder
 from training.sft.packing import pack
 from training.sft.rows import Conversation
@@ -24,13 +23,10 @@ from training.sft.rows import Conversation
 if TYPE_CHECKING:
     from PIL import Image
 
-__all__ = ["BadRow", "Example", "Examples", "Measured", "measure", "picture_size"]
+__all__ = ["BadRow", "Example", "Examples", "Measured", "measure"]
 
 BadRow = Literal["error", "drop"]
 """What happens to a row that cannot be used as it is: the training is refused, or goes without."""
-
-_ORIENTATION = 0x0112
-_TURNED = (5, 6, 7, 8)
 
 _log = logging.getLogger(__name__)
 
@@ -94,7 +90,7 @@ def measure(
     dropped: Counter[str] = Counter()
     for number, row in enumerate(progress(rows)):
         try:
-            sizes = tuple(picture_size(path) for path in row.images)
+            sizes = tuple(picture_size(path, row.place) for path in row.images)
         except ImageReadError:
             if on_bad_image == "error":
                 raise
@@ -129,26 +125,6 @@ def _too_long(
         f"of its {len(sizes)} pictures; max_length is {max_length}.",
         advice="Raise max_length (rows are never cut), or set overlong: drop.",
     )
-
-
-def picture_size(path: str) -> tuple[int, int]:
-    """Width and height of a picture as `mmlm.inputs.load_image` will give it, from its head alone.
-
-    Raises:
-        ImageReadError: If there is no such file, or it is no picture.
-    """
-    from PIL import Image
-
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of odd metadata; load_image has its own limits
-            with Image.open(path) as image:
-                width, height = image.size
-                # The base class's: PNG's own would decode the picture to look behind it.
-                turned = Image.Image.getexif(image).get(_ORIENTATION) in _TURNED
-        return (height, width) if turned else (width, height)
-    except Exception:  # whatever a decoder raises: load_image knows them, and says what is wrong
-        return load_image(path).size
 
 
 class Examples:
@@ -206,11 +182,11 @@ class Examples:
         for number in group:
             row = self._rows[number]
             try:
-                own = tuple(load_image(path) for path in row.images)
+                own = tuple(read_pictures(row.images, row.place))
             except ImageReadError as error:
                 if self._on_bad_image == "error":
-                    raise ImageReadError(f"{row.place}: {error}", advice=error.advice) from error
-                _log.warning("Row left out: %s: %s", row.place, error)
+                    raise
+                _log.warning("Row left out: %s", error)
                 continue
             rows.append(row)
             pictures.append(own)
