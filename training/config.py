@@ -160,11 +160,11 @@ def parse(arguments: Sequence[str]) -> tuple[Recipe, Run, str | None]:
         ) from error
     settings = built.run
     torch.set_num_threads(settings.threads)
-    written = json.loads(parser.dump(config, format="json", skip_none=False))
+    written = json.loads(parser.dump(config, format="json", skip_unset=False))
     output = Path(config.output)
     output.mkdir(parents=True, exist_ok=True)
     if is_main_process() and config.only is None:
-        text = parser.dump(config, skip_none=False)
+        text = parser.dump(config, skip_unset=False)
         write_atomically(output / "config.yaml", text.encode())
     run = Run(
         output=output,
