@@ -35,12 +35,11 @@ def read_pictures(sources: Sequence[Any], name: str) -> list[Image.Image]:
         raise ImageReadError(f"{name}: {error}", advice=error.advice) from error
 
 
-def picture_size(source: Any, name: str, *, decode: bool = False) -> tuple[int, int]:
+def picture_size(source: Any, *, decode: bool = False) -> tuple[int, int]:
     """Width and height of a picture as `read_pictures` will give it.
 
     Args:
         source: See `read_pictures`.
-        name: What messages call the row.
         decode: Decode all of it, so that a damaged or cut off file is found too; otherwise only
             the head of the file is read.
 
@@ -58,8 +57,7 @@ def picture_size(source: Any, name: str, *, decode: bool = False) -> tuple[int, 
                 # The base class's: PNG's own would decode the picture to look behind it.
                 turned = Image.Image.getexif(image).get(_ORIENTATION) in _TURNED
             return (height, width) if turned else (width, height)
-    [image] = read_pictures([source], name)
-    return image.size
+    return load_image(_source(source)).size
 
 
 def _source(one: Any) -> Any:

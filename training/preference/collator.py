@@ -10,13 +10,15 @@ from typing import TYPE_CHECKING, Any, Literal
 from mmlm.errors import ImageReadError, InputError
 from training.errors import EqualResponses, PreferenceTooLong
 from training.pictures import read_pictures
-from training.preference.encoding import EncodedPair, EndToken, Length, PairEncoder, Side
+from training.preference.encoding import EncodedPair, Length, PairEncoder, Side
 from training.preference.rows import PreferenceRow, as_row
+from training.preference.texts import EndToken
+from training.preference.usable import UsableRows, usable_rows
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["BadRow", "VisionPreferenceCollator"]
+__all__ = ["BadRow", "UsableRows", "VisionPreferenceCollator", "usable_rows"]
 
 BadRow = Literal["error", "drop"]
 """What happens to a row that cannot be used as it is: the training is refused, or goes without."""
@@ -46,7 +48,7 @@ class VisionPreferenceCollator:
         processor: A Hugging Face processor with a chat template and a fast tokenizer.
         max_length: Most tokens of a row, pictures included; None for no limit.
         overlong: What a longer row is.
-        end_token: Where an end token is learned; see `training.preference.encoding.EndToken`.
+        end_token: Where an end token is learned; see `training.preference.texts.EndToken`.
         on_bad_image: What a row with an unreadable picture is.
         pad_to_multiple_of: L is a multiple of it.
         with_ids: Adds ``ids``, the names of the rows in the batch. TRL's trainer would hand them
@@ -115,14 +117,8 @@ class VisionPreferenceCollator:
             readable.append(row)
             pictures.append(own)
             places.append(place)
-        kept = [n for n, row in enumerate(readable) if self._fits(row, pictures[n])]
-        if not kept:
-            raise InputError(
-                f"None of the {len(examples)} rows of a batch can be used.",
-                advice="Have usable_rows leave such rows out before training, or raise max_length.",
-            )
+        kept, (pairs, pixels) = self._encoded(readable, pictures, len(examples))
         rows = [readable[n] for n in kept]
-        pairs, pixels = self.encoder(rows, [pictures[n] for n in kept])
         batch = {**self._padded(pairs), **{name: _twice(value) for name, value in pixels.items()}}
         batch |= _reference([examples[places[n]] for n in kept])
         if self.with_ids:
@@ -152,6 +148,27 @@ class VisionPreferenceCollator:
                 max_length=self.max_length,
             )
         return length
+
+    def _encoded(
+        self, rows: Sequence[PreferenceRow], pictures: Sequence[Sequence[Any]], n_given: int
+    ) -> tuple[list[int], tuple[list[EncodedPair], dict[str, Any]]]:
+        """The numbers of the rows that can be used, and these rows encoded."""
+        kept = list(range(len(rows)))
+        try:
+            encoded = self.encoder(rows, pictures) if rows else ([], {})
+            longest = max((len(side.ids) for pair in encoded[0] for side in pair), default=0)
+            all_fit = self.max_length is None or longest <= self.max_length
+        except EqualResponses:
+            all_fit = False
+        if not all_fit:
+            kept = [n for n, row in enumerate(rows) if self._fits(row, pictures[n])]
+            encoded = self.encoder([rows[n] for n in kept], [pictures[n] for n in kept])
+        if not kept:
+            raise InputError(
+                f"None of the {n_given} rows of a batch can be used.",
+                advice="Have usable_rows leave such rows out before training, or raise max_length.",
+            )
+        return kept, encoded
 
     def _fits(self, row: PreferenceRow, pictures: Sequence[Any]) -> bool:
         """Whether a row may be in the batch; counts it if it is left out."""
