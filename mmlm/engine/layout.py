@@ -56,6 +56,7 @@ class TokenLayout:
         image_ids: tuple[int, ...],
         wrapper_ids: tuple[int, ...] = (),
         framing: Framing = "ids",
+        right: bool = False,
     ) -> TokenLayout:
         """Reads the roles from token ids.
 
@@ -65,11 +66,12 @@ class TokenLayout:
             image_ids: Ids of visual placeholder tokens.
             wrapper_ids: Ids of tokens that frame an image.
             framing: How frames are told besides by ``wrapper_ids``, see :data:`Framing`.
+            right: Whether padding may stand on the right, as it does in training.
 
         Raises:
-            LayoutError: If the shapes disagree or the padding is not on the left.
+            LayoutError: If the shapes disagree or the padding is not where it may be.
         """
-        real = _real_positions(input_ids, attention_mask)
+        real = _real_positions(input_ids, attention_mask, right)
         visual = torch.isin(input_ids, input_ids.new_tensor(image_ids)) & real
         starts = visual & ~_shifted(visual, 1)
         frame = torch.isin(input_ids, input_ids.new_tensor(wrapper_ids)) & real
@@ -115,8 +117,9 @@ class TokenLayout:
         return self.visual.any(-1)
 
     def last_row(self) -> Tensor:
-        """int64 [B]: the last real position of each row (N - 1, since padding is on the left)."""
-        return torch.full((self.rows,), self.length - 1, device=self.seg.device)
+        """int64 [B]: the last real position of each row: N - 1 where padding is on the left."""
+        index = torch.arange(self.length, device=self.seg.device)
+        return torch.where(self.real, index, -1).amax(-1)
 
     def last_image_end(self) -> Tensor:
         """int64 [B]: the last visual position of each row, -1 without an image."""
@@ -208,7 +211,7 @@ class TokenLayout:
         return replace(self, **{n: f(getattr(self, n)) for n in self.__dataclass_fields__})
 
 
-def _real_positions(input_ids: Tensor, attention_mask: Tensor | None) -> Tensor:
+def _real_positions(input_ids: Tensor, attention_mask: Tensor | None, right: bool) -> Tensor:
     if input_ids.ndim != 2:
         raise LayoutError(
             f"input_ids must be [B, N], got shape {tuple(input_ids.shape)}.",
@@ -223,7 +226,9 @@ def _real_positions(input_ids: Tensor, attention_mask: Tensor | None) -> Tensor:
             advice="Pass the processor's attention_mask unchanged, or supply `layout=`.",
         )
     real = attention_mask.bool()
-    if bool((real[:, :-1] & ~real[:, 1:]).any()):
+    begins, ends = ~real[:, :-1] & real[:, 1:], real[:, :-1] & ~real[:, 1:]
+    whole = not bool((begins.cumsum(1) + real[:, :1] > 1).any())
+    if bool(ends.any()) and not (right and whole):
         raise LayoutError(
             "The prompts are padded on the right or have holes in their attention mask.",
             advice="Set processor.tokenizer.padding_side = 'left'.",

@@ -323,7 +323,8 @@ class Session:
         rows = (ids if ids is not None else embeds).shape[0]  # type: ignore[union-attr]
         self.copies = copies = rows // self.given_rows if self.given_rows else 1
         self.compaction = None
-        self._layout = self._read_layout(ids, embeds, inputs.get("attention_mask"), copies)
+        mask = inputs.get("attention_mask")
+        self._layout = self._read_layout(ids, embeds, mask, copies, self._trains(inputs))
         vision = self.vision if self.generating else self.vision_inputs(inputs)
         self._layout = tell_images_apart(self.anatomy, self._layout, vision, copies)
         types = inputs.get("token_type_ids") if self.anatomy.family.types else None
@@ -354,7 +355,7 @@ class Session:
         return encoded
 
     def _read_layout(
-        self, ids: Tensor | None, embeds: Tensor | None, mask: Any, copies: int
+        self, ids: Tensor | None, embeds: Tensor | None, mask: Any, copies: int, right: bool
     ) -> TokenLayout:
         if self._given_layout is not None:
             rows = (ids if ids is not None else embeds).shape[0]  # type: ignore[union-attr]
@@ -373,15 +374,24 @@ class Session:
                     advice="Pass the processor's attention_mask to generate().",
                 )
             mask = self.mask.repeat_interleave(copies, dim=0)
-        return self._layout_of_ids(ids, mask)
+        return self._layout_of_ids(ids, mask, right)
 
-    def _layout_of_ids(self, ids: Tensor, mask: Tensor | None) -> TokenLayout:
+    def _trains(self, inputs: dict[str, Any]) -> bool:
+        """Whether a pass is one of a training: whole rows, no cache, nothing asked of a row's end.
+
+        Its rows may be padded on the right; a method of the last position would get padding there.
+        """
+        asks = any(m.rows == "last" or "logits" in m.sites for m in self.methods)
+        return inputs.get("use_cache") is False and not self.generating and not asks
+
+    def _layout_of_ids(self, ids: Tensor, mask: Tensor | None, right: bool = False) -> TokenLayout:
         return TokenLayout.from_ids(
             ids,
             mask,
             image_ids=self.anatomy.image_ids,
             wrapper_ids=self.anatomy.wrapper_ids,
             framing=self.anatomy.family.framing,
+            right=right,
         )
 
     def main_positions(self, inputs: dict[str, Any]) -> Tensor:

@@ -71,3 +71,13 @@ def test_bad_prompts_are_refused(ids, mask, message):
     with pytest.raises(LayoutError, match=message) as caught:
         TokenLayout.from_ids(ids, mask, image_ids=(IMG,))
     assert caught.value.advice
+
+
+def test_rows_of_a_training_may_be_padded_on_the_right():
+    ids, mask = IDS, torch.tensor([[1, 1, 1, 1, 1, 0, 0], [0, 1, 1, 1, 1, 1, 0]])
+    got = TokenLayout.from_ids(ids, mask, image_ids=(IMG,), right=True)
+    assert got.real.tolist() == mask.bool().tolist()
+    assert got.last_row().tolist() == [4, 5]
+    holes = torch.tensor([[1, 1, 0, 1, 1, 0, 0]] * 2)
+    with pytest.raises(LayoutError, match="holes"):
+        TokenLayout.from_ids(ids, holes, image_ids=(IMG,), right=True)

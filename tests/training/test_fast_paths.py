@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import copy
+import math
+from dataclasses import dataclass
+from typing import ClassVar
 
 import preference_batches
 import pytest
@@ -12,6 +15,8 @@ from datasets import Dataset
 from peft import LoraConfig
 from trl import DPOConfig, DPOTrainer
 
+from mmlm import Method, build_in
+from mmlm.engine.method import Paper
 from training.fast import install_features_once, install_shared_prefix
 from training.fast.models import anatomy_of, vision_parameters
 
@@ -96,7 +101,7 @@ def count_towers(trainer):
 def compare(trainer, inputs, paths=PATHS):
     """Every choice of paths against the plain rows."""
     loss, grads = step(trainer, inputs)
-    assert abs(float(loss) - 0.6931) > 1e-3
+    assert abs(float(loss) - math.log(2)) > 1e-5
     assert all(bool(g.any()) for n, g in grads.items() if "lora_" in n), "nothing is learned"
     for chosen in paths:
         handles = install(trainer, chosen)
@@ -123,3 +128,66 @@ def test_acceptance_7_equal_to_plain_rows(family, adapters, checkpointing, train
     freeze_vision(model)
     trainer = trainer_of(model, processor, adapters=adapters, checkpointing=checkpointing)
     compare(trainer, preference_batches.batch(processor))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Blind(Method):
+    """The decoder sees nothing at visual positions."""
+
+    paper: ClassVar[Paper] = Paper(title="for a test", arxiv="0000.00000", year=2026, venue="here")
+
+    def neutral(self):
+        return self
+
+    def begin(self, prompt):
+        return prompt.layout.visual
+
+    def layer_in(self, state, layer, x):
+        return x.masked_fill(state[..., None], 0) if layer == 0 else None
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_acceptance_9_methods_built_into_the_model_are_trained(family, checkpointing, trainer_of):
+    losses = {}
+    for built in (False, True):
+        model, processor = tiny.build(family)
+        freeze_vision(model)
+        if built:
+            build_in(model, Blind())
+        trainer = trainer_of(model, processor, adapters=True, checkpointing=checkpointing)
+        inputs = preference_batches.batch(processor)
+        losses[built], _ = step(trainer, inputs)
+        compare(trainer, inputs)
+    assert abs(float(losses[True] - losses[False])) > 1e-4
+
+
+class Keeping(Blind):
+    """Removes half of the visual tokens."""
+
+    def tokens(self, state, layer, x):
+        return None
+
+
+class Choosing(Blind):
+    """Chooses image features."""
+
+    def visual_tokens(self, state, features):
+        return None
+
+
+class Opening(Blind):
+    """Lets image positions see the text behind them."""
+
+    def mask(self, state, layout):
+        return None
+
+
+@pytest.mark.parametrize("path", [install_features_once, install_shared_prefix])
+@pytest.mark.parametrize("method", [Keeping, Choosing])
+def test_acceptance_9_models_that_change_the_length_are_refused(method, path):
+    model, _ = tiny.build("llava")
+    freeze_vision(model)
+    build_in(model, method())
+    with pytest.raises(ValueError, match="disable visual token pruning for preference training"):
+        path(model)
