@@ -21,7 +21,7 @@ from mmlm.errors import InputError, MissingTensors
 from mmlm.model.checkpoint import save
 from mmlm.model.stored_methods import parted, store_methods
 from training.adapters import adapter_prefixes, is_peft
-from training.gather import gathered_state, on_main
+from training.gather import gathered_state, on_main, without_zero3
 from training.model_card import ModelCard
 
 if TYPE_CHECKING:
@@ -174,9 +174,10 @@ def _write_model(
     state: dict[str, Tensor],
     adapter: str,
 ) -> None:
-    tensors = _merged(model, state, adapter) if is_peft(model) else state
-    save(unwrap(model), processor, folder, tensors=tensors)
-    check_complete(folder)
+    with without_zero3():
+        tensors = _merged(model, state, adapter) if is_peft(model) else state
+        save(unwrap(model), processor, folder, tensors=tensors)
+        check_complete(folder)
 
 
 def _merged(model: PeftModel, state: Mapping[str, Tensor], adapter: str) -> dict[str, Tensor]:

@@ -6,6 +6,7 @@ Every process must walk through the same tensors, because each gathering is a me
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -75,6 +76,23 @@ def on_main(work: Callable[[], Any]) -> Any:
     if result[1] is not None:
         raise result[1]
     return result[0]
+
+
+@contextmanager
+def without_zero3() -> Iterator[None]:
+    """Models made inside belong to this process alone.
+
+    While a ZeRO-3 configuration is alive, transformers divides every model that it loads among all
+    processes, and waits for them.
+    """
+    from transformers.integrations import deepspeed
+
+    kept = deepspeed._hf_deepspeed_config_weak_ref
+    deepspeed.unset_hf_deepspeed_config()
+    try:
+        yield
+    finally:
+        deepspeed._hf_deepspeed_config_weak_ref = kept
 
 
 def all_gathered(value: Any) -> list[Any]:
