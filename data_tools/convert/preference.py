@@ -61,8 +61,9 @@ class PreferenceRecord:
         context: What the assistant has said already: it stands before both answers and is not
             learned (C-DPO, arXiv 2507.12455). "" if the answers begin the turn. No blank at
             its end.
-        complete: Whether the answers end the turn, so that an end token belongs behind them. A
-            sentence of a caption that goes on does not.
+        chosen_complete: Whether the better answer ends the turn, so that an end token belongs
+            behind it. A sentence of a caption that goes on does not.
+        rejected_complete: Likewise.
         meta: Everything else that the source says.
     """
 
@@ -72,8 +73,14 @@ class PreferenceRecord:
     chosen: str
     rejected: str | None = None
     context: str = ""
-    complete: bool = True
+    chosen_complete: bool = True
+    rejected_complete: bool = True
     meta: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def complete(self) -> bool:
+        """Whether all its answers end the turn."""
+        return self.chosen_complete and (self.rejected is None or self.rejected_complete)
 
 
 def contents(text: str) -> list[dict[str, str]]:

@@ -12,7 +12,9 @@
      "rejected_hallucinated": ["cat"],
      "context_objects": ["dog", "bowl"],
      "step": 2,
-     "is_final": false,               whether the model ended the caption with either sentence
+     "chosen_final": false,           whether the model ended the caption with this sentence, so
+     "rejected_final": false,         that an end token belongs behind it; and with the other one
+     "is_final": false,               whether it did with either of them
      "kind": "coherent",              or "agnostic", "empty_context"
      "meta": {"model", "model_rev", "processor_hash", "seed", "detectors", "thresholds",
               "extractor", "version"}}          the same in all lines of a run
@@ -111,6 +113,8 @@ def pair_line(
         "rejected_hallucinated": list(pair.rejected.hallucinated),
         "context_objects": list(context_objects),
         "step": step,
+        "chosen_final": pair.chosen.finished,
+        "rejected_final": pair.rejected.finished,
         "is_final": pair.chosen.finished or pair.rejected.finished,
         "kind": pair.kind,
         "meta": meta,

@@ -55,7 +55,7 @@ def row(record: PreferenceRecord) -> dict[str, Any]:
     Raises:
         Unwritable: If the answer does not end its turn: LLaVA's training would end it there.
     """
-    if not record.complete:
+    if not record.chosen_complete:
         raise Unwritable(
             f"The answer of {record.id!r} does not end the turn, and this format has no way to "
             "say so: training would teach the model to stop there.",

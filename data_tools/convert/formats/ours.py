@@ -1,8 +1,10 @@
 """Our own pairs: those of SENTINEL and MIA-DPO, and the one form that both are converted to.
 
 ``{"id", "images", "prompt", "context", "chosen", "rejected", "complete", "meta"}``; ``prompt`` is
-the user's turn as segments, or a list of messages if there are several turns. SENTINEL's pairs say
-``question`` and ``is_final`` instead of ``prompt`` and ``complete``.
+the user's turn as segments, or a list of messages if there are several turns. Where only one of the
+answers ends its turn, ``chosen_complete`` and ``rejected_complete`` stand in the place of
+``complete``. SENTINEL's pairs say ``question`` instead of ``prompt``, and ``..._final`` instead of
+``..._complete``.
 """
 
 from __future__ import annotations
@@ -20,7 +22,8 @@ SUMMARY = "our own pairs: id, images, prompt (segments) or question, context, ch
 FORMS = ("jsonl",)
 _USED = (
     *("id", "images", "prompt", "question", "context", "chosen", "rejected"),
-    *("complete", "is_final", "meta"),
+    *("complete", "chosen_complete", "rejected_complete"),
+    *("is_final", "chosen_final", "rejected_final", "meta"),
 )
 
 
@@ -59,9 +62,18 @@ def record(row: Mapping[str, Any], place: int, pictures: Pictures) -> Preference
         chosen=text(row, "chosen"),
         rejected=None if row.get("rejected") is None else text(row, "rejected"),
         context=text(row, "context", ""),
-        complete=bool(row.get("complete", row.get("is_final", True))),
+        chosen_complete=_complete(row, "chosen"),
+        rejected_complete=_complete(row, "rejected"),
         meta={**rest(row, *_USED), **(meta if isinstance(meta, Mapping) else {})},
     )
+
+
+def _complete(row: Mapping[str, Any], answer: str) -> bool:
+    """Whether an answer ends the turn: its own field, else that of both, else yes."""
+    for name in (f"{answer}_complete", f"{answer}_final", "complete", "is_final"):
+        if row.get(name) is not None:
+            return bool(row[name])
+    return True
 
 
 def messages_of(value: Any) -> tuple[Message, ...]:
@@ -105,4 +117,9 @@ def row(record: PreferenceRecord) -> dict[str, Any]:
     }
     if record.rejected is not None:
         written["rejected"] = record.rejected
-    return written | {"complete": record.complete, "meta": dict(record.meta)}
+    if record.rejected is None or record.chosen_complete == record.rejected_complete:
+        written["complete"] = record.chosen_complete
+    else:
+        written["chosen_complete"] = record.chosen_complete
+        written["rejected_complete"] = record.rejected_complete
+    return written | {"meta": dict(record.meta)}

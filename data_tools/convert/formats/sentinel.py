@@ -46,6 +46,7 @@ def record(row: Mapping[str, Any], place: int, pictures: Pictures) -> Preference
         chosen=text(row, "y_win" if "y_win" in row else "win"),
         rejected=text(row, "y_lose" if "y_lose" in row else "lose"),
         context=text(row, "context", "").strip(),
-        complete=False,
+        chosen_complete=False,
+        rejected_complete=False,
         meta=rest(row, *_USED),
     )

@@ -56,11 +56,14 @@ class Renderer:
             text = self._beginning + text
         if record.context:
             text, joiner = f"{text}{joiner}{record.context}", " "
-        end = closing if record.complete else ""
+        ends = [
+            closing if complete else ""
+            for complete in (record.chosen_complete, record.rejected_complete)
+        ]
         return {
             "id": record.id,
             "images": list(record.images),
             "prompt": text,
-            "chosen": f"{joiner}{record.chosen}{end}",
-            "rejected": f"{joiner}{record.rejected}{end}",
+            "chosen": f"{joiner}{record.chosen}{ends[0]}",
+            "rejected": f"{joiner}{record.rejected}{ends[1]}",
         }

@@ -70,7 +70,9 @@ ROWS = {
         "chosen": "A dog.",
         "rejected": "A cat.",
         "step": 1,
-        "is_final": False,
+        "chosen_final": True,
+        "rejected_final": False,
+        "is_final": True,
         "meta": {"model": "m"},
     },
     "trl": {
@@ -104,6 +106,7 @@ def test_every_format_is_told_by_its_fields_and_read(put, folder, name):
     assert record.rejected is None if name == "llava" else record.rejected.startswith("A cat")
     assert record.context == ("A lawn." if name in ("sentinel", "mmlm") else "")
     assert record.complete is (name not in ("sentinel", "mmlm"))
+    assert record.chosen_complete is (name != "sentinel")
 
 
 @pytest.mark.parametrize(

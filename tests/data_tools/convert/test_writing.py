@@ -52,7 +52,8 @@ def continued(folder):
         "A dog runs.",
         "A cat runs.",
         context="A lawn.",
-        complete=False,
+        chosen_complete=False,
+        rejected_complete=False,
     )
 
 
@@ -73,14 +74,16 @@ def back(path):
 
 def test_ours_keeps_everything(tmp_path, single, several, continued, talk):
     alone = PreferenceRecord("e", single.images, single.prompt, "A dog.")
-    everything = [single, several, continued, talk, alone]
+    one_ends = PreferenceRecord(**{**vars(continued), "id": "f", "rejected_complete": True})
+    everything = [single, several, continued, talk, alone, one_ends]
     path = tmp_path / "out.jsonl"
-    assert write(everything, "mmlm", path) == 5
+    assert write(everything, "mmlm", path) == 6
     assert back(path) == everything
     lines = [json.loads(line) for line in path.read_text().splitlines()]
     assert lines[0]["images"] == ["0.png"]  # beside the file: it may be moved with its pictures
     assert lines[2]["context"] == "A lawn."
     assert "rejected" not in lines[4]
+    assert (lines[5]["chosen_complete"], lines[5]["rejected_complete"]) == (False, True)
     other = tmp_path / "deeper" / "out.jsonl"
     write([single], "mmlm", other)
     assert back(other) == [single]
@@ -109,7 +112,7 @@ def test_llava_comes_back_without_the_worse_answers(tmp_path, single, several, t
 
 
 def test_llava_of_an_answer_behind_a_context(tmp_path, continued):
-    final = PreferenceRecord(**{**vars(continued), "complete": True})
+    final = PreferenceRecord(**{**vars(continued), "chosen_complete": True})
     path = tmp_path / "out.json"
     write([final], "llava", path)
     assert json.loads(path.read_text())[0]["conversations"][1]["value"] == "A lawn. A dog runs."
@@ -246,7 +249,13 @@ def test_the_raw_form_of_llava_to_the_letter(several, continued, single):
         "chosen": " A dog runs.",
         "rejected": " A cat runs.",
     }
-    assert row(single)["chosen"] == f" A dog.{processor.tokenizer.eos_token}"
+    end = processor.tokenizer.eos_token
+    one_ends = PreferenceRecord(**{**vars(continued), "rejected_complete": True})
+    assert (row(one_ends)["chosen"], row(one_ends)["rejected"]) == (
+        " A dog runs.",
+        f" A cat runs.{end}",
+    )
+    assert row(single)["chosen"] == f" A dog.{end}"
     assert row(single)["prompt"].endswith("ASSISTANT:")
 
 

@@ -78,6 +78,8 @@ def test_a_picture_by_hand(by_hand, records, tmp_path, monkeypatch):
         "rejected_hallucinated": ["cat"],
         "context_objects": ["dog"],
         "step": 1,
+        "chosen_final": False,
+        "rejected_final": False,
         "is_final": False,
         "kind": "coherent",
     }
@@ -212,7 +214,7 @@ def test_a_sentence_that_ended_the_caption_is_marked(marked, records, tmp_path):
         folder=tmp_path,
     )
     _, (pair,), image = only(pipeline.process(records(1)))
-    assert pair["is_final"]
+    assert (pair["chosen_final"], pair["rejected_final"], pair["is_final"]) == (True, False, True)
     assert image["steps"][1]["candidates"][1]["finished"]
 
 
