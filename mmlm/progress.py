@@ -37,16 +37,16 @@ def progress_bar(
         TimeRemainingColumn,
     )
 
+    console = Console(stderr=True, force_terminal=True if force else None)
     columns = (
         TextColumn("{task.description}"),
-        BarColumn(),
+        BarColumn(bar_width=max(10, min(40, console.width - 76))),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
         TimeRemainingColumn(),
         TextColumn("{task.fields[rate]}"),
         TextColumn("[red]{task.fields[remark]}"),
     )
-    console = Console(stderr=True, force_terminal=True if force else None)
     with Progress(*columns, console=console) as bar:
         task = bar.add_task(title, total=total, completed=done, remark="", rate="")
 

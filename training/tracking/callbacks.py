@@ -6,7 +6,7 @@ import json
 import resource
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -202,9 +202,10 @@ class ProgressLines(TrainerCallback):
         if not self._lines:
             return
         if "loss" in logs:
-            self._remark = f"[default]{_brief(logs)}"
-            self._advance(0, self._remark)
-            if not self._bar:
+            if self._bar:
+                self._remark = f"[default]{_brief(logs, _WATCHED[:2])}"
+                self._advance(0, self._remark)
+            else:
                 self._print(state, f"{_brief(logs)}  {self._left(state)}")
         elif evaluation := {k: v for k, v in logs.items() if k.startswith("eval_")}:
             self._print(state, _brief(evaluation))
@@ -227,20 +228,20 @@ class ProgressLines(TrainerCallback):
         self._stack.close()
 
 
-_BRIEF = {
-    "loss": "loss",
-    "rewards/margins": "margin",
-    "rewards/accuracies": "accuracy",
-    "learning_rate": "lr",
-    "tokens_per_second": "tokens/s",
-}
+_WATCHED = (
+    ("loss", "loss"),
+    ("rewards/margins", "margin"),
+    ("rewards/accuracies", "accuracy"),
+    ("learning_rate", "lr"),
+    ("tokens_per_second", "tokens/s"),
+)
 _DULL = ("eval_runtime", "eval_samples_per_second", "eval_steps_per_second", "epoch")
 
 
-def _brief(logs: Mapping[str, Any]) -> str:
-    """The few numbers that a person watches, in a fixed order; of others than losses, all."""
+def _brief(logs: Mapping[str, Any], watched: Sequence[tuple[str, str]] = _WATCHED) -> str:
+    """The few numbers that a person watches, in a fixed order; of scores of samples all."""
     prefix = "" if "loss" in logs else "eval_"
-    known = {prefix + key: f"{prefix}{name}" for key, name in _BRIEF.items()}
+    known = {prefix + key: prefix + name for key, name in watched}
     if not logs.keys() & known.keys():
         known = {key: key for key in logs if key not in _DULL}
     return "  ".join(f"{name} {logs[key]:.4g}" for key, name in known.items() if key in logs)

@@ -146,23 +146,39 @@ def send_samples(callback: Any, name: str, step: int, shown: Sequence[Shown]) ->
     """
     if name == "tensorboard":
         _to_tensorboard(callback.tb_writer, step, shown)
-        return
-    import importlib
-
-    tracker = importlib.import_module(name)  # wandb and trackio have the same interface here
-    columns = ["step", "id", "picture", "question", "answer"]
-    rows = [
-        [step, one.id, tracker.Image(_side_by_side(one.pictures)), one.prompt, one.text]
-        for one in shown
-    ]
-    if name == "wandb":
-        table = tracker.Table(columns=columns, data=rows)
-        tracker.log({"samples": table, "train/global_step": step})
+    elif name == "wandb":
+        _to_wandb(step, shown)
     else:
-        import pandas as pd
+        _to_trackio(step, shown)
 
-        table = tracker.Table(dataframe=pd.DataFrame(rows, columns=columns))
-        tracker.log({"samples": table}, step=step)
+
+def _to_wandb(step: int, shown: Sequence[Shown]) -> None:
+    """Pictures with their answers below, and a table of the texts.
+
+    Pictures inside a table would lie in the user's home folder until the run is synced, and not in
+    the run's folder that people copy from a machine without network.
+    """
+    import wandb
+
+    pictures = [
+        wandb.Image(_side_by_side(one.pictures), caption=f"{one.id}: {one.text}") for one in shown
+    ]
+    rows = [[step, one.id, one.prompt, one.text] for one in shown]
+    table = wandb.Table(columns=["step", "id", "question", "answer"], data=rows)
+    wandb.log({"samples/pictures": pictures, "samples/texts": table, "train/global_step": step})
+
+
+def _to_trackio(step: int, shown: Sequence[Shown]) -> None:
+    import pandas as pd
+    import trackio
+
+    rows = {
+        "id": [one.id for one in shown],
+        "picture": [trackio.Image(_side_by_side(one.pictures)) for one in shown],
+        "question": [one.prompt for one in shown],
+        "answer": [one.text for one in shown],
+    }
+    trackio.log({"samples": trackio.Table(dataframe=pd.DataFrame(rows))}, step=step)
 
 
 def _to_tensorboard(writer: Any, step: int, shown: Sequence[Shown]) -> None:
