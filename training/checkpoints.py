@@ -17,6 +17,7 @@ Files of a run: ``run.json`` (its configuration), ``checkpoint-N/complete.json``
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import re
@@ -27,10 +28,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from transformers import TrainerCallback
+from safetensors import safe_open
+from transformers import PreTrainedModel, TrainerCallback
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
-from mmlm.errors import InputError
+from mmlm.errors import InputError, MissingTensors
 from mmlm.records import INFORMATION, differences, plain_json, write_json
+from training.adapters import is_peft
 from training.gather import on_main, process_count, wait_for_all
 from training.launch import say
 from training.snapshot import exclusive
@@ -297,9 +301,50 @@ def train(trainer: Trainer, run: RunFolder) -> None:
     """
     if run.resume_from is not None:
         say(f"Going on from {run.resume_from}.")
+        _check_names(trainer, run.resume_from)
     start = None if run.resume_from is None else str(run.resume_from)
+    with _own_names(trainer.model):
+        try:
+            trainer.train(resume_from_checkpoint=start)
+        except _AlreadyTrainedError:
+            best = trainer.state.best_model_checkpoint
+            if trainer.args.load_best_model_at_end and best is not None:
+                trainer._load_best_model()
+
+
+@contextmanager
+def _own_names(model: Any) -> Iterator[None]:
+    """Has checkpoints written under the names that the tensors have in memory.
+
+    transformers stores LLaVA, Qwen2.5-VL and others under names of earlier releases, but its
+    Trainer reads a checkpoint back by the present ones and passes over what is missing: a resumed
+    training, or the best model at the end, would be the untrained one, without a word. Both forms
+    load everywhere else. (Adapters are PEFT's business, and DeepSpeed keeps its own state.)
+    """
+    if is_peft(model) or not isinstance(model, PreTrainedModel):
+        yield
+        return
+    model.save_pretrained = functools.partial(model.save_pretrained, save_original_format=False)
     try:
-        trainer.train(resume_from_checkpoint=start)
-    except _AlreadyTrainedError:
-        if trainer.args.load_best_model_at_end and trainer.state.best_model_checkpoint is not None:
-            trainer._load_best_model()
+        yield
+    finally:
+        del model.save_pretrained  # the class's own again
+
+
+def _check_names(trainer: Trainer, checkpoint: Path) -> None:
+    """Refuses a checkpoint that lacks weights of the model, which the Trainer would pass over."""
+    index, whole = checkpoint / SAFE_WEIGHTS_INDEX_NAME, checkpoint / SAFE_WEIGHTS_NAME
+    if trainer.is_deepspeed_enabled or is_peft(trainer.model):
+        return
+    if index.exists():
+        stored = set(json.loads(index.read_text("utf-8"))["weight_map"])
+    elif whole.exists():
+        with safe_open(whole, "pt") as file:
+            stored = set(file.keys())
+    else:
+        return
+    if missing := sorted({name for name, _ in trainer.model.named_parameters()} - stored):
+        raise MissingTensors(
+            f"{checkpoint} lacks {len(missing)} tensors of the model, such as {missing[0]!r}.",
+            advice="Remove that checkpoint; the same command goes on from the one before.",
+        )

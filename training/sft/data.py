@@ -90,10 +90,10 @@ def measure(
     dropped: Counter[str] = Counter()
     for number, row in enumerate(progress(rows)):
         try:
-            sizes = tuple(picture_size(path, row.place) for path in row.images)
-        except ImageReadError:
+            sizes = tuple(picture_size(path) for path in row.images)
+        except ImageReadError as error:
             if on_bad_image == "error":
-                raise
+                raise ImageReadError(f"{row.place}: {error}", advice=error.advice) from error
             dropped["unreadable picture"] += 1
             continue
         length = encoder.count(row, sizes)

@@ -3,7 +3,7 @@
     recipe:
       class_path: training.sft.recipe.SFT
       init_args:
-        model: {name: llava-hf/llava-1.5-7b-hf, learns: [language, projector], chat_template: simple}
+        model: {name: llava-hf/llava-1.5-7b-hf, learns: [language, projector]}
         data: {files: [llava_v1_5_mix665k.json], image_folder: data, max_length: 2048}
         optimisation: {learning_rate: 2.0e-5, batch_size: 128, warmup: 0.03}
         deepspeed: zero3
@@ -117,7 +117,7 @@ class SFT(Finetuning):
         return rows
 
     def arguments_class(self) -> tuple[type, dict[str, Any]]:
-        """transformers' TrainingArguments."""
+        """TrainingArguments, and what its trainer must know about evaluation and reading."""
         from transformers import TrainingArguments
 
         return TrainingArguments, {

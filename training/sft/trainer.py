@@ -1,4 +1,4 @@
-"""transformers' Trainer with the loss, the order of rows and the rates of supervised fine-tuning."""
+"""The Trainer of transformers with the loss, the order and the rates of supervised fine-tuning."""
 
 from __future__ import annotations
 
