@@ -264,7 +264,11 @@ class _Step:
     def logits(self, inputs: Mapping[str, Tensor]) -> Tensor:
         arguments = self._arguments(inputs)
         del arguments["labels"]
-        with torch.no_grad():
+        checkpointing = self._trainer.args.gradient_checkpointing_kwargs
+        with (
+            torch.no_grad(),
+            disable_gradient_checkpointing(self._trainer.model, checkpointing),
+        ):
             return self._model(**arguments).logits
 
     def auxiliary(self) -> tuple[Tensor, Tensor]:
