@@ -7,6 +7,7 @@ It runs the same under `deepspeed --module training`, `accelerate launch -m trai
 from __future__ import annotations
 
 import sys
+import warnings
 from collections.abc import Sequence
 
 import mmlm  # noqa: F401  (installs the torchvision guard before transformers asks for it)
@@ -25,6 +26,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         0 when the training is finished, 2 when it cannot be carried out as asked.
     """
+    # TRL asks peft by a name that transformers has replaced; once a step is too often to say so.
+    warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*")
     given = sys.argv[1:] if arguments is None else list(arguments)
     try:
         recipe, run, only = parse(given)

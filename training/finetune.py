@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, ProcessorMixin
 
     from training.checkpoints import RunFolder
+    from training.model_card import ModelCard
 
 __all__ = ["Export", "Finetuning", "Parts"]
 
@@ -139,12 +140,15 @@ class Finetuning(Recipe):
         return {**run.config, "recipe": {**run.config["recipe"], "init_args": kept}}
 
     def _train(self, run: Run, rows: dict[str, Any], arguments: Any, folder: RunFolder) -> None:
+        from transformers.utils import logging as transformers_logging
+
         from training.checkpoints import train
         from training.export import export
         from training.launch import say
         from training.model import choose_what_learns, count_parameters, load_for_training
         from training.tracking import tracked
 
+        transformers_logging.disable_progress_bar()  # ours stands in training.tracking
         model, processor = load_for_training(self.model)
         choose_what_learns(model, self.model)
         parts = Parts(model, processor, rows, arguments, self.saving.callbacks())
@@ -155,5 +159,18 @@ class Finetuning(Recipe):
         with tracked(trainer, self.tracking, run_config=run.config, output=run.output):
             train(trainer, folder)
         for what in self.export:
-            export(trainer.model, processor, run.output / what, what, replace=True)
+            export(trainer.model, processor, run.output / what, what, self._card(run), replace=True)
         folder.finish({"steps": trainer.state.global_step, "log": trainer.state.log_history[-2:]})
+
+    def _card(self, run: Run) -> ModelCard:
+        """What the exported model says about its origin."""
+        from training.model_card import ModelCard, data_hashes, git_revision
+
+        data = run.config["recipe"]["init_args"]["data"]
+        return ModelCard(
+            base_model=self.model.name,
+            configuration=run.config,
+            data=data_hashes(data["files"]),
+            revision=git_revision(),
+            command=" ".join(run.command),
+        )

@@ -127,6 +127,10 @@ class Preference(Finetuning):
         self.data, self.loss, self.fast = data, loss, fast
         self.extra_losses = tuple(parse_extra_loss(text) for text in extra_losses)
         self.auxiliary, self.reference_cache = auxiliary, reference_cache
+        if bool(auxiliary) != any(one.needs_auxiliary for one in self.extra_losses):
+            raise ValueError(
+                "`auxiliary` and extra_losses with AuxiliarySFT belong together: give both or none"
+            )
         check_loss(
             loss.types, loss.weights, loss.beta, ld_alpha=loss.ld_alpha,
             label_smoothing=loss.label_smoothing, extra=self.extra_losses,
@@ -170,6 +174,7 @@ class Preference(Finetuning):
         for name, rows in parts.rows.items():
             if rows:
                 tables[name] = row_table(*self._usable(name, rows, collator))
+        _refuse_mixed_under_zero3(parts)
         adapters = None
         if self.model.lora is not None:
             whole = whole_modules(parts.model, self.model)
@@ -185,6 +190,7 @@ class Preference(Finetuning):
             peft_config=adapters,
             extra_losses=self.extra_losses,
             fast=self.fast,
+            auxiliary=self._auxiliary_batches(parts),
             callbacks=parts.callbacks,
         )
 
@@ -192,10 +198,13 @@ class Preference(Finetuning):
         self, name: str, rows: list[PreferenceRow], collator: Any
     ) -> tuple[list[PreferenceRow], list[int]]:
         """The rows that the model can take and their lengths; says how many were left out."""
+        from training.gather import on_main
         from training.launch import say
         from training.preference.usable import usable_rows
 
-        kept, lengths, left_out = usable_rows(rows, collator)
+        show = self.tracking.progress != "never" and len(rows) > 1000
+        # Measured by one process for all of them.
+        kept, lengths, left_out = on_main(lambda: usable_rows(rows, collator, show=show))
         for reason, count in left_out.items():
             say(f"{name}: {count} of {len(rows)} pairs left out: {reason}")
         if not kept:
@@ -205,14 +214,45 @@ class Preference(Finetuning):
             )
         return kept, lengths
 
+    def _auxiliary_batches(self, parts: Parts) -> Any:
+        """What losses with `needs_auxiliary` learn from beside the pairs."""
+        if not self.auxiliary:
+            return None
+        from training.losses.auxiliary import AuxiliaryBatches
+        from training.sft.collator import SFTCollator
+        from training.sft.data import Examples
+        from training.sft.encoding import Encoder
+        from training.sft.rows import read_conversations
+
+        examples = Examples(read_conversations(self.auxiliary))
+        collate = SFTCollator(Encoder(parts.processor))
+        return AuxiliaryBatches(examples, collate, self.optimisation.rows_per_pass)
+
     def before_training(self, run: Run, trainer: Any) -> None:
         """Fills the reference cache, if there is one."""
         if not self.reference_cache:
             return
-        from training.preference.precompute import precompute_ref
-        from training.preference.reference_cache import use_reference_cache
+        from training.preference.precompute import precompute_ref, use_reference_cache
 
         cache = precompute_ref(
             trainer, run.output / "reference", extra_losses=self.extra_losses, show=True
         )
         use_reference_cache(trainer, cache, self.extra_losses)
+
+
+def _refuse_mixed_under_zero3(parts: Parts) -> None:
+    """Refuses rows with and without pictures where the tower's weights are shared out.
+
+    A process whose rows have no picture would never ask for them, and the others would wait.
+    """
+    plugin = parts.arguments.deepspeed_plugin
+    if plugin is None or plugin.zero_stage != 3:
+        return
+    rows = [row for some in parts.rows.values() for row in some]
+    without = sum(not row.images for row in rows)
+    if 0 < without < len(rows):
+        raise InputError(
+            f"{without} of {len(rows)} pairs have no picture: under ZeRO-3 a process with such "
+            "pairs alone would leave the others waiting.",
+            advice="Use deepspeed: zero2, or leave those pairs out.",
+        )
