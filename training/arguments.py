@@ -24,6 +24,12 @@ T = TypeVar("T")
 _FOLDER = Path(configs.__file__).parent / "deepspeed"
 
 
+def _order(given: Optimisation) -> str:
+    if given.group_by_length:
+        return "group_by_length"
+    return "random" if given.shuffle else "sequential"
+
+
 def deepspeed_file(name: str) -> Path:
     """DeepSpeed's configuration: the path of a JSON file, or the name of one that ships.
 
@@ -89,7 +95,7 @@ def trainer_arguments(
         "max_grad_norm": given.max_grad_norm,
         "activation_checkpointing": given.activation_checkpointing,
         "remove_unused_columns": False,
-        "train_sampling_strategy": "group_by_length" if given.group_by_length else "random",
+        "train_sampling_strategy": _order(given),
         "logging_steps": log_every,
         "logging_nan_inf_filter": False,
         "report_to": list(report_to) or "none",

@@ -99,6 +99,7 @@ class Optimisation:
         betas: AdamW's decay rates.
         max_grad_norm: gradients are scaled down to this norm.
         activation_checkpointing: recomputes activations in the backward pass, for memory.
+        shuffle: draws a new order in every epoch; False keeps that of the files.
         group_by_length: puts rows of similar length into a batch, so that little is padding.
 
     Raises:
@@ -117,6 +118,7 @@ class Optimisation:
     betas: tuple[float, float] = (0.9, 0.999)
     max_grad_norm: float = 1.0
     activation_checkpointing: bool = False
+    shuffle: bool = True
     group_by_length: bool = False
 
     def __post_init__(self) -> None:
@@ -128,6 +130,8 @@ class Optimisation:
             raise ValueError(f"warmup = {self.warmup}: the share of the steps, in [0, 1)")
         if not self.epochs > 0:
             raise ValueError(f"epochs = {self.epochs}: must be positive")
+        if self.group_by_length and not self.shuffle:
+            raise ValueError("group_by_length draws an order of its own: leave shuffle at true")
         for name in ("steps", "batch_size", "rows_per_pass"):
             value = getattr(self, name)
             if value is not None and value < 1:
