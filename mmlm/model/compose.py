@@ -175,6 +175,12 @@ def _processor(
         image_token=image_token,
         chat_template=chat_template,
     )
+    if processor.image_token != image_token:  # the tokenizer's goes first in the library
+        raise InputError(
+            f"the tokenizer has an image token already, {processor.image_token!r}, and "
+            f"{image_token!r} is asked for",
+            advice=f"Give image_token {processor.image_token!r}.",
+        )
     check_template(processor, image_token)
     return processor
 

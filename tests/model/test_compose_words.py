@@ -85,6 +85,16 @@ class TestTokens:
         assert processor.image_token == "<|picture|>"
         assert processor.image_token_id == model.config.image_token_id == 330
 
+    def test_a_tokenizer_with_an_image_token_of_its_own(self):
+        import tiny
+
+        words = tiny._tokenizer(image_token="<picture>")
+        rows = len(words)
+        with pytest.raises(InputError, match="'<picture>', and '<image>' is asked for"):
+            composed(words, rows=rows)
+        model, processor = composed(words, rows=rows, image_token="<picture>")
+        assert processor.image_token_id == model.config.image_token_id == rows - 1
+
 
 class TestTemplates:
     def test_the_language_models_own_sees_pictures(self):
