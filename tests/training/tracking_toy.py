@@ -40,8 +40,9 @@ def rows(count=8):
     )
 
 
-def trainer(folder, steps=4, *, lora=True, family="llava", **arguments):
+def trainer(folder, steps=4, *, lora=True, lora_dropout=0.0, family="llava", **arguments):
     model, processor = tiny.build(family)
+    reference = None if lora else tiny.build(family)[0]
     values = {
         "max_steps": steps,
         "per_device_train_batch_size": 2,
@@ -55,14 +56,16 @@ def trainer(folder, steps=4, *, lora=True, family="llava", **arguments):
         "report_to": "none",
         "max_length": None,
     }
-    adapters = LoraConfig(r=4, target_modules=["q_proj", "v_proj"]) if lora else None
+    targets = r"(?!.*(vision|visual)).*\.(q|v)_proj"
+    adapters = LoraConfig(r=4, target_modules=targets, lora_dropout=lora_dropout)
     return DPOTrainer(
         model,
+        reference,
         args=DPOConfig(str(folder), **values | arguments),
         train_dataset=rows(),
         eval_dataset=rows(2),
         processing_class=processor,
-        peft_config=adapters,
+        peft_config=adapters if lora else None,
     )
 
 
