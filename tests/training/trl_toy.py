@@ -49,6 +49,7 @@ def trainer(
     output,
     *,
     family="llava",
+    model=None,
     lora=None,
     ref_model=None,
     callbacks=None,
@@ -56,7 +57,7 @@ def trainer(
     **options,
 ):
     """TRL's trainer on the CPU, in the order of the data unless told otherwise."""
-    model, processor = build(family)
+    built, processor = build(family)
     settings = {
         "per_device_train_batch_size": 2,
         "num_train_epochs": 1,
@@ -77,7 +78,7 @@ def trainer(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return DPOTrainer(
-            model=model,
+            model=model or built,
             ref_model=ref_model,
             args=args,
             processing_class=processor,
