@@ -122,13 +122,13 @@ def _row_of_line(line: Mapping[str, Any], folder: Path) -> PreferenceRow:
         )
     ours = "prompt" in line
     if not ours and "question" not in line:
-        raise MissingField(
-            f"there is neither `prompt` nor `question`; its fields are {_names(line)}.",
-            advice=_ADVICE,
-        )
+        raise _missing("`prompt` and no `question`", line)
+    for name in ("id", "chosen", "rejected"):
+        if line.get(name) is None:
+            raise _missing(f"`{name}`", line)
     images = line.get("images")
     if not isinstance(images, list) or not all(isinstance(one, str) and one for one in images):
-        raise WrongFieldType(f"`images` must be a list of paths, got {images!r}.", advice=_ADVICE)
+        raise _wrong(f"`images` must be a list of paths, got {images!r}.")
     prompt: Any = line.get("prompt")
     if not ours:
         places = [{"type": "image"}] * len(images)
@@ -139,10 +139,10 @@ def _row_of_line(line: Mapping[str, Any], folder: Path) -> PreferenceRow:
     known = {"id", "images", "prompt", "question", "context", *_NEEDED, *ends, "meta"}
     meta = line.get("meta") or {}
     if not isinstance(meta, Mapping):
-        raise WrongFieldType(f"`meta` must be an object, got {meta!r}.", advice=_ADVICE)
+        raise _wrong(f"`meta` must be an object, got {meta!r}.")
     row = as_row(
         {
-            **{name: line[name] for name in ("id", "chosen", "rejected") if name in line},
+            **{name: line[name] for name in ("id", "chosen", "rejected")},
             "images": [str((folder / path).absolute()) for path in images],
             "prompt": prompt,
             "context": line.get("context") or "",
@@ -162,7 +162,7 @@ def _ends(line: Mapping[str, Any], own: str, both: str) -> bool:
         if isinstance(value, bool):
             return value
         if value is not None:
-            raise WrongFieldType(f"`{name}` must be true or false, got {value!r}.", advice=_ADVICE)
+            raise _wrong(f"`{name}` must be true or false, got {value!r}.")
     return True
 
 
@@ -185,10 +185,10 @@ def as_row(values: Mapping[str, Any] | PreferenceRow) -> PreferenceRow:
         if values.get(name) is None:
             if name == "id" and "id" not in values:
                 continue  # TRL's rows have none
-            raise MissingField(f"there is no `{name}`; its fields are {_names(values)}.")
+            raise _missing(f"`{name}`", values)
     identifier = values.get("id", "?")
     if isinstance(identifier, bool) or not isinstance(identifier, (str, int)) or identifier == "":
-        raise WrongFieldType(f"`id` must be text or a number, got {identifier!r}.")
+        raise _wrong(f"`id` must be text or a number, got {identifier!r}.")
     single = values.get("image")
     images = values.get("images") if single is None else [single]
     context = _text(values, "context") if values.get("context") else ""
@@ -249,7 +249,7 @@ def _messages(prompt: Any, n_images: int) -> tuple[Message, ...]:
                 content = [*([{"type": "image"}] * n_images), *content]
                 plain = False  # all of them stand in the first message
         if not isinstance(content, (list, tuple)):
-            raise WrongFieldType(
+            raise _wrong(
                 f"the content of a message must be segments or text, got {type(content).__name__}."
             )
         role = one.get("role")
@@ -263,7 +263,7 @@ def _segment(part: Any) -> dict[str, str]:
         return {"type": "image"}
     if kind == "text" and isinstance(part.get("text"), str):
         return {"type": "text", "text": part["text"]}
-    raise WrongFieldType(f"a segment must be an image or a text, got {part!r}.")
+    raise _wrong(f"a segment must be an image or a text, got {part!r}.")
 
 
 def _answer(values: Mapping[str, Any], name: str) -> str:
@@ -277,18 +277,23 @@ def _answer(values: Mapping[str, Any], name: str) -> str:
             ):
                 value = "".join(part["text"] for part in value)
         else:
-            raise WrongFieldType(f"`{name}` must be text or one message of the assistant.")
+            raise _wrong(f"`{name}` must be text or one message of the assistant.")
     if not isinstance(value, str):
-        raise WrongFieldType(f"`{name}` must be text or messages, got {type(value).__name__}.")
+        raise _wrong(f"`{name}` must be text or messages, got {type(value).__name__}.")
     return value
 
 
 def _text(values: Mapping[str, Any], name: str) -> str:
     value = values[name]
     if not isinstance(value, str):
-        raise WrongFieldType(f"`{name}` must be text, got {type(value).__name__}.")
+        raise _wrong(f"`{name}` must be text, got {type(value).__name__}.")
     return value
 
 
-def _names(values: Mapping[str, Any]) -> str:
-    return ", ".join(sorted(map(str, values))) or "none"
+def _wrong(message: str) -> WrongFieldType:
+    return WrongFieldType(message, advice=_ADVICE)
+
+
+def _missing(what: str, values: Mapping[str, Any]) -> MissingField:
+    names = ", ".join(sorted(map(str, values))) or "none"
+    return MissingField(f"there is no {what}; its fields are {names}.", advice=_ADVICE)
