@@ -204,6 +204,25 @@ def test_sigmoid_by_hand():
     assert loss.item() == pytest.approx(math.log(1 + math.exp(-0.5 * 3.25)))
 
 
+@pytest.mark.parametrize(
+    ("name", "policy", "reference"),
+    [
+        # Margins of the policy 1 and 3, of the reference 2 and 0.
+        ("aot", [1, 3, 0, 0], [2, 0, 0, 0]),
+        # Log ratios of chosen answers 1 and 3, of rejected ones 2 and 0.
+        ("aot_unpaired", [1, 3, 2, 0], [0, 0, 0, 0]),
+    ],
+)
+def test_aot_compares_the_sorted_values(name, policy, reference):
+    # Smallest with smallest, largest with largest: 1 - 0 and 3 - 2. Unsorted it were -1 and 3.
+    columns = [torch.tensor(values, dtype=torch.float64)[:, None] for values in (policy, reference)]
+    loss = dpo.preference_loss(
+        *columns, torch.ones(4, 1), LossSettings(types=(name,), beta=0.5, label_smoothing=0.2)
+    )
+    right, wrong = math.log(1 + math.exp(-0.5)), math.log(1 + math.exp(0.5))
+    assert loss.item() == pytest.approx(0.8 * right + 0.2 * wrong, rel=1e-12)
+
+
 @pytest.mark.parametrize("more", [{"types": ("sigmoid", "sft")}, {"use_weighting": True}])
 @pytest.mark.parametrize("worst", [-math.inf, math.nan])
 def test_what_stands_in_unscored_columns_does_not_matter(worst, more):
