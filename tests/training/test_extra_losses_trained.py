@@ -13,6 +13,7 @@ from preference_toy import write_pairs
 from torch.nn.functional import cross_entropy, logsigmoid
 from trl import DPOConfig
 
+from mmlm.errors import InputError
 from training.lora import lora_config
 from training.losses import EXTRA_LOSSES
 from training.losses.anchors import Anchor
@@ -71,7 +72,7 @@ def auxiliary(processor):
     return AuxiliaryBatches(range(5), collate, 2)
 
 
-def build(folder, family, losses, train_dataset, **values):
+def build(folder, family, losses, train_dataset, fast=(), **values):
     model, processor = tiny.build(family)
     trainer = VLPreferenceTrainer(
         model,
@@ -81,6 +82,7 @@ def build(folder, family, losses, train_dataset, **values):
         peft_config=lora_config(model, LoraSettings(r=4, alpha=8)),
         extra_losses=losses,
         auxiliary=auxiliary(processor),
+        fast=fast,
     )
     return trainer, processor
 
@@ -211,6 +213,41 @@ def test_the_auxiliary_step_equals_plain_cross_entropy(step):
     assert total.item() == pytest.approx(main + 0.25 * nll.item(), rel=1e-5)
     total.backward()
     assert gradients(step.model)
+
+
+def test_fast_paths_show_changed_pictures_too(step, tmp_path):
+    """Features of the clean pictures must not be used for the others."""
+    family = step.model.get_base_model().config.model_type
+    rows = Dataset.from_list([{"images": []}])
+    losses = (MDPO(), POVID(), RLHFV(shortest=1))
+    fast, _ = build(tmp_path, family, losses, rows, fast=("features_once", "shared_prefix"))
+    fast.model.load_state_dict(step.model.state_dict())
+    fast._seed_of_pass = lambda: SEED
+    step.extra_losses = losses
+    with torch.no_grad():
+        plain, quick = (t._compute_loss(t.model, step.batch, False) for t in (step, fast))
+    assert quick.item() == pytest.approx(plain.item(), rel=1e-5)
+
+
+def test_the_reference_cache_serves_losses_of_whole_answers_only(step):
+    plain = Plain(step)
+    with torch.no_grad(), step.model.disable_adapter():
+        more = {k: v for k, v in step.batch.items() if k != "completion_mask"}
+        logps = step.model(**more).logits[:, :-1].log_softmax(-1)
+        logps = logps.gather(2, step.batch["input_ids"][:, 1:, None])[..., 0]
+        chosen, rejected = (logps * plain.mask).sum(1).chunk(2)
+    cached = {**step.batch, "ref_chosen_logps": chosen, "ref_rejected_logps": rejected}
+    step.extra_losses = (MDPO(), Anchor())
+    with torch.no_grad():
+        wanted = step._compute_loss(step.model, step.batch, False).item()
+        step.precompute_ref_logps = True
+        try:
+            assert step._compute_loss(step.model, cached, False).item() == pytest.approx(wanted)
+            step.extra_losses = (RLHFV(),)
+            with pytest.raises(InputError, match="sums from a cache"):
+                step._compute_loss(step.model, cached, False)
+        finally:
+            step.precompute_ref_logps = False
 
 
 # ---- trained ----
