@@ -1,6 +1,7 @@
 """Batches of preference rows: equal to TRL's where TRL is right, exact where it is not."""
 
 import functools
+import pickle
 import warnings
 
 import pytest
@@ -21,6 +22,7 @@ from mmlm.engine.prompts import encode
 from mmlm.inputs import load_image, render, use_chat_template
 from training.errors import EqualResponses
 from training.preference.collator import VisionPreferenceCollator
+from training.preference.features import check_features
 from training.preference.rows import PreferenceRow
 from training.preference.table import row_table
 
@@ -454,6 +456,32 @@ def test_acceptance_8_rows_with_different_numbers_of_pictures(family, tmp_path):
     assert moved[0]
     assert moved[-1]
     assert all(p.isfinite().all() for p in made.model.parameters())
+
+
+@pytest.mark.parametrize("family", ALL)
+def test_features_are_as_many_as_places(family):
+    """Checked before training, for every number of pictures, each picture counted once."""
+    model, processor = shared(family)
+    rows = [pair(n, count) for n, count in enumerate((1, 3, 1, 2))]
+    check_features(model, VisionPreferenceCollator(processor), rows)
+
+
+def test_a_processor_of_another_model_is_found_before_training():
+    model, processor = build("llava")
+    rows = [pair(0, 0), pair(1), pair(2, 2)]
+    processor.vision_feature_select_strategy = "full"
+    with pytest.raises(ValueError, match="row 'r1' has 17 image tokens, and the model makes 16 f"):
+        check_features(model, VisionPreferenceCollator(processor), rows[:2])
+    with pytest.raises(ValueError, match="row 'r2' has 34 image tokens, and the model makes 32 f"):
+        check_features(model, VisionPreferenceCollator(processor), rows[::2])
+
+
+def test_a_collator_goes_to_other_processes():
+    """Workers of a data loader that are spawned."""
+    collator = VisionPreferenceCollator(shared("qwen2_5_vl")[1])
+    batch = collator([pair()])
+    other = pickle.loads(pickle.dumps(collator))([pair()])
+    assert all(torch.equal(batch[name], other[name]) for name in batch)
 
 
 @pytest.mark.parametrize("family", ALL)
