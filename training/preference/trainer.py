@@ -9,6 +9,7 @@ TRL's `_compute_loss` stays what it is; what it computes on the way is watched b
 from __future__ import annotations
 
 import contextlib
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
 
@@ -101,6 +102,10 @@ class VLPreferenceTrainer(DPOTrainer):
         if data_collator is None:
             data_collator = VisionPreferenceCollator(processing_class, max_length=args.max_length)
         if not isinstance(train_dataset, Dataset):
+            if not any(row.images for row in train_dataset):
+                warnings.warn(
+                    "no row has a picture: this trains the language model alone", stacklevel=2
+                )
             train_dataset = row_table(train_dataset)
             args.remove_unused_columns = False  # rows come whole from memory
         if eval_dataset is not None and not isinstance(eval_dataset, Dataset):
