@@ -73,7 +73,7 @@ class ChairHeldOut:
         lines = [{"image_id": int(name), "caption": text} for name, text in texts.items()]
         result = chair.score(lines, self._pictures().truth(self._variant), self._variant)
         names = ("chair_i", "chair_s", "recall", "mean_length")
-        values = {name: result.measure(name).value for name in names}
+        values = {name: result.table.measure(name).value for name in names}
         return {name: value for name, value in values.items() if value is not None}
 
     def _pictures(self) -> Source:

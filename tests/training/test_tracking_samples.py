@@ -238,30 +238,26 @@ def test_random_numbers_are_kept_also_after_an_exception():
 # --- several processes
 
 SCRIPT = """
-import os, sys
+import sys
 import mmlm
 from training.launch import start_deepspeed
-deepspeed = sys.argv[2]
-if deepspeed != "none":
-    start_deepspeed()
+start_deepspeed()
 from pathlib import Path
 import json, tracking_toy
 from mmlm.decoding_settings import GenerateSettings
 from training.tracking import Tracking, tracked
 output = Path(sys.argv[1])
-more = {} if deepspeed == "none" else {"deepspeed": json.loads(Path(deepspeed).read_text())}
-trainer = tracking_toy.trainer(
-    output, 2, per_device_train_batch_size=4 // int(os.environ["WORLD_SIZE"]), **more)
+deepspeed = json.loads(Path(sys.argv[2]).read_text())
+trainer = tracking_toy.trainer(output, 2, deepspeed=deepspeed)
 settings = Tracking(samples=tracking_toy.Held(3), sample_every=1, log_every=1, progress="auto",
     gather_for_samples=sys.argv[3] == "gather",
     generate=GenerateSettings(max_new_tokens=6, batch_size=2))
 with tracked(trainer, settings, run_config={}, output=output):
     trainer.train()
-print("tokens", trainer.accelerator.process_index, trainer.state.log_history[-2]["num_tokens"])
 """
 
 
-def launched(output, processes, deepspeed="none", gather="gather"):
+def launched(output, deepspeed, gather):
     output.mkdir()
     script = output / "script.py"
     script.write_text(SCRIPT)
@@ -275,7 +271,7 @@ def launched(output, processes, deepspeed="none", gather="gather"):
     command = [
         str(Path(sys.executable).with_name("torchrun")),
         "--standalone",
-        f"--nproc-per-node={processes}",
+        "--nproc-per-node=2",
         str(script),
         str(output),
         deepspeed,
@@ -290,8 +286,9 @@ def launched(output, processes, deepspeed="none", gather="gather"):
 
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory):
-    output = tmp_path_factory.mktemp("alone") / "run"
-    launched(output, 1)
+    output = tmp_path_factory.mktemp("alone")
+    generate = GenerateSettings(max_new_tokens=6, batch_size=2)
+    train(output, 2, samples=Held(3), every=1, generate=generate, per_device_train_batch_size=4)
     return output
 
 
@@ -302,16 +299,15 @@ ZERO = str(ROOT / "configs" / "deepspeed" / "zero{}.json")
 @pytest.mark.parametrize(
     ("deepspeed", "gather"),
     [
-        ("none", "gather"),
         (ZERO.format(2), "gather"),
         (ZERO.format(3), "gather"),
         (ZERO.format(3), "apart"),
     ],
-    ids=["ddp", "zero2", "zero3", "zero3_not_gathered"],
+    ids=["zero2", "zero3", "zero3_not_gathered"],
 )
 def test_two_processes_log_and_sample_as_one(tmp_path, alone, deepspeed, gather):
     """Three questions for two processes: the shares are uneven."""
-    done = launched(tmp_path / "run", 2, deepspeed, gather)
+    done = launched(tmp_path / "run", deepspeed, gather)
     output = tmp_path / "run"
     assert texts(output) == texts(alone)
     assert [line["id"] for line in lines(output / "samples.jsonl")] == ["h0", "h1", "h2"] * 3
