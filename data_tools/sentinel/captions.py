@@ -147,6 +147,8 @@ class Caption:
             context_is_empty=not self._sentences,
             allow_empty_context=self._settings.allow_empty_context_pairs,
             allow_agnostic=self._settings.allow_agnostic_pairs,
+            pairing=self._settings.pairing,
+            context_objects=self._context_objects,
         )
         kept = [pair for pair in made if not same_text(pair.chosen.text, pair.rejected.text)]
         self._counts["dropped_equal"] += len(made) - len(kept)

@@ -6,6 +6,7 @@ Pure functions: equal arguments give equal results, in every process.
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, TypeAlias
@@ -14,7 +15,7 @@ from data_tools.generators import Sample
 from data_tools.sentinel.labels import Knowledge, Label
 from data_tools.sentinel.objects import ObjectMention
 from data_tools.sentinel.reading import Reading
-from data_tools.sentinel.settings import Coherence, FinishRule, NextRule
+from data_tools.sentinel.settings import Coherence, FinishRule, NextRule, Pairing
 
 __all__ = [
     "CLASSES",
@@ -42,6 +43,7 @@ Unused ones are uncertain (nothing hallucinated, but the detectors differ) or ob
 PairKind: TypeAlias = Literal["coherent", "agnostic", "empty_context"]
 
 _CLEAN = ("coherent", "agnostic")
+_HOW_MANY = re.compile(r"\b(?:an?|the|some|several|many|one|two|three|four|five)\b", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -193,8 +195,10 @@ def build_pairs(
     context_is_empty: bool,
     allow_empty_context: bool = False,
     allow_agnostic: bool = False,
+    pairing: Pairing = "order",
+    context_objects: Collection[str] = (),
 ) -> list[Pair]:
-    """Pairs clean sentences with hallucinated ones: the first with the first, and so on.
+    """Pairs clean sentences with hallucinated ones, each with one at most.
 
     After a context, coherent sentences win. Before the first sentence nothing can be coherent, so
     there is no pair unless ``allow_empty_context``; any clean sentence wins then.
@@ -204,6 +208,9 @@ def build_pairs(
         context_is_empty: Whether this is the first sentence.
         allow_empty_context: See above; the authors' code has no such pairs.
         allow_agnostic: Let agnostic sentences win too (paper, Table on y_w: slightly worse).
+        pairing: ``order``: the first with the first, and so on. ``form``: each hallucinated one
+            with the first clean one of its form, see `SentinelSettings`.
+        context_objects: Canonical names in the context, for ``form``.
     """
     usable = [candidate for candidate in found if not candidate.pronoun]
     if context_is_empty:
@@ -212,10 +219,33 @@ def build_pairs(
         wanted = _CLEAN if allow_agnostic else ("coherent",)
     winners = [candidate for candidate in usable if candidate.kind in wanted]
     losers = [candidate for candidate in usable if candidate.kind == "hallucinated"]
+    if pairing == "order":
+        matched = list(zip(winners, losers, strict=False))
+    else:
+        matched = _of_one_form(winners, losers, context_objects)
     return [
         Pair(winner, loser, "empty_context" if context_is_empty else _pair_kind(winner))
-        for winner, loser in zip(winners, losers, strict=False)
+        for winner, loser in matched
     ]
+
+
+def _of_one_form(
+    winners: Sequence[Candidate], losers: Sequence[Candidate], context_objects: Collection[str]
+) -> list[tuple[Candidate, Candidate]]:
+    free: dict[tuple[str, int], list[Candidate]] = {}
+    for winner in winners:
+        free.setdefault(_form(winner, context_objects), []).append(winner)
+    waiting = ((free.get(_form(loser, context_objects)), loser) for loser in losers)
+    return [(alike.pop(0), loser) for alike, loser in waiting if alike]
+
+
+def _form(candidate: Candidate, context_objects: Collection[str]) -> tuple[str, int]:
+    """The sentence without what it names and how many of it, and how many names are new."""
+    text = candidate.text
+    for mention in sorted(candidate.mentions, key=lambda m: m.start, reverse=True):
+        text = f"{text[: mention.start]}_{text[mention.end :]}"
+    words = _HOW_MANY.sub("#", text).casefold().split()
+    return " ".join(words), len(set(candidate.names) - set(context_objects))
 
 
 def _pair_kind(winner: Candidate) -> PairKind:

@@ -5,11 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, TypeAlias, get_args
 
-__all__ = ["Coherence", "FinishRule", "NextRule", "SentinelSettings"]
+__all__ = ["Coherence", "FinishRule", "NextRule", "Pairing", "SentinelSettings"]
 
 Coherence: TypeAlias = Literal["any", "all"]
 FinishRule: TypeAlias = Literal["ended", "authors"]
 NextRule: TypeAlias = Literal["clean", "authors"]
+Pairing: TypeAlias = Literal["order", "form"]
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,10 @@ class SentinelSettings:
             are none, because nothing is coherent with an empty context.
         allow_agnostic_pairs: Let clean sentences about something new win as well (paper's ablation
             of y_w-).
+        pairing: Which clean sentence meets which hallucinated one: ``order``, the first the first
+            (paper), or ``form``, only sentences that differ in nothing but what they name, and
+            name as many new objects. What the two have in common is then not learned: with
+            ``order`` a small model learns to name less (docs/loop.md).
         allow_objectless_context: A sentence without objects may extend the context if there is no
             clean one; it cannot hallucinate an object.
         finish_rule: `ended`: a caption is complete when more than half of the samples are empty;
@@ -50,6 +55,7 @@ class SentinelSettings:
     coherence: Literal["any", "all"] = "any"
     allow_empty_context_pairs: bool = False
     allow_agnostic_pairs: bool = False
+    pairing: Literal["order", "form"] = "order"
     allow_objectless_context: bool = True
     finish_rule: Literal["ended", "authors"] = "ended"
     next_sentence: Literal["clean", "authors"] = "clean"
@@ -78,6 +84,7 @@ class SentinelSettings:
             ("coherence", get_args(Coherence)),
             ("finish_rule", get_args(FinishRule)),
             ("next_sentence", get_args(NextRule)),
+            ("pairing", get_args(Pairing)),
         ):
             if getattr(self, field) not in allowed:
                 raise ValueError(

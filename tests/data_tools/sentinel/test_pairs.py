@@ -72,6 +72,39 @@ def test_agnostic_sentences_win_only_if_they_may():
     assert texts(made) == [(1, 0, "coherent"), (2, 3, "agnostic"), (4, 5, "coherent")]
 
 
+def naming(kind, text, *names):
+    mentions = []
+    for name in names:
+        start = text.index(name)
+        mentions.append(ObjectMention(name, name, name, start, start + len(name)))
+    return Candidate(text, tuple(mentions), kind)
+
+
+def test_by_form_two_sentences_meet_if_they_differ_in_their_objects_only():
+    found = [
+        naming("hallucinated", "there is a cat on the left .", "cat"),
+        naming("agnostic", "a dog is above the tree .", "dog", "tree"),
+        naming("coherent", "there is an umbrella on the left .", "umbrella"),
+        naming("agnostic", "There are two dogs on the left .", "dogs"),
+        naming("hallucinated", "an apple is above the tree .", "apple", "tree"),
+        naming("agnostic", "there is a dog on the left .", "dog"),
+        naming("hallucinated", "there is a car on the left .", "car"),
+        naming("hallucinated", "there is a cow on the left .", "cow"),
+    ]
+    made = build_pairs(
+        found,
+        context_is_empty=False,
+        allow_agnostic=True,
+        pairing="form",
+        context_objects={"tree", "umbrella"},
+    )
+    # The umbrella is not new, as the cat is; for the cow no dog is left.
+    assert [(pair.chosen.text, pair.rejected.text) for pair in made] == [
+        ("there is a dog on the left .", "there is a cat on the left ."),
+        ("a dog is above the tree .", "an apple is above the tree ."),
+    ]
+
+
 def test_without_a_context_there_is_no_pair_unless_it_may_be():
     first = some("agnostic", "hallucinated", "uncertain", "objectless")
     assert build_pairs(first, context_is_empty=True) == []
