@@ -8,7 +8,7 @@ export TOKENIZERS_PARALLELISM := false
 export HF_HUB_OFFLINE ?= 1
 export WANDB_MODE ?= offline
 
-.PHONY: setup demo test test-all lint docs embedded-model measure effects speed clean
+.PHONY: setup demo test test-all lint docs embedded-model measure effects loop speed clean
 
 setup: $(VENV)/.done
 
@@ -52,6 +52,11 @@ measure: setup
 effects: setup
 	$(BIN)/python tools/measure_effects.py
 	$(BIN)/python tools/effects_page.py
+
+# Pairs from the shipped model, a preference training with deepspeed in two processes, and what it
+# changes on unseen scenes: docs/loop.md, about half an hour, resumable.
+loop: setup
+	$(BIN)/python tools/run_loop.py
 
 # Latency of every method as a ratio to plain decoding, on a random model of fixed shape.
 speed: setup
