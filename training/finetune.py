@@ -145,7 +145,12 @@ class Finetuning(Recipe):
         from training.checkpoints import train
         from training.export import export
         from training.launch import say
-        from training.model import choose_what_learns, count_parameters, load_for_training
+        from training.model import (
+            choose_what_learns,
+            count_parameters,
+            load_for_training,
+            refuse_half_precision,
+        )
         from training.tracking import tracked
 
         transformers_logging.disable_progress_bar()  # ours stands in training.tracking
@@ -153,6 +158,8 @@ class Finetuning(Recipe):
         choose_what_learns(model, self.model)
         parts = Parts(model, processor, rows, arguments, self.saving.callbacks())
         trainer = self.build(run, parts)
+        master = self.deepspeed is not None and run.settings.precision == "bf16"
+        refuse_half_precision(trainer.model, master_weights=master)
         learning, whole = count_parameters(trainer.model)
         say(f"{learning:,} of {whole:,} parameters learn ({100 * learning / whole:.2f} %).")
         self.before_training(run, trainer)

@@ -10,7 +10,13 @@ from training.settings import ModelSettings
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, ProcessorMixin
 
-__all__ = ["choose_what_learns", "count_parameters", "load_for_training", "whole_modules"]
+__all__ = [
+    "choose_what_learns",
+    "count_parameters",
+    "load_for_training",
+    "refuse_half_precision",
+    "whole_modules",
+]
 
 
 def load_for_training(settings: ModelSettings) -> tuple[PreTrainedModel, ProcessorMixin]:
@@ -61,6 +67,32 @@ def count_parameters(model: Any) -> tuple[int, int]:
     if not learning:
         raise InputError("No parameter learns.", advice="Check `learns` and `lora`.")
     return learning, sum(n for n, _ in sizes)
+
+
+def refuse_half_precision(model: Any, *, master_weights: bool) -> None:
+    """Refuses weights that learn in float16 by themselves.
+
+    Adam divides by the root of a mean square + 1e-8, which is 0 in float16: the first steps throw
+    the weights far away. (Adapters are float32 beside float16 weights that are frozen.)
+
+    Args:
+        model: what is trained.
+        master_weights: DeepSpeed learns on float32 copies.
+
+    Raises:
+        InputError: such weights learn; says which.
+    """
+    import torch
+
+    half = [
+        name for name, p in model.named_parameters() if p.requires_grad and p.dtype is torch.float16
+    ]
+    if half and not master_weights:
+        raise InputError(
+            f"{len(half)} tensors learn in float16, such as {half[0]!r}: Adam would destroy them.",
+            advice="Set model.dtype: float32 (run.precision: bf16 computes in bfloat16 all the "
+            "same).",
+        )
 
 
 def _parts(model: PreTrainedModel) -> dict[str, list[Any]]:

@@ -197,6 +197,17 @@ def test_what_cannot_be_used_is_said_before_any_step(folder, tmp_path, capsys):
     assert not list(tmp_path.glob("*/checkpoint-*"))
 
 
+def test_weights_that_would_learn_in_float16_are_refused(folder, tmp_path, capsys):
+    half = str(tmp_path / "half")
+    model = LlavaForConditionalGeneration.from_pretrained(folder / "model", dtype=torch.float16)
+    model.save_pretrained(half)
+    AutoProcessor.from_pretrained(folder / "model").save_pretrained(half)
+    assert main(["--config", _config(folder, tmp_path / "full", model__name=half)]) == 2
+    assert "tensors learn in float16" in capsys.readouterr().err
+    _train(folder, tmp_path / "lora", model__name=half, model__lora={"r": 4}, export=["adapter"])
+    _train(folder, tmp_path / "single", model__name=half, model__dtype="float32")
+
+
 def test_rows_that_are_left_out_are_counted(folder, tmp_path, capsys):
     _train(folder, tmp_path / "out", data__max_length=70, data__overlong="drop")
     assert "train: 2 of 8 conversations left out: too long" in capsys.readouterr().err
