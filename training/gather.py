@@ -22,6 +22,7 @@ __all__ = [
     "process_count",
     "wait_for_all",
     "whole_tensors",
+    "without_zero3",
 ]
 
 

@@ -13,8 +13,9 @@ import subprocess
 import sys
 import time
 
-from tests.training import preference_toy as toy
 import pytest
+
+from tests.training import preference_toy as toy
 
 pytestmark = pytest.mark.slow
 PYTHON = sys.executable
@@ -156,8 +157,6 @@ def test_a_killed_process_ends_the_others_and_the_run_goes_on(folder, single):
     assert code == 0, text
     assert "Going on from" in text
     assert_equal(toy.logged(output), single)
-    code, text = finished(start([PYTHON, "-m", "training", "--config", str(path)]))
-    assert code in (0, 2)
 
 
 def _is_rank(pid, rank, configuration):
