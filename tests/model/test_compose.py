@@ -39,6 +39,7 @@ from mmlm.errors import InputError, MissingTensors, UnsupportedModel
 from mmlm.inputs import message
 from mmlm.model.checkpoint import save
 from mmlm.model.compose import compose
+from mmlm.model.open_clip_tower import from_open_clip
 from mmlm.model.towers import load_tower
 from tests.model.towers_and_languages import CHATML, LANGUAGES, clip, language, siglip, tokenizer
 
@@ -226,6 +227,10 @@ def test_the_seed_is_the_projectors_alone():
     assert not torch.equal(weights[0], weights[2])
     assert 0.015 < float(weights[0].std()) < 0.025
     assert torch.equal(torch.get_rng_state(), state)
+    # Nor does it depend on how the parts came: a tower that is taken as it is draws nothing.
+    ready = from_open_clip(parts[0])
+    again, _ = compose(ready, parts[1], tokenizer=tokenizer(), seed=3)
+    assert torch.equal(again.model.multi_modal_projector.linear_1.weight, weights[0])
 
 
 def test_the_model_is_ready_for_methods(composed):
@@ -314,3 +319,13 @@ def test_a_folder_that_is_no_language_model(tmp_path):
     vit("clip")[0].save_pretrained(tmp_path)
     with pytest.raises(UnsupportedModel, match="no causal language model"):
         compose(clip(), tmp_path)
+
+
+def test_a_gguf_file_without_the_package_that_reads_it(tmp_path, monkeypatch):
+    import sys
+
+    monkeypatch.setitem(sys.modules, "gguf", None)
+    (tmp_path / "model.gguf").write_bytes(b"GGUF")
+    with pytest.raises(InputError, match=r"reading model\.gguf needs the package gguf") as caught:
+        compose(clip(), tmp_path / "model.gguf")
+    assert "mmlm[gguf]" in caught.value.advice

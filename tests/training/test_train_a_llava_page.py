@@ -82,6 +82,17 @@ def test_the_commands_of_the_page(place, capsys):
     assert not any("vision_tower" in name for name in second)
 
 
+def test_the_launch_on_several_gpus_is_understood(place):
+    from training.config import build_parser
+
+    [command] = re.findall(r"`(deepspeed [^`]+)`", PAGE.read_text())
+    words = command.split()
+    assert words[:5] == ["deepspeed", "--num_gpus", "8", "--module", "training"]
+    config = build_parser().parse_args(words[5:])
+    assert config.recipe.init_args.deepspeed == "zero3"
+    assert config.output == "runs/own/finetune"
+
+
 def test_the_page_says_what_open_clip_supports():
     from mmlm.model.open_clip_tower import SUPPORTED
 
