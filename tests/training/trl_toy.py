@@ -44,20 +44,8 @@ class PathCollator:
         return self.inner(opened)
 
 
-def trainer(
-    data,
-    output,
-    *,
-    family="llava",
-    model=None,
-    lora=None,
-    ref_model=None,
-    callbacks=None,
-    eval_dataset=None,
-    **options,
-):
-    """TRL's trainer on the CPU, in the order of the data unless told otherwise."""
-    built, processor = build(family)
+def arguments(output, **options):
+    """TRL's arguments for the CPU, in the order of the data unless told otherwise."""
     settings = {
         "per_device_train_batch_size": 2,
         "num_train_epochs": 1,
@@ -74,13 +62,33 @@ def trainer(
         "disable_tqdm": True,
         "dataloader_pin_memory": False,
     }
-    args = DPOConfig(output_dir=str(output), **{**settings, **options})
+    return DPOConfig(output_dir=str(output), **{**settings, **options})
+
+
+def trainer(
+    data,
+    output,
+    *,
+    family="llava",
+    model=None,
+    processor=None,
+    lora=None,
+    ref_model=None,
+    callbacks=None,
+    eval_dataset=None,
+    arguments=arguments,
+    **options,
+):
+    """TRL's trainer of a tiny model; `options` are further arguments."""
+    if processor is None:
+        built, processor = build(family)
+        model = model or built
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return DPOTrainer(
-            model=model or built,
+            model=model,
             ref_model=ref_model,
-            args=args,
+            args=arguments(output, **options) if callable(arguments) else arguments,
             processing_class=processor,
             train_dataset=Dataset.from_list(data),
             eval_dataset=eval_dataset and Dataset.from_list(eval_dataset),
