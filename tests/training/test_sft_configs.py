@@ -9,7 +9,8 @@ import configs
 from mmlm.inputs import use_chat_template
 from tests.training.sft_rows import row
 from training.config import build_parser
-from training.sft.encoding import IGNORED, Encoder
+from training.sft.documents import IGNORED
+from training.sft.encoding import Encoder
 from training.sft.packing import FAMILIES
 
 FOLDER = Path(configs.__file__).parent / "train"

@@ -13,7 +13,8 @@ from mmlm.errors import InputError
 from mmlm.inputs import SIMPLE_TEMPLATE, prepare
 from mmlm.model.checkpoint import load
 from tests.training.sft_rows import row, text
-from training.sft.encoding import IGNORED, Encoder
+from training.sft.documents import IGNORED
+from training.sft.encoding import Encoder
 from training.sft.rows import Conversation
 
 TURNS = (("what ?", "a dog "), ("and ?", "no"))

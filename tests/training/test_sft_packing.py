@@ -9,7 +9,8 @@ import torch
 from mmlm.errors import InputError, UnsupportedModel
 from tests.training.sft_rows import example, row
 from training.sft.collator import SFTCollator
-from training.sft.encoding import IGNORED, Encoder
+from training.sft.documents import IGNORED
+from training.sft.encoding import Encoder
 from training.sft.packing import FAMILIES, WRONG, check_packing, pack, rope_index
 
 PAIRS = [

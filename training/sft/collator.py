@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from training.sft.encoding import IGNORED, Encoder, padded
+from training.sft.documents import IGNORED, padded
+from training.sft.encoding import Encoder
 from training.sft.packing import packed_batch
 from training.sft.rows import Conversation
 

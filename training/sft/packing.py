@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from mmlm.errors import InputError, UnsupportedModel
-from training.sft.encoding import IGNORED, Document, padded
+from training.sft.documents import IGNORED, Document, padded
 
 if TYPE_CHECKING:
     from torch import Tensor
