@@ -98,6 +98,8 @@ class Journal:
         """Adds one line."""
         with self._path.open("a") as file:
             file.write(json.dumps(record) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
 
 
 def _step(line: str) -> float:

@@ -202,8 +202,11 @@ def test_always_draws_the_bar_and_gives_the_cursor_back(tmp_path, capfd):
 
 
 def test_the_bar_is_taken_down_after_an_exception(tmp_path, capfd):
+    alive = []  # so that no bar is taken down by the garbage collector
+
     class Fails(TrainerCallback):
         def on_step_end(self, args, state, control, **more):
+            alive.extend(trainer.callback_handler.callbacks)
             raise RuntimeError("stop here")
 
     trainer = tracking_toy.trainer(tmp_path, 2)
