@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -131,7 +132,17 @@ class StoredCheckpoint:
             if built_in(model):
                 take_out(model)
             restore_methods(model, processor, str(self.folder))
-        adapted = PeftModel.from_pretrained(model, self.folder, autocast_adapter_dtype=False)
+        try:
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", "Found missing adapter keys")  # raised below
+                adapted = PeftModel.from_pretrained(
+                    model, self.folder, autocast_adapter_dtype=False
+                )
+        except (RuntimeError, ValueError) as error:  # tensors of another shape, layers of no name
+            raise MissingTensors(
+                f"the adapter in {str(self.folder)!r} does not fit {base!r}: {error}",
+                advice="Give the model it was trained on with --base.",
+            ) from error
         expected = set(get_peft_model_state_dict(adapted, save_embedding_layers=False))
         with safe_open(self.folder / "adapter_model.safetensors", "pt") as file:
             stored = set(file.keys())
