@@ -24,7 +24,7 @@ from training.scratch.source import Source, Tail
 from training.scratch.vision import normalise, patch_labels, patch_loss
 
 ROOT = Path(__file__).parents[2]
-CONFIGS = sorted((ROOT / "configs" / "train").rglob("*.yaml"))
+CONFIGS = sorted((ROOT / "configs" / "train" / "world").glob("seed*.yaml"))
 
 
 def test_patch_labels_by_hand():
