@@ -259,11 +259,13 @@ def test_sentinel_acceptance_13_7_a_context_that_stands_in_the_question_too():
 
 
 def merging_processor():
-    """A vocabulary of characters in which ``.`` and a blank behind it are one token."""
+    """A vocabulary of characters, and of ``..`` and of ``.`` with a blank behind it."""
     letters = sorted(set(map(chr, range(32, 127))) | {"\n"})
     specials = ["<unk>", "<pad>", "<s>", "</s>", "<image>"]
-    vocabulary = {text: n for n, text in enumerate([*specials, *letters, ". "])}
-    core = Tokenizer(models.BPE(vocab=vocabulary, merges=[(".", " ")], unk_token="<unk>"))
+    vocabulary = {text: n for n, text in enumerate([*specials, *letters, ". ", ".."])}
+    core = Tokenizer(
+        models.BPE(vocab=vocabulary, merges=[(".", " "), (".", ".")], unk_token="<unk>")
+    )
     core.decoder = decoders.Fuse()
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=core,
@@ -285,17 +287,21 @@ def merging_processor():
     return processor
 
 
-def test_sentinel_acceptance_13_7_a_context_whose_last_token_merges_with_the_answer():
-    """A token that straddles the boundary belongs to the answer, and nothing is read twice."""
+@pytest.mark.parametrize("context", ["A lawn.", "A lawn.."])
+def test_sentinel_acceptance_13_7_a_context_whose_last_token_merges_with_the_answer(context):
+    """A token that straddles the boundary belongs to the answer, and nothing is read twice.
+
+    Alone, the second context ends in one token ``..``; before an answer in ``.`` and ``. ``.
+    """
     processor = merging_processor()
     tokenizer = processor.tokenizer
-    row = pair(context="A lawn.", chosen="A dog.", rejected="A cat.")
+    row = pair(context=context, chosen="A dog.", rejected="A cat.")
     collator = VisionPreferenceCollator(processor)
     batch = collator([row])
     assert scored(batch, tokenizer) == [". A dog.</s>", ". A cat.</s>"]
-    assert all(text.endswith("ASSISTANT: A lawn") for text in read(batch, tokenizer))
+    assert all(text.endswith(f"ASSISTANT: {context[:-1]}") for text in read(batch, tokenizer))
     text = render(processor, row.prompt).replace("<image>", "<image>" * 16)
-    whole = tokenizer(f"{text} A lawn. A dog.</s>")["input_ids"]
+    whole = tokenizer(f"{text} {context} A dog.</s>")["input_ids"]
     assert batch["input_ids"][0].tolist() == whole
     assert collator.length(row, sizes(row)).tokens == len(whole)
 
