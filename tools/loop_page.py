@@ -75,7 +75,7 @@ def _measured(
 ) -> dict[str, dict[str, Any]]:
     """Every number of a model, and its change."""
     found = {}
-    for kind, names in (("chair", CAPTIONS), ("pope", tuple(f"{p}.accuracy" for p in POLLS))):
+    for kind, names in (("chair", CAPTIONS), ("pope", tuple(f"{p}_accuracy" for p in POLLS))):
         first, own = (runs[kind][one].table for one in (before, name))
         for metric in names:
             found[metric] = _one(first, own, metric)
@@ -172,7 +172,7 @@ def draw(record: Mapping[str, Any], path: Path) -> None:
     panels = {
         "chair_i": "CHAIR_i, points",
         "recall": "recall, points",
-        "adversarial.accuracy": "POPE adversarial, points",
+        "adversarial_accuracy": "POPE adversarial, points",
         "mean_length": "words per caption",
     }
     mpl.rcParams.update({"font.size": 9})
