@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import json
 import math
 from dataclasses import dataclass
+from pathlib import Path
 from typing import ClassVar
 
 import preference_batches
@@ -335,6 +337,7 @@ def test_features_follow_the_pictures():
     with torch.inference_mode():
         model(**other)
     model(**other).logits.sum().backward()
+    model(**inputs)
     inputs["pixel_values"].mul_(0.5)  # the very tensor whose features are kept
     found = model(**inputs).logits
     handle.remove()
@@ -544,3 +547,42 @@ def test_acceptance_7_a_training_with_both_paths_is_the_plain_one(checkpointing,
     assert len(plain) == 4
     assert max(map(abs, plain)) > 1e-3
     assert both == pytest.approx(plain, abs=1e-5)
+
+
+def test_acceptance_7_inside_a_data_parallel_wrapper(trainer_of, tmp_path):
+    model, processor = tiny.build("llava")
+    freeze_vision(model)
+    trainer = trainer_of(model, processor, adapters=True)
+    inputs = preference_batches.batch(processor)
+    loss, grads = step(trainer, inputs)
+    trainer.model.zero_grad()
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{tmp_path / 'store'}", rank=0, world_size=1
+    )
+    try:
+        wrapped = torch.nn.parallel.DistributedDataParallel(trainer.model)
+        handles = [install_features_once(wrapped), install_shared_prefix(wrapped)]
+        for handle in handles:
+            handle.expect(inputs)
+        found = trainer.compute_loss(wrapped, dict(inputs))
+        found.backward()
+    finally:
+        torch.distributed.destroy_process_group()
+    assert handles[1].passes == 2
+    assert abs(float(found - loss)) <= 1e-5
+    for name, p in trainer.model.named_parameters():
+        if name in grads:
+            assert torch.allclose(p.grad, grads[name], atol=1e-5, rtol=0)
+
+
+def test_the_table_of_speeds_is_the_stored_one():
+    root = Path(__file__).parents[2]
+    stored = json.loads((root / "docs/results/training_speed.json").read_text())
+    page = (root / "docs/speed.md").read_text()
+    for name, seconds in stored["cpu_seconds"].items():
+        every = stored["all_cpu_seconds"][name]
+        times = stored["faster_than_trl"][name]
+        row = f"| {name} | {seconds:.2f} | {min(every):.2f}, {max(every):.2f} | {times:.2f} |"
+        assert row in page
+    assert stored["overhead"] <= 0.03
+    assert stored["faster_than_trl"]["both"] >= 1.6
