@@ -9,9 +9,9 @@ import torch
 from mmlm.errors import InputError, UnsupportedModel
 from tests.training.sft_rows import example, row
 from training.sft.collator import SFTCollator
-from training.sft.documents import IGNORED
+from training.sft.documents import IGNORED, Document
 from training.sft.encoding import Encoder
-from training.sft.packing import FAMILIES, WRONG, check_packing, pack, rope_index
+from training.sft.packing import FAMILIES, WRONG, check_packing, pack, packed_batch, rope_index
 
 PAIRS = [
     (row(1, ("what is it ?", "a cat on a couch ."), name="a"), [tiny.picture(0, (100, 60))]),
@@ -103,6 +103,13 @@ def test_positions_start_again_and_padding_is_a_document_of_its_own():
     ]
     assert (batch["labels"][1, lengths[3] :] == IGNORED).all()
     assert batch["pixel_values"].shape[0] == 4
+
+
+def test_the_first_token_of_a_document_is_not_learned_from_the_one_before():
+    ids = torch.tensor([5, 6, 7])
+    row = [Document(ids, ids.clone(), 0), Document(ids + 3, ids + 3, 0)]
+    batch = packed_batch([row], {}, pad_token_id=1, multiple=1, rope=None)
+    assert batch["labels"].tolist() == [[IGNORED, 6, 7, IGNORED, 9, 10]]
 
 
 def test_positions_of_qwen_are_those_of_each_document_alone():
