@@ -1,4 +1,4 @@
-"""Writes the tables of docs/speed.md from the JSON files in benchmarks/results.
+"""Writes the tables of docs/speed.md from the JSON files in benchmarks/results and docs/results.
 
     python tools/speed_tables.py            rewrite the tables
     python tools/speed_tables.py --check    exit code 1 if the page is not up to date
@@ -21,6 +21,7 @@ from benchmarks.memory import grown
 from benchmarks.speed import short
 
 RESULTS = ROOT / "benchmarks" / "results"
+TRAINING = ROOT / "docs" / "results" / "training_speed.json"
 DOCUMENT = ROOT / "docs" / "speed.md"
 Rows = dict[str, dict[str, Any]]
 
@@ -155,6 +156,18 @@ def memory() -> str:
     return table(head, rows)
 
 
+def training() -> str:
+    """Preference training beside TRL's own, as `tools/training_speed.py` measured it."""
+    stored = json.loads(TRAINING.read_text(encoding="utf-8"))
+    head = ("variant", "CPU s per step", "lowest, highest", "times as fast as TRL")
+    rows = []
+    for name, seconds in stored["cpu_seconds"].items():
+        steps, times = stored["all_cpu_seconds"][name], stored["faster_than_trl"][name]
+        spread = f"{min(steps):.2f}, {max(steps):.2f}"
+        rows.append((name, f"{seconds:.2f}", spread, f"{times:.2f}"))
+    return table(head, rows)
+
+
 def _runs() -> list[tuple[str, str, dict[str, Rows]]]:
     """(dtype, batch, figures by short label) of every stored run."""
     found = []
@@ -173,7 +186,7 @@ def _runs() -> list[tuple[str, str, dict[str, Rows]]]:
     return sorted(found, key=lambda run: (run[1], run[0] != "float32"))
 
 
-TABLES = {make.__name__: make for make in (machines, bars, times, passes, memory)}
+TABLES = {make.__name__: make for make in (machines, bars, times, passes, memory, training)}
 
 
 def main() -> int:

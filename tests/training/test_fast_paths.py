@@ -575,14 +575,8 @@ def test_acceptance_7_inside_a_data_parallel_wrapper(trainer_of, tmp_path):
             assert torch.allclose(p.grad, grads[name], atol=1e-5, rtol=0)
 
 
-def test_the_table_of_speeds_is_the_stored_one():
-    root = Path(__file__).parents[2]
-    stored = json.loads((root / "docs/results/training_speed.json").read_text())
-    page = (root / "docs/speed.md").read_text()
-    for name, seconds in stored["cpu_seconds"].items():
-        every = stored["all_cpu_seconds"][name]
-        times = stored["faster_than_trl"][name]
-        row = f"| {name} | {seconds:.2f} | {min(every):.2f}, {max(every):.2f} | {times:.2f} |"
-        assert row in page
+def test_the_stored_speeds_meet_their_limits():
+    path = Path(__file__).parents[2] / "docs/results/training_speed.json"
+    stored = json.loads(path.read_text())
     assert stored["overhead"] <= 0.03
     assert stored["faster_than_trl"]["both"] >= 1.6
