@@ -13,7 +13,7 @@ simply encoded. Nothing is kept for longer than one batch.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -134,7 +134,7 @@ class _Door:
         self.anatomy = anatomy
         self.store = store
         self._trained = trained
-        self._original: Callable[..., Any] = getattr(anatomy.composite, _NAME, None)
+        self._original: Any = getattr(anatomy.composite, _NAME, None)
         if self._original is None:
             raise UnsupportedModel(
                 f"{type(anatomy.composite).__name__} has no {_NAME}, through which inner models of "
