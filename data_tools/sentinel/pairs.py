@@ -208,9 +208,10 @@ def build_pairs(
         context_is_empty: Whether this is the first sentence.
         allow_empty_context: See above; the authors' code has no such pairs.
         allow_agnostic: Let agnostic sentences win too (paper, Table on y_w: slightly worse).
-        pairing: ``order``: the first with the first, and so on. ``form``: each hallucinated one
-            with the first clean one of its form, see `SentinelSettings`.
-        context_objects: Canonical names in the context, for ``form``.
+        pairing: ``order``: the first with the first, and so on. ``matched``: each hallucinated one
+            with a clean one that names as many new objects, if there is one; those that differ in
+            nothing but what they name, and how many of it, are paired first.
+        context_objects: Canonical names in the context, for ``matched``.
     """
     usable = [candidate for candidate in found if not candidate.pronoun]
     if context_is_empty:
@@ -222,30 +223,39 @@ def build_pairs(
     if pairing == "order":
         matched = list(zip(winners, losers, strict=False))
     else:
-        matched = _of_one_form(winners, losers, context_objects)
+        matched = _matched(winners, losers, context_objects)
     return [
         Pair(winner, loser, "empty_context" if context_is_empty else _pair_kind(winner))
         for winner, loser in matched
     ]
 
 
-def _of_one_form(
+def _matched(
     winners: Sequence[Candidate], losers: Sequence[Candidate], context_objects: Collection[str]
 ) -> list[tuple[Candidate, Candidate]]:
-    free: dict[tuple[str, int], list[Candidate]] = {}
-    for winner in winners:
-        free.setdefault(_form(winner, context_objects), []).append(winner)
-    waiting = ((free.get(_form(loser, context_objects)), loser) for loser in losers)
-    return [(alike.pop(0), loser) for alike, loser in waiting if alike]
+    known, found = set(context_objects), []
+    for key in (lambda one: (_form(one), _new(one, known)), lambda one: _new(one, known)):
+        free: dict[tuple[str, int] | int, list[Candidate]] = {}
+        for winner in winners:
+            free.setdefault(key(winner), []).append(winner)
+        waiting = ((free.get(key(loser)), loser) for loser in losers)
+        found += [(alike.pop(0), loser) for alike, loser in waiting if alike]
+        used = {id(one) for pair in found for one in pair}
+        winners, losers = ([o for o in side if id(o) not in used] for side in (winners, losers))
+    return found
 
 
-def _form(candidate: Candidate, context_objects: Collection[str]) -> tuple[str, int]:
-    """The sentence without what it names and how many of it, and how many names are new."""
+def _new(candidate: Candidate, known: set[str]) -> int:
+    """How many objects it names that the context does not."""
+    return len(set(candidate.names) - known)
+
+
+def _form(candidate: Candidate) -> str:
+    """The sentence without what it names, and how many of it."""
     text = candidate.text
     for mention in sorted(candidate.mentions, key=lambda m: m.start, reverse=True):
         text = f"{text[: mention.start]}_{text[mention.end :]}"
-    words = _HOW_MANY.sub("#", text).casefold().split()
-    return " ".join(words), len(set(candidate.names) - set(context_objects))
+    return " ".join(_HOW_MANY.sub("#", text).casefold().split())
 
 
 def _pair_kind(winner: Candidate) -> PairKind:

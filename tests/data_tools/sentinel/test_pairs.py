@@ -80,7 +80,7 @@ def naming(kind, text, *names):
     return Candidate(text, tuple(mentions), kind)
 
 
-def test_by_form_two_sentences_meet_if_they_differ_in_their_objects_only():
+def test_matched_sentences_name_as_many_new_objects_and_are_of_one_form_if_they_can():
     found = [
         naming("hallucinated", "there is a cat on the left .", "cat"),
         naming("agnostic", "a dog is above the tree .", "dog", "tree"),
@@ -95,13 +95,14 @@ def test_by_form_two_sentences_meet_if_they_differ_in_their_objects_only():
         found,
         context_is_empty=False,
         allow_agnostic=True,
-        pairing="form",
+        pairing="matched",
         context_objects={"tree", "umbrella"},
     )
-    # The umbrella is not new, as the cat is; for the cow no dog is left.
+    # The umbrella is not new, as the cat is; for the car the dogs are left, for the cow nothing.
     assert [(pair.chosen.text, pair.rejected.text) for pair in made] == [
         ("there is a dog on the left .", "there is a cat on the left ."),
         ("a dog is above the tree .", "an apple is above the tree ."),
+        ("There are two dogs on the left .", "there is a car on the left ."),
     ]
 
 
