@@ -10,7 +10,7 @@ import signal
 import sys
 from pathlib import Path
 
-sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
+sys.path[:0] = [str(Path(__file__).parent), *map(str, Path(__file__).parents[1:3])]
 
 # ruff: noqa: E402, I001  (the path above first, then the package, which installs a guard)
 import mmlm  # noqa: F401
