@@ -77,6 +77,10 @@ def test_a_picture_that_cannot_be_read_is_refused_or_left_out(rows, encoder, tmp
     measured = measure(rows, encoder, on_bad_image="drop")
     assert measured.kept == (1, 2, 3)
     assert measured.dropped == {"unreadable picture": 1}
+    for options in ({}, {"capacity": max(measured.lengths)}):
+        examples = Examples(rows, measured, **options)
+        ids = [one.id for n in range(len(examples)) for one in examples[n].rows]
+        assert sorted(ids) == ["b", "c", "d"]
 
 
 def test_a_picture_that_is_cut_off_is_found_when_it_is_read(rows, encoder, tmp_path):

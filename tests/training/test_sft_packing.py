@@ -176,6 +176,10 @@ def test_pack_fills_rows_without_cutting_or_losing_anything():
         pack(lengths, 9, seed=0)
 
 
+def test_pack_takes_the_longest_first():
+    assert {len(pack([2, 2, 2, 8, 8, 8], 10, seed=seed)) for seed in range(10)} == {3}
+
+
 def test_pack_takes_the_fullest_row_that_still_has_room():
     # Rooms after 8, 7, 6 are 2, 3, 4: the 3 belongs into the middle one, exactly.
     assert {frozenset(group) for group in pack([8, 7, 6, 3], 10, seed=0)} == {
