@@ -614,7 +614,7 @@ def test_left_out_rows_take_their_pictures_and_reference_values_along(tmp_path):
     rows = [
         {**vars(row), "ref_chosen_logps": float(n), "ref_rejected_logps": 0.0}
         for n, row in enumerate(
-            [pair(0), pair(1, images=(str(path),)), pair(2), pair(3, rejected=CHOSEN), pair(4, 2)]
+            [pair(0), pair(4, 2), pair(1, images=(str(path),)), pair(3, rejected=CHOSEN), pair(2)]
         )
     ]
     limit = VisionPreferenceCollator(shared("llava")[1]).length(pair(0), sizes(pair(0))).tokens
@@ -622,9 +622,9 @@ def test_left_out_rows_take_their_pictures_and_reference_values_along(tmp_path):
     collator = VisionPreferenceCollator(shared("llava")[1], **options)
     batch = collator(rows)
     assert batch["ids"] == ["r0", "r2"]
-    assert batch["ref_chosen_logps"].tolist() == [0.0, 2.0]
+    assert batch["ref_chosen_logps"].tolist() == [0.0, 4.0]
     assert dict(collator.dropped) == {"unreadable picture": 1, "equal answers": 1, "too long": 1}
-    alone = VisionPreferenceCollator(shared("llava")[1])([rows[0], rows[2]])
+    alone = VisionPreferenceCollator(shared("llava")[1])([rows[0], rows[4]])
     assert all(torch.equal(batch[name], alone[name]) for name in alone)
 
 
@@ -648,3 +648,10 @@ def test_a_text_only_batch(tmp_path):
     batch = VisionPreferenceCollator(shared("llava")[1])([pair(0, 0), pair(1, 0, context="a")])
     assert set(batch) == {"input_ids", "attention_mask", "completion_mask"}
     assert asked("a", 0)[0]["content"] == [{"type": "text", "text": "a"}]
+
+
+def test_blanks_around_answers_and_behind_a_context_do_not_count():
+    collator = VisionPreferenceCollator(shared("llava")[1])
+    plain = collator([pair(context=CONTEXT)])
+    wide = collator([pair(context=f"{CONTEXT} ", chosen=f" {CHOSEN}\n", rejected=f"{REJECTED} ")])
+    assert_same_batch(wide, plain)

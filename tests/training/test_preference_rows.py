@@ -214,6 +214,12 @@ def test_trls_chat_columns():
     assert (row.chosen, row.rejected) == ("yes", "no")
 
 
+def test_pictures_stand_in_the_first_turn_only():
+    talk = [{"role": role, "content": "so"} for role in ("user", "assistant", "user")]
+    row = as_row({**vars(pair()), "prompt": talk})
+    assert [len(one["content"]) for one in row.prompt] == [2, 1, 1]
+
+
 def test_what_arrow_makes_of_segments():
     """A table fills the fields that a segment lacks with None."""
     content = [{"type": "image", "text": None}, {"type": "text", "text": "q"}]
