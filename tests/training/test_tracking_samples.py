@@ -94,8 +94,16 @@ def test_training_is_the_same_bit_for_bit_with_and_without_samples(tmp_path, che
 
 
 def test_rounds_come_at_the_start_every_so_many_steps_and_at_the_end(tmp_path):
-    held = Held()
-    train(tmp_path, 5, samples=held)
+    saved = []
+
+    class Watching(Held):
+        def score(self, texts):
+            saved.append((tmp_path / "checkpoint-5").exists())
+            return super().score(texts)
+
+    held = Watching()
+    train(tmp_path, 5, samples=held, save_strategy="steps", save_steps=5)
+    assert not any(saved)  # whoever has the last checkpoint has the last samples
     found = texts(tmp_path)
     assert list(found) == [0, 2, 4, 5]
     assert list(found.values()) == held.seen
@@ -111,7 +119,8 @@ def test_rounds_come_at_the_start_every_so_many_steps_and_at_the_end(tmp_path):
 @pytest.mark.parametrize("lora", [True, False])
 def test_answers_are_those_of_the_model_at_that_step(tmp_path, lora):
     """Through TRL's patched forward, with the adapters on."""
-    trainer = train(tmp_path, 4, samples=Held(), lora=lora)
+    dropout = {"lora_dropout": 0.5, "disable_dropout": False}  # only while it learns
+    trainer = train(tmp_path, 4, samples=Held(), lora=lora, **dropout)
     fresh, processor = tiny.build("llava")
 
     def plain(model):
