@@ -26,18 +26,15 @@ from torch.utils.hooks import RemovableHandle
 
 from mmlm.engine.anatomy import Anatomy
 from mmlm.engine.columns import typed_mask
-from mmlm.engine.kinds import FULL, SLIDING, kinds, window
-from mmlm.engine.method import SITES
+from mmlm.engine.kinds import FULL, kinds, window
 from training.errors import FastPathRefused
-from training.fast.models import anatomy_of, refuse_sites
+from training.fast.models import anatomy_of
+from training.fast.packable import refuse_dropout, refuse_model, refuse_prompt_learning
 from training.fast.pairs import PREFIX, PackedPairs
 
 __all__ = ["SharedPrefix", "install_shared_prefix"]
 
-#: Sites that edit each position for itself; the first pass shows whether a method keeps to that.
-_SITES = frozenset(SITES) - {"layer_in", "heads", "mlp", "layer_out"}
 _NOT_FOR_THE_MODEL = frozenset({"completion_mask", "ref_chosen_logps", "ref_rejected_logps", "ids"})
-_KERNELS = ("sdpa", "eager", "flex_attention")
 #: Largest mean difference between packed and plain states, as a share of their size. A wrong mask
 #: or wrong positions give far more; sums in another order give 1e-6 in fp32 and 1e-2 in bf16.
 _TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-6}
@@ -69,10 +66,10 @@ def install_shared_prefix(
     """
     wrapped = [model] if ref_model is None else [model, ref_model]
     for one in wrapped:
-        _refuse_prompt_learning(one)
+        refuse_prompt_learning(one)
     anatomies = [anatomy_of(one) for one in wrapped]
     for anatomy in anatomies:
-        _refuse(anatomy)
+        refuse_model(anatomy)
     return SharedPrefix(anatomies, check=check)
 
 
@@ -188,9 +185,9 @@ class _Packer:
         batch = self.owner.batch
         if self.off or batch is None or not self._is_announced(batch, kwargs):
             return None
-        _refuse(self.anatomy)
+        refuse_model(self.anatomy)
         if module.training:
-            _refuse_dropout(self.anatomy)
+            refuse_dropout(self.anatomy)
         if self.check:
             self.plain = self._plain_states(module, kwargs, batch.scored)
         packed = dict(kwargs)
@@ -316,50 +313,6 @@ def _mask(batch: _Batch, kind: str, config: Any, given: Any, dtype: torch.dtype)
     if kind not in batch.seen:  # policy and reference share it
         batch.seen[kind] = batch.pairs.seen(bound)[:, None]
     return typed_mask(batch.seen[kind], implementation, dtype)
-
-
-def _refuse(anatomy: Anatomy) -> None:
-    """Raises for models that cannot be packed exactly, as they are set now."""
-    config = anatomy.text.config
-    implementation = (config._attn_implementation or "eager").removeprefix("mmlm_rows_")
-    if implementation not in _KERNELS:
-        raise FastPathRefused(
-            f"shared_prefix: attention {implementation!r} takes no mask that keeps two answers "
-            f"apart; {', '.join(_KERNELS)} do.",
-            advice="model.set_attn_implementation('sdpa'), or switch shared_prefix off.",
-        )
-    unknown = [kind for kind in kinds(config) if kind not in (FULL, SLIDING)]
-    if unknown or not getattr(config, "is_causal", True):
-        raise FastPathRefused(
-            f"shared_prefix: the text decoder of {anatomy.family_name} has "
-            f"{', '.join(unknown) or 'no causal'} layers.",
-            advice="Switch shared_prefix off for this model.",
-        )
-    refuse_sites(anatomy, "shared_prefix", _SITES, "which may let one answer act on the other")
-
-
-def _refuse_dropout(anatomy: Anatomy) -> None:
-    """Raises if dropout is on: plain rows would draw it for each answer."""
-    dropout = getattr(anatomy.text.config, "attention_dropout", 0.0) or 0.0
-    rates = [m.p for m in anatomy.text.modules() if isinstance(m, nn.Dropout)]
-    rate = max([dropout, *rates])
-    if rate > 0:
-        raise FastPathRefused(
-            f"shared_prefix: dropout {rate} is on, of which the two answers of a plain batch have "
-            "different draws.",
-            advice="Set disable_dropout=True (TRL's default) and attention_dropout=0.",
-        )
-
-
-def _refuse_prompt_learning(model: Any) -> None:
-    """Raises for adapters that put tokens in front of the rows."""
-    for name, config in getattr(model, "peft_config", {}).items():
-        if config.is_prompt_learning:
-            raise FastPathRefused(
-                f"shared_prefix: adapter {name!r} ({config.peft_type}) puts tokens of its own in "
-                "front of every row.",
-                advice="Use LoRA, or switch shared_prefix off.",
-            )
 
 
 def _is_doubled(x: Tensor) -> bool:
