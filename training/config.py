@@ -61,6 +61,7 @@ class Run:
         settings: see `RunSettings`.
         config: everything that changes what is learned: recipe, seed, precision.
         command: arguments that start this program again with the same configuration.
+        text: the whole configuration as YAML.
     """
 
     output: Path
@@ -68,6 +69,15 @@ class Run:
     settings: RunSettings
     config: dict[str, Any]
     command: tuple[str, ...]
+    text: str = ""
+
+    def write_config(self) -> None:
+        """Writes the configuration beside the output, once it is clear that the folder is ours."""
+        from training.launch import is_main_process
+        from training.snapshot import write_atomically
+
+        if is_main_process():
+            write_atomically(self.output / "config.yaml", self.text.encode())
 
     @cached_property
     def accelerator(self) -> Any:
@@ -128,7 +138,7 @@ def build_parser() -> ArgumentParser:
 
 
 def parse(arguments: Sequence[str]) -> tuple[Recipe, Run, str | None]:
-    """Reads the configuration, writes it beside the output, and builds the recipe.
+    """Reads the configuration, and builds the recipe.
 
     Args:
         arguments: of the command line, without the program.
@@ -147,9 +157,6 @@ def parse(arguments: Sequence[str]) -> tuple[Recipe, Run, str | None]:
     # Only now: `mmlm train --help` must not wait for torch.
     import torch
 
-    from training.launch import is_main_process
-    from training.snapshot import write_atomically
-
     try:
         built = parser.instantiate(config)
     except ValueError as error:
@@ -163,9 +170,6 @@ def parse(arguments: Sequence[str]) -> tuple[Recipe, Run, str | None]:
     written = json.loads(parser.dump(config, format="json", skip_unset=False))
     output = Path(config.output)
     output.mkdir(parents=True, exist_ok=True)
-    if is_main_process() and config.only is None:
-        text = parser.dump(config, skip_unset=False)
-        write_atomically(output / "config.yaml", text.encode())
     run = Run(
         output=output,
         seed=config.seed,
@@ -176,5 +180,6 @@ def parse(arguments: Sequence[str]) -> tuple[Recipe, Run, str | None]:
             "precision": settings.precision,
         },
         command=tuple(arguments),
+        text=parser.dump(config, skip_unset=False),
     )
     return built.recipe, run, config.only

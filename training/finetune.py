@@ -110,11 +110,12 @@ class Finetuning(Recipe):
         arguments = self._arguments(run, evaluates=bool(rows.get("eval")))
         with (
             watch_for_lost_processes(run.output),
-            open_run(run.output, self._learned(run), {"command": list(run.command)}) as folder,
+            open_run(run.output, self._learned(run), self._origin(run)) as folder,
         ):
             if folder.finished is not None:
                 say(f"{run.output} is finished; nothing is left to do.")
                 return
+            run.write_config()
             self._train(run, rows, arguments, folder)
 
     def _arguments(self, run: Run, *, evaluates: bool) -> Any:
@@ -169,15 +170,21 @@ class Finetuning(Recipe):
             export(trainer.model, processor, run.output / what, what, self._card(run), replace=True)
         folder.finish({"steps": trainer.state.global_step, "log": trainer.state.log_history[-2:]})
 
+    def _origin(self, run: Run) -> dict[str, Any]:
+        """Where the trained model comes from, beside its configuration."""
+        from training.model_card import data_hashes, git_revision
+
+        files = run.config["recipe"]["init_args"]["data"]["files"]
+        return {
+            "command": list(run.command),
+            "revision": git_revision(),
+            "data": data_hashes(files),
+        }
+
     def _card(self, run: Run) -> ModelCard:
         """What the exported model says about its origin."""
-        from training.model_card import ModelCard, data_hashes, git_revision
+        from training.model_card import ModelCard
 
-        data = run.config["recipe"]["init_args"]["data"]
-        return ModelCard(
-            base_model=self.model.name,
-            configuration=run.config,
-            data=data_hashes(data["files"]),
-            revision=git_revision(),
-            command=" ".join(run.command),
-        )
+        origin = self._origin(run)
+        origin["command"] = " ".join(origin["command"])
+        return ModelCard(base_model=self.model.name, configuration=run.config, **origin)

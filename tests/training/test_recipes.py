@@ -258,9 +258,15 @@ def test_a_training_from_its_file_to_a_model_that_loads(toy, capsys):
     assert (out / "training.png").stat().st_size > 10_000
     assert main(["--config", str(path)]) == 0
     assert "nothing is left to do" in capsys.readouterr().err
+    before = (out / "config.yaml").read_text()
     other = ["--recipe.init_args.optimisation.learning_rate", "0.5"]
     assert main(["--config", str(path), *other]) == 2
     assert "learning_rate was 0.01, now 0.5" in capsys.readouterr().err
+    assert (out / "config.yaml").read_text() == before
+    assert "learning_rate: 0.01" in before
+    card = (out / "merged" / "README.md").read_text()
+    assert f"Base model: `{toy / 'model'}`" in card
+    assert str(toy / "pairs.jsonl") in card
 
 
 def test_mmlm_train_takes_shipped_names():

@@ -190,6 +190,7 @@ class FromScratch(Recipe):
                 )
             self._train(only, run)
             return
+        run.write_config()
         if run.accelerator.num_processes == 1:
             # Two small trainings on a thread each make more steps than one after the other on two.
             _launch(run, {"vision": 1, "language": 1})
