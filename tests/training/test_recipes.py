@@ -199,6 +199,10 @@ def test_a_larger_share_holds_every_smaller_one(tmp_path):
         (["--recipe.init_args.extra_losses", "[Nothing()]"], "Nothing"),
         (["--recipe.init_args.extra_losses", "[AuxiliarySFT()]"], "give both or none"),
         (["--recipe.init_args.deepspeed", "zero9"], "zero9"),
+        (
+            ["--recipe.init_args.optimisation.projector_learning_rate", "1e-3"],
+            "preference training has one rate",
+        ),
         (["--recipe.init_args.model.name", "no/where"], "no/where"),
         (["--recipe.init_args.optimisation.rows_per_pass", "3"], "no multiple"),
         (["--recipe.init_args.data.max_length", "20"], "20"),
@@ -242,6 +246,10 @@ def test_a_training_from_its_file_to_a_model_that_loads(toy, capsys):
         toy, toy / "out", steps=4, data=data, export=["adapter", "merged"],
         saving={"every": 2, "best": "loss", "patience": 3},
         fast=["features_once", "shared_prefix"], reference_cache=True,
+        optimisation={
+            "learning_rate": 1e-2, "steps": 4, "batch_size": 4, "rows_per_pass": 2,
+            "group_by_length": True,
+        },
     )  # fmt: skip
     assert main(["--config", str(path)]) == 0
     out = toy / "out"

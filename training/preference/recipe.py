@@ -127,6 +127,10 @@ class Preference(Finetuning):
         self.data, self.loss, self.fast = data, loss, fast
         self.extra_losses = tuple(parse_extra_loss(text) for text in extra_losses)
         self.auxiliary, self.reference_cache = auxiliary, reference_cache
+        if optimisation.projector_learning_rate is not None:
+            raise ValueError(
+                "projector_learning_rate: preference training has one rate. Leave it out"
+            )
         if bool(auxiliary) != any(one.needs_auxiliary for one in self.extra_losses):
             raise ValueError(
                 "`auxiliary` and extra_losses with AuxiliarySFT belong together: give both or none"
@@ -160,6 +164,7 @@ class Preference(Finetuning):
         from training.lora import lora_config
         from training.model import load_for_training, whole_modules
         from training.preference.collator import VisionPreferenceCollator
+        from training.preference.features import check_features
         from training.preference.table import row_table
         from training.preference.trainer import VLPreferenceTrainer
 
@@ -170,11 +175,14 @@ class Preference(Finetuning):
             end_token=self.data.end_token,
             on_bad_image=self.data.on_bad_image,
         )
+        _refuse_mixed_under_zero3(parts)
         tables = {}
         for name, rows in parts.rows.items():
             if rows:
-                tables[name] = row_table(*self._usable(name, rows, collator))
-        _refuse_mixed_under_zero3(parts)
+                kept, lengths = self._usable(name, rows, collator)
+                tables[name] = row_table(kept, lengths)
+                if not _has_zero3(parts):  # whose weights are shared out already
+                    check_features(parts.model, collator, kept)
         adapters = None
         if self.model.lora is not None:
             whole = whole_modules(parts.model, self.model)
@@ -240,13 +248,17 @@ class Preference(Finetuning):
         use_reference_cache(trainer, cache, self.extra_losses)
 
 
+def _has_zero3(parts: Parts) -> bool:
+    plugin = parts.arguments.deepspeed_plugin
+    return plugin is not None and plugin.zero_stage == 3
+
+
 def _refuse_mixed_under_zero3(parts: Parts) -> None:
     """Refuses rows with and without pictures where the tower's weights are shared out.
 
     A process whose rows have no picture would never ask for them, and the others would wait.
     """
-    plugin = parts.arguments.deepspeed_plugin
-    if plugin is None or plugin.zero_stage != 3:
+    if not _has_zero3(parts):
         return
     rows = [row for some in parts.rows.values() for row in some]
     without = sum(not row.images for row in rows)

@@ -38,7 +38,9 @@ def row_table(rows: Sequence[PreferenceRow], lengths: Sequence[int] | None = Non
     def whole(batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
         if "row" not in batch:  # a single column was asked for
             return batch
-        return {name: [getattr(rows[i], name) for i in batch["row"]] for name in names}
+        items = {name: [getattr(rows[i], name) for i in batch["row"]] for name in names}
+        # The Trainer reads the column item by item, and an item is what this function returns.
+        return items | ({"length": batch["length"]} if "length" in batch else {})
 
     columns: dict[str, Any] = {"row": list(range(len(rows)))}
     if lengths is not None:

@@ -30,8 +30,8 @@ class Meter(TrainerCallback):
 
     * `tokens_per_second`: tokens that the model reads, padding left out, of chosen and rejected
       answers alike, with the placeholders of the pictures;
-    * `scored_tokens_per_second`: those among them that the loss is about (0 if the
-      Trainer keeps the labels to itself, as with label smoothing);
+    * `scored_tokens_per_second`: those among them that the loss is about (left out
+      if the Trainer keeps the labels to itself, as with label smoothing);
     * `samples_per_second`: rows of the data;
     * `memory_gib`: highest so far, of one process: on the GPU, else resident in memory.
 
@@ -120,9 +120,10 @@ class Meter(TrainerCallback):
         everyone = accelerator.gather(own.to(device)).cpu()
         read, scored = everyone[:, :2].sum(0).tolist()
         rows = self._trainer.args.train_batch_size * args.gradient_accumulation_steps
+        known = {"scored_tokens_per_second": scored / self._seconds} if scored else {}
         return {
             "tokens_per_second": read / self._seconds,
-            "scored_tokens_per_second": scored / self._seconds,
+            **known,
             "samples_per_second": self._steps * rows * accelerator.num_processes / self._seconds,
             "memory_gib": everyone[:, 2].max().item(),
         }
