@@ -8,12 +8,12 @@ before an answer and reaches into it counts as answer.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from mmlm.answers import prompt_is_apart
 from mmlm.errors import InputError
 from mmlm.inputs import render
+from training.expansion import PictureText
 from training.sft.documents import IGNORED, TOKEN_TYPES, Document
 from training.sft.labels import EndToken, Rendered, Renderer
 from training.sft.rows import Conversation
@@ -51,9 +51,8 @@ class Encoder:
             )
         self._processor = processor
         self._apart = prompt_is_apart(processor)
+        self._pictures = PictureText(processor)
         # PaliGemma's processor writes the end token itself.
-        # Many pictures have the same size.
-        self._placeholders = lru_cache(maxsize=65536)(self._expansions)
         self._renderer = Renderer(processor, "none" if self._apart else end_token)
 
     @property
@@ -200,37 +199,17 @@ class Encoder:
         tokenizer = self._processor.tokenizer
         if self._apart:
             prefix, suffix = self._prefix(row, text)
-            prompt = self._expanded(prefix, sizes)
+            prompt = self._pictures.expanded(prefix, sizes)
             ids = tokenizer([prompt + "\n", suffix], add_special_tokens=False)["input_ids"]
             return len(ids[0]) + len(ids[1]) + 2  # BOS, EOS
         special = _adds_special_tokens(self._processor, text.text)
-        expanded = self._expanded(text.text, sizes)
+        expanded = self._pictures.expanded(text.text, sizes)
         return len(tokenizer(expanded, add_special_tokens=special)["input_ids"])
 
     def image_tokens(self, sizes: tuple[tuple[int, int], ...]) -> int:
         """Tokens that the processor writes for pictures of these sizes, separators included."""
-        text = self._expanded(self._processor.image_token * len(sizes), sizes)
+        text = self._pictures.expanded(self._processor.image_token * len(sizes), sizes)
         return len(self._processor.tokenizer(text, add_special_tokens=False)["input_ids"])
-
-    def _expanded(self, text: str, sizes: tuple[tuple[int, int], ...]) -> str:
-        if not sizes:
-            return text
-        around = text.split(self._processor.image_token)
-        placeholders = self._placeholders(sizes)
-        return around[0] + "".join(
-            one + behind for one, behind in zip(placeholders, around[1:], strict=True)
-        )
-
-    def _expansions(self, sizes: tuple[tuple[int, int], ...]) -> tuple[str, ...]:
-        """What the processor writes for pictures of these sizes: asked with blank ones."""
-        from PIL import Image
-
-        batch = self._processor(
-            text=[self._processor.image_token * len(sizes)],
-            images=[[Image.new("RGB", size) for size in sizes]],
-            return_text_replacement_offsets=True,
-        )
-        return tuple(one["replacement"] for one in batch["text_replacement_offsets"][0])
 
 
 def _adds_special_tokens(processor: Any, text: str) -> bool:
