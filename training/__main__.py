@@ -28,6 +28,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     # TRL asks peft by a name that transformers has replaced; once a step is too often to say so.
     warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*")
+    warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
     given = sys.argv[1:] if arguments is None else list(arguments)
     try:
         recipe, run, only = parse(given)
