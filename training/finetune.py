@@ -91,7 +91,12 @@ class Finetuning(Recipe):
     def run(self, run: Run, only: str | None) -> None:
         """See `training.config.Recipe.run`."""
         from training.checkpoints import open_run
-        from training.launch import say, start_deepspeed, watch_for_lost_processes
+        from training.launch import (
+            refuse_idle_devices,
+            say,
+            start_deepspeed,
+            watch_for_lost_processes,
+        )
         from training.tracking import check
 
         if only is not None:
@@ -107,6 +112,7 @@ class Finetuning(Recipe):
             )
         if self.deepspeed is not None:
             start_deepspeed()
+        refuse_idle_devices()
         arguments = self._arguments(run, evaluates=bool(rows.get("eval")))
         with (
             watch_for_lost_processes(run.output),

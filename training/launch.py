@@ -14,7 +14,17 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-__all__ = ["is_main_process", "rank", "say", "start_deepspeed", "watch_for_lost_processes", "world"]
+from mmlm.errors import InputError
+
+__all__ = [
+    "is_main_process",
+    "rank",
+    "refuse_idle_devices",
+    "say",
+    "start_deepspeed",
+    "watch_for_lost_processes",
+    "world",
+]
 
 # What torch.distributed and DeepSpeed say when the other end of a connection is gone.
 _LOST = (
@@ -48,6 +58,24 @@ def say(text: str) -> None:
     """Prints one line on the error stream, in one process of the training."""
     if is_main_process():
         print(text, file=sys.stderr, flush=True)
+
+
+def refuse_idle_devices() -> None:
+    """Refuses one process beside several GPUs, for which the Trainer would copy the model around.
+
+    Raises:
+        InputError: no launcher started this process, and it sees more than one GPU.
+    """
+    import torch
+
+    if "RANK" not in os.environ and torch.cuda.device_count() > 1:
+        count = torch.cuda.device_count()
+        raise InputError(
+            f"One process sees {count} GPUs: preference losses cannot be computed by copies of one "
+            "model in one process.",
+            advice=f"Launch `deepspeed --num_gpus {count} --module training ...` or `torchrun "
+            f"--nproc-per-node {count} -m training ...`; for one GPU set CUDA_VISIBLE_DEVICES=0.",
+        )
 
 
 def start_deepspeed() -> None:

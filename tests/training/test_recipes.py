@@ -303,3 +303,18 @@ def test_a_lost_connection_is_explained(tmp_path, monkeypatch, capsys, processes
     assert "process 0 of 2 lost its connection" in capsys.readouterr().err
     with pytest.raises(RuntimeError, match="shape"), watch_for_lost_processes(tmp_path):
         raise RuntimeError("shape mismatch")
+
+
+def test_one_process_beside_several_gpus_is_refused(monkeypatch):
+    from training.launch import refuse_idle_devices
+
+    monkeypatch.delenv("RANK", raising=False)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    with pytest.raises(InputError, match="One process sees 4 GPUs") as caught:
+        refuse_idle_devices()
+    assert "--num_gpus 4" in caught.value.advice
+    monkeypatch.setenv("RANK", "0")
+    refuse_idle_devices()
+    monkeypatch.delenv("RANK")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    refuse_idle_devices()
