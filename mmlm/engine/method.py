@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import abc
 import dataclasses
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import (
@@ -35,6 +34,8 @@ from typing import (
 
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+
+from mmlm.engine.checked import Checked
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
@@ -163,7 +164,7 @@ class Prompt(Protocol):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Method(abc.ABC):
+class Method(Checked, abc.ABC):
     """A way to change, or only watch, what a vision-language model computes.
 
     Instances hold hyperparameters only: they are hashable, comparable and picklable, and
@@ -434,46 +435,3 @@ class Method(abc.ABC):
             ValueError: If ``tokens`` are not one number per row.
         """
         raise NotImplementedError(f"{type(self).__name__} measures nothing.")
-
-    # ---- help for constructors ---------------------------------------------------------------
-
-    def _check_number(
-        self,
-        name: str,
-        *,
-        above: float = -math.inf,
-        at_least: float = -math.inf,
-        at_most: float = math.inf,
-    ) -> None:
-        """Raises ValueError unless the field is a finite number within the bounds."""
-        value = getattr(self, name)
-        number = isinstance(value, int | float) and not isinstance(value, bool)
-        if number and math.isfinite(value) and above < value and at_least <= value <= at_most:
-            return
-        bounds = [
-            f"{sign} {bound:g}"
-            for sign, bound in ((">", above), (">=", at_least), ("<=", at_most))
-            if math.isfinite(bound)
-        ]
-        allowed = " ".join(["a finite number", " and ".join(bounds)]).strip()
-        raise ValueError(f"{type(self).__name__}: {name} must be {allowed}, got {value!r}.")
-
-    def _check_integer(self, name: str, *, at_least: int, at_most: int | None = None) -> None:
-        """Raises ValueError unless the field is an integer within the bounds."""
-        value = getattr(self, name)
-        integer = isinstance(value, int) and not isinstance(value, bool)
-        if integer and value >= at_least and (at_most is None or value <= at_most):
-            return
-        upper = "" if at_most is None else f" and <= {at_most}"
-        raise ValueError(
-            f"{type(self).__name__}: {name} must be an integer >= {at_least}{upper}, got {value!r}."
-        )
-
-    def _check_choice(self, name: str, allowed: tuple[Any, ...]) -> None:
-        """Raises ValueError unless the field is one of the allowed values."""
-        value = getattr(self, name)
-        if value not in allowed:
-            options = ", ".join(repr(a) for a in allowed)
-            raise ValueError(
-                f"{type(self).__name__}: {name} must be one of {options}, got {value!r}."
-            )

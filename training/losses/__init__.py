@@ -10,12 +10,12 @@ Nothing here imports torch before a loss is built.
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
+from mmlm.engine.checked import Checked
 from mmlm.text_form import parse_part
 
 if TYPE_CHECKING:
@@ -91,7 +91,7 @@ class Passes(Protocol):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ExtraLoss(ABC):
+class ExtraLoss(Checked, ABC):
     """A term beside TRL's loss, or in its place.
 
     Parameters:
@@ -120,38 +120,6 @@ class ExtraLoss(ABC):
         Returns:
             The mean over the B pairs as a scalar, not yet weighted, and numbers for the log.
         """
-
-    def _check_number(
-        self,
-        name: str,
-        *,
-        above: float = -math.inf,
-        at_least: float = -math.inf,
-        at_most: float = math.inf,
-    ) -> None:
-        """Raises ValueError unless the field is a finite number within the bounds."""
-        value = getattr(self, name)
-        number = isinstance(value, int | float) and not isinstance(value, bool)
-        if number and math.isfinite(value) and above < value and at_least <= value <= at_most:
-            return
-        bounds = [
-            f"{sign} {bound:g}"
-            for sign, bound in ((">", above), (">=", at_least), ("<=", at_most))
-            if math.isfinite(bound)
-        ]
-        allowed = " ".join(["a finite number", " and ".join(bounds)]).strip()
-        raise ValueError(f"{type(self).__name__}: {name} must be {allowed}, got {value!r}.")
-
-    def _check_integer(self, name: str, *, at_least: int, at_most: int | None = None) -> None:
-        """Raises ValueError unless the field is an integer within the bounds."""
-        value = getattr(self, name)
-        integer = isinstance(value, int) and not isinstance(value, bool)
-        if integer and value >= at_least and (at_most is None or value <= at_most):
-            return
-        upper = "" if at_most is None else f" and <= {at_most}"
-        raise ValueError(
-            f"{type(self).__name__}: {name} must be an integer >= {at_least}{upper}, got {value!r}."
-        )
 
 
 def parse_extra_loss(text: str) -> ExtraLoss:
