@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, TypeAlias
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 from data_tools.generators import Sample
 from data_tools.sentinel.labels import Knowledge, Label
@@ -210,8 +210,9 @@ def build_pairs(
         allow_agnostic: Let agnostic sentences win too (paper, Table on y_w: slightly worse).
         pairing: ``order``: the first with the first, and so on. ``matched``: each hallucinated one
             with a clean one that names as many new objects, if there is one; those that differ in
-            nothing but what they name, and how many of it, are paired first.
-        context_objects: Canonical names in the context, for ``matched``.
+            nothing but what they name, and how many of it, are paired first. ``same_form``: those
+            alone.
+        context_objects: Canonical names in the context, for ``matched`` and ``same_form``.
     """
     usable = [candidate for candidate in found if not candidate.pronoun]
     if context_is_empty:
@@ -223,7 +224,7 @@ def build_pairs(
     if pairing == "order":
         matched = list(zip(winners, losers, strict=False))
     else:
-        matched = _matched(winners, losers, context_objects)
+        matched = _matched(winners, losers, context_objects, any_form=pairing == "matched")
     return [
         Pair(winner, loser, "empty_context" if context_is_empty else _pair_kind(winner))
         for winner, loser in matched
@@ -231,11 +232,18 @@ def build_pairs(
 
 
 def _matched(
-    winners: Sequence[Candidate], losers: Sequence[Candidate], context_objects: Collection[str]
+    winners: Sequence[Candidate],
+    losers: Sequence[Candidate],
+    context_objects: Collection[str],
+    *,
+    any_form: bool,
 ) -> list[tuple[Candidate, Candidate]]:
     known, found = set(context_objects), []
-    for key in (lambda one: (_form(one), _new(one, known)), lambda one: _new(one, known)):
-        free: dict[tuple[str, int] | int, list[Candidate]] = {}
+    keys: list[Callable[[Candidate], Any]] = [lambda one: (_form(one), _new(one, known))]
+    if any_form:
+        keys.append(lambda one: _new(one, known))
+    for key in keys:
+        free: dict[Any, list[Candidate]] = {}
         for winner in winners:
             free.setdefault(key(winner), []).append(winner)
         waiting = ((free.get(key(loser)), loser) for loser in losers)

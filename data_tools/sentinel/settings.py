@@ -10,7 +10,7 @@ __all__ = ["Coherence", "FinishRule", "NextRule", "Pairing", "SentinelSettings"]
 Coherence: TypeAlias = Literal["any", "all"]
 FinishRule: TypeAlias = Literal["ended", "authors"]
 NextRule: TypeAlias = Literal["clean", "authors"]
-Pairing: TypeAlias = Literal["order", "matched"]
+Pairing: TypeAlias = Literal["order", "matched", "same_form"]
 
 
 @dataclass(frozen=True)
@@ -32,8 +32,9 @@ class SentinelSettings:
         allow_agnostic_pairs: Let clean sentences about something new win as well (paper's ablation
             of y_w-).
         pairing: Which clean sentence meets which hallucinated one: ``order``, the first the first
-            (paper), or ``matched``, only sentences that name as many new objects, those of one form
-            first. With ``order`` a small model learns to name less (docs/loop.md).
+            (paper); ``matched``, only sentences that name as many new objects, those of one form
+            first; ``same_form``, those of one form alone. With ``order`` a small model learns to
+            name less (docs/loop.md).
         allow_objectless_context: A sentence without objects may extend the context if there is no
             clean one; it cannot hallucinate an object.
         finish_rule: `ended`: a caption is complete when more than half of the samples are empty;
@@ -54,7 +55,7 @@ class SentinelSettings:
     coherence: Literal["any", "all"] = "any"
     allow_empty_context_pairs: bool = False
     allow_agnostic_pairs: bool = False
-    pairing: Literal["order", "matched"] = "order"
+    pairing: Literal["order", "matched", "same_form"] = "order"
     allow_objectless_context: bool = True
     finish_rule: Literal["ended", "authors"] = "ended"
     next_sentence: Literal["clean", "authors"] = "clean"

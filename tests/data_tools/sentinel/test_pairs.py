@@ -91,13 +91,17 @@ def test_matched_sentences_name_as_many_new_objects_and_are_of_one_form_if_they_
         naming("hallucinated", "there is a car on the left .", "car"),
         naming("hallucinated", "there is a cow on the left .", "cow"),
     ]
-    made = build_pairs(
-        found,
-        context_is_empty=False,
-        allow_agnostic=True,
-        pairing="matched",
-        context_objects={"tree", "umbrella"},
+    made, alike = (
+        build_pairs(
+            found,
+            context_is_empty=False,
+            allow_agnostic=True,
+            pairing=pairing,
+            context_objects={"tree", "umbrella"},
+        )
+        for pairing in ("matched", "same_form")
     )
+    assert alike == made[:1]
     # The umbrella is not new, as the cat is; for the car the dogs are left, for the cow nothing.
     assert [(pair.chosen.text, pair.rejected.text) for pair in made] == [
         ("there is a dog on the left .", "there is a cat on the left ."),
