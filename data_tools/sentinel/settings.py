@@ -55,7 +55,7 @@ class SentinelSettings:
     coherence: Literal["any", "all"] = "any"
     allow_empty_context_pairs: bool = False
     allow_agnostic_pairs: bool = False
-    pairing: Literal["order", "matched", "same_form"] = "order"
+    pairing: Pairing = "order"
     allow_objectless_context: bool = True
     finish_rule: Literal["ended", "authors"] = "ended"
     next_sentence: Literal["clean", "authors"] = "clean"
