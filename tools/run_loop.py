@@ -34,7 +34,7 @@ import loop_pairs
 ROOT = Path(__file__).resolve().parent.parent
 PROCESSES = 2
 PAIR_SCENES, PAIR_SEED = 640, 60
-UNSEEN_SCENES, UNSEEN_SEED = 600, 62
+UNSEEN_SCENES, UNSEEN_SEED = 900, 62
 POLLED_SCENES = 200
 BEFORE = "before"
 TRAININGS: dict[str, tuple[str, ...]] = {
