@@ -33,7 +33,6 @@ TITLES = {
     "c_dpo": "C-DPO",
     "c_dpo_half": "C-DPO, half of the pairs",
     "c_dpo_quarter": "C-DPO, a quarter of the pairs",
-    "c_dpo_seed1": "C-DPO, another seed",
     "whole_captions": "plain DPO, whole captions",
 }
 """Name of a model: how the page calls it."""

@@ -34,14 +34,13 @@ import loop_pairs
 ROOT = Path(__file__).resolve().parent.parent
 PROCESSES = 2
 PAIR_SCENES, PAIR_SEED = 640, 60
-UNSEEN_SCENES, UNSEEN_SEED = 900, 62
+UNSEEN_SCENES, UNSEEN_SEED = 1200, 62
 POLLED_SCENES = 200
 BEFORE = "before"
 TRAININGS: dict[str, tuple[str, ...]] = {
     "c_dpo": (),
     "c_dpo_half": ("--recipe.init_args.data.share", "0.5"),
     "c_dpo_quarter": ("--recipe.init_args.data.share", "0.25"),
-    "c_dpo_seed1": ("--seed", "1"),
     "whole_captions": ("--config", "train/world/preference_whole"),
 }
 """Name of the training: what its command has besides the main configuration."""
