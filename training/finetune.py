@@ -90,6 +90,7 @@ class Finetuning(Recipe):
 
     def run(self, run: Run, only: str | None) -> None:
         """See `training.config.Recipe.run`."""
+        from training.arguments import deepspeed_file
         from training.checkpoints import open_run
         from training.launch import (
             refuse_idle_devices,
@@ -111,6 +112,7 @@ class Finetuning(Recipe):
                 advice="Give evaluation files, or leave `best` out.",
             )
         if self.deepspeed is not None:
+            deepspeed_file(self.deepspeed)  # refused before any process waits for another
             start_deepspeed()
         refuse_idle_devices()
         arguments = self._arguments(run, evaluates=bool(rows.get("eval")))

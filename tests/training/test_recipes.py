@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -218,6 +219,9 @@ def test_what_is_refused_before_the_first_step(toy, change, message, capsys):
     assert code == 2
     assert message in capsys.readouterr().err
     assert not list((toy / "out").glob("checkpoint-*"))
+    # What is refused starts no group of processes, which later ones would inherit.
+    assert not torch.distributed.is_initialized()
+    assert "RANK" not in os.environ
 
 
 def test_an_export_of_adapters_needs_adapters(toy, capsys):
