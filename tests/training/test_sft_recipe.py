@@ -250,13 +250,19 @@ def test_two_processes_share_out_the_tower_and_one_has_no_picture(folder, tmp_pa
         "optimisation__epochs": 2.0,
         "optimisation__group_by_length": True,
     }
-    single = _train(folder, tmp_path / "single", **options)
-    config = _config(folder, tmp_path / "double", **options, deepspeed="zero3")
-    run = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
-         "-m", "training", "--config", config],
-        env={**os.environ, "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"},
-        capture_output=True, text=True, timeout=300, check=False,
-    )  # fmt: skip
-    assert run.returncode == 0, run.stderr[-3000:]
+    single = tmp_path / "single"
+    configs = {
+        (): _config(folder, single, **options),
+        ("torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"): _config(
+            folder, tmp_path / "double", **options, deepspeed="zero3"
+        ),
+    }
+    # Both in processes of their own: nothing that earlier tests left behind takes part.
+    for launcher, config in configs.items():
+        run = subprocess.run(
+            [sys.executable, "-m", *launcher, "training", "--config", config],
+            env={**os.environ, "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"},
+            capture_output=True, text=True, timeout=300, check=False,
+        )  # fmt: skip
+        assert run.returncode == 0, run.stderr[-3000:]
     assert _losses(tmp_path / "double") == pytest.approx(_losses(single), abs=1e-4)
