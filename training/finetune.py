@@ -92,6 +92,7 @@ class Finetuning(Recipe):
         """See `training.config.Recipe.run`."""
         from training.arguments import deepspeed_file
         from training.checkpoints import open_run
+        from training.gather import on_main
         from training.launch import (
             refuse_idle_devices,
             say,
@@ -116,15 +117,16 @@ class Finetuning(Recipe):
             start_deepspeed()
         refuse_idle_devices()
         arguments = self._arguments(run, evaluates=bool(rows.get("eval")))
+        origin = on_main(lambda: self._origin(run))  # hashing the data takes time: once, by one
         with (
             watch_for_lost_processes(run.output),
-            open_run(run.output, self._learned(run), self._origin(run)) as folder,
+            open_run(run.output, self._learned(run), origin) as folder,
         ):
             if folder.finished is not None:
                 say(f"{run.output} is finished; nothing is left to do.")
                 return
             run.write_config()
-            self._train(run, rows, arguments, folder)
+            self._train(run, rows, arguments, folder, origin)
 
     def _arguments(self, run: Run, *, evaluates: bool) -> Any:
         from training.arguments import trainer_arguments
@@ -148,7 +150,14 @@ class Finetuning(Recipe):
         kept = {k: v for k, v in given.items() if k not in ("tracking", "saving", "export")}
         return {**run.config, "recipe": {**run.config["recipe"], "init_args": kept}}
 
-    def _train(self, run: Run, rows: dict[str, Any], arguments: Any, folder: RunFolder) -> None:
+    def _train(
+        self,
+        run: Run,
+        rows: dict[str, Any],
+        arguments: Any,
+        folder: RunFolder,
+        origin: dict[str, Any],
+    ) -> None:
         from transformers.utils import logging as transformers_logging
 
         from training.checkpoints import train
@@ -174,8 +183,9 @@ class Finetuning(Recipe):
         self.before_training(run, trainer)
         with tracked(trainer, self.tracking, run_config=run.config, output=run.output):
             train(trainer, folder)
+        card = self._card(run, origin)
         for what in self.export:
-            export(trainer.model, processor, run.output / what, what, self._card(run), replace=True)
+            export(trainer.model, processor, run.output / what, what, card, replace=True)
         folder.finish({"steps": trainer.state.global_step, "log": trainer.state.log_history[-2:]})
 
     def _origin(self, run: Run) -> dict[str, Any]:
@@ -189,10 +199,11 @@ class Finetuning(Recipe):
             "data": data_hashes(files),
         }
 
-    def _card(self, run: Run) -> ModelCard:
+    def _card(self, run: Run, origin: dict[str, Any]) -> ModelCard:
         """What the exported model says about its origin."""
         from training.model_card import ModelCard
 
-        origin = self._origin(run)
-        origin["command"] = " ".join(origin["command"])
-        return ModelCard(base_model=self.model.name, configuration=run.config, **origin)
+        command = " ".join(origin["command"])
+        return ModelCard(
+            base_model=self.model.name, configuration=run.config, **{**origin, "command": command}
+        )
