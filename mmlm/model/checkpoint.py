@@ -21,7 +21,16 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel, ProcessorMixin
 
-__all__ = ["ATTENTION", "DTYPES", "EMBEDDED", "embedded_folder", "load", "save", "skeleton"]
+__all__ = [
+    "ATTENTION",
+    "DTYPES",
+    "EMBEDDED",
+    "embedded_folder",
+    "load",
+    "refuse_unfilled",
+    "save",
+    "skeleton",
+]
 
 EMBEDDED = "embedded"
 """Name of the model that is part of the package."""
@@ -247,6 +256,25 @@ def _check(source: str, info: dict[str, Any]) -> None:
     if any(name.startswith(f"{MODULES}.") for name in kinds["unexpected"]):
         advice = "save_pretrained wrote it; mmlm.model.checkpoint.save stores methods apart."
     raise_for(kinds, f"the checkpoint {source!r} does not fit its model", advice)
+
+
+def refuse_unfilled(name: str, model: PreTrainedModel, info: dict[str, Any], advice: str) -> None:
+    """Refuses a part of a model whose checkpoint left some of its weights random.
+
+    Args:
+        name: of the checkpoint.
+        model: that was loaded from it.
+        info: what `from_pretrained(..., output_loading_info=True)` says.
+        advice: what to do.
+
+    Raises:
+        MissingTensors: names what is missing or of another shape.
+    """
+    kinds = {
+        "missing": sorted(info["missing_keys"]),
+        "of another shape": sorted(map(str, info["mismatched_keys"])),
+    }
+    raise_for(kinds, f"the checkpoint {name!r} does not fill a {type(model).__name__}", advice)
 
 
 def _processor(source: str) -> ProcessorMixin:

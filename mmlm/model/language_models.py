@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mmlm.errors import InputError, MissingTensors, UnsupportedModel
+from mmlm.errors import InputError, UnsupportedModel
+from mmlm.model.checkpoint import refuse_unfilled
 
 if TYPE_CHECKING:
     import torch
@@ -106,12 +107,8 @@ def _loaded(name: str, dtype: str) -> PreTrainedModel:
             f"{name!r} is no causal language model: {str(error).splitlines()[0]}",
             advice="Give a model that AutoModelForCausalLM loads: Llama, Qwen, Mistral, Gemma ...",
         ) from error
-    if info["missing_keys"] or info["mismatched_keys"]:
-        raise MissingTensors(
-            f"the checkpoint {name!r} does not fill a {type(model).__name__}: missing or of "
-            f"another shape: {', '.join(map(str, sorted(info['missing_keys'])[:8]))}",
-            advice="The checkpoint is incomplete; download or copy it again.",
-        )
+    advice = "The checkpoint is incomplete; download or copy it again."
+    refuse_unfilled(name, model, info, advice)
     if more:
         # The weights are plain numbers now. The library still marks them as quantized, and then
         # refuses to save them.

@@ -13,7 +13,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mmlm.errors import InputError, MissingTensors, UnsupportedModel
+from mmlm.errors import InputError, UnsupportedModel
+from mmlm.model.checkpoint import refuse_unfilled
 
 if TYPE_CHECKING:
     from torch import nn
@@ -132,12 +133,8 @@ def _from_transformers(name: str) -> PreTrainedModel:
             f"{str(error).splitlines()[0]}",
             advice="Give the checkpoint of a vision transformer such as CLIP, SigLIP or DINOv2.",
         ) from error
-    if info["missing_keys"] or info["mismatched_keys"]:
-        raise MissingTensors(
-            f"the checkpoint {name!r} does not fill a {type(model).__name__}: missing or of "
-            f"another shape: {', '.join(map(str, sorted(info['missing_keys'])[:8]))}",
-            advice="Give the checkpoint of the vision tower itself, or of a whole CLIP or SigLIP.",
-        )
+    advice = "Give the checkpoint of the vision tower itself, or of a whole CLIP or SigLIP."
+    refuse_unfilled(name, model, info, advice)
     return model
 
 
