@@ -113,14 +113,19 @@ def build_model(shape: Shape, dtype: str = "float32", device: str = "cpu") -> An
     return model
 
 
-def build_processor(shape: Shape) -> Any:
-    """A processor whose words are w7 to w31999."""
+def build_processor(shape: Shape, words: int = IMAGE) -> Any:
+    """A processor whose words are w7 to w31999.
+
+    Args:
+        shape: Its side is the pictures'.
+        words: Size of the vocabulary without the image token, whose id this is.
+    """
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import CLIPImageProcessor, LlavaProcessor, PreTrainedTokenizerFast
 
     fixed = ("<pad>", "<s>", "</s>", "<unk>", "USER", ":", "ASSISTANT")
-    words = [*fixed, *(f"w{i}" for i in range(len(fixed), IMAGE)), "<image>"]
-    core = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
+    known = [*fixed, *(f"w{i}" for i in range(len(fixed), words)), "<image>"]
+    core = Tokenizer(models.WordLevel({word: i for i, word in enumerate(known)}, unk_token="<unk>"))
     core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=core,

@@ -37,20 +37,17 @@ import transformers
 import trl
 from datasets import Dataset, Image, List
 from PIL import Image as Picture
-from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import (
-    CLIPImageProcessor,
     CLIPVisionConfig,
     LlamaConfig,
     LlavaConfig,
     LlavaForConditionalGeneration,
-    LlavaProcessor,
-    PreTrainedTokenizerFast,
     TrainerCallback,
 )
 from trl import DPOConfig, DPOTrainer
 from trl.trainer.dpo_trainer import DataCollatorForVisionPreference
 
+from benchmarks.speed_model import Shape, build_processor
 from training.preference.collator import VisionPreferenceCollator
 from training.preference.rows import PreferenceRow
 from training.preference.trainer import VLPreferenceTrainer
@@ -62,11 +59,6 @@ TOWER = (12, 64, 2)
 """Layers, width, heads: about 8 % of the decoder's work, as CLIP-L stands to a 7B decoder."""
 SIDE, PATCH, WORDS = 336, 14, 500
 """A small vocabulary: on a CPU TRL scores every position, on a GPU only those of the answers."""
-TEMPLATE = (
-    "{% for m in messages %}{{ m['role'].upper() }} : {% for c in m['content'] %}"
-    "{% if c['type'] == 'image' %}<image> {% else %}{{ c['text'] }} {% endif %}"
-    "{% endfor %}{% endfor %}{% if add_generation_prompt %}ASSISTANT :{% endif %}"
-)
 VARIANTS = {
     "trl": None,
     "ours": (),
@@ -84,6 +76,8 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=1, help="of a batch")
     parser.add_argument("--output", type=Path, default=OUTPUT)
     options = parser.parse_args()
+    if options.steps < 2:
+        parser.error("--steps must be at least 2: the first step of a round is left out")
     torch.set_num_threads(1)
     transformers.utils.logging.disable_progress_bar()
     with tempfile.TemporaryDirectory() as folder:
@@ -93,7 +87,7 @@ def main() -> None:
 
 
 def _measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
-    processor = _processor()
+    processor = build_processor(Shape(side=SIDE), words=WORDS)
     rows = _rows(folder, options.pairs * options.steps)
     model = _model(processor.tokenizer)
     tokens = _same_batches(processor, rows[: options.pairs])
@@ -245,30 +239,6 @@ def _rows(folder: Path, count: int) -> list[PreferenceRow]:
             )
         )
     return rows
-
-
-def _processor() -> LlavaProcessor:
-    fixed = ("<pad>", "<s>", "</s>", "<unk>", "USER", ":", "ASSISTANT")
-    words = [*fixed, *(f"w{i}" for i in range(len(fixed), WORDS)), "<image>"]
-    core = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
-    core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=core,
-        pad_token="<pad>",
-        bos_token="<s>",
-        eos_token="</s>",
-        unk_token="<unk>",
-        extra_special_tokens={"image_token": "<image>"},
-    )
-    size = {"height": SIDE, "width": SIDE}
-    return LlavaProcessor(
-        CLIPImageProcessor(size=size, crop_size=size),
-        tokenizer,
-        patch_size=PATCH,
-        vision_feature_select_strategy="default",
-        num_additional_image_tokens=1,
-        chat_template=TEMPLATE,
-    )
 
 
 def _model(tokenizer: Any) -> LlavaForConditionalGeneration:
