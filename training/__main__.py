@@ -13,6 +13,7 @@ from collections.abc import Sequence
 import mmlm  # noqa: F401  (installs the torchvision guard before transformers asks for it)
 from mmlm.errors import MmlmError
 from training.config import parse
+from training.launch import leave
 
 __all__ = ["main"]
 
@@ -36,6 +37,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except MmlmError as error:
         print(f"error: {error}\n{error.advice}", file=sys.stderr)
         return 2
+    finally:
+        leave()
     return 0
 
 

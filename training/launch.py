@@ -18,6 +18,7 @@ from mmlm.errors import InputError
 
 __all__ = [
     "is_main_process",
+    "leave",
     "rank",
     "refuse_idle_devices",
     "say",
@@ -101,6 +102,18 @@ def start_deepspeed() -> None:
     ops.__compatible_ops__["deepspeed_shm_comm"] = False
     if not torch.distributed.is_initialized():
         deepspeed.init_distributed(dist_backend="gloo", auto_mpi_discovery=False, verbose=False)
+
+
+def leave() -> None:
+    """Ends this process's part in the communication, if it has one.
+
+    A process that exits without it now and then aborts (a thread of gloo outlives the interpreter),
+    and the launcher calls a finished training failed.
+    """
+    # Not imported here: whoever communicates has imported it.
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
 
 
 def _free_port() -> int:

@@ -322,3 +322,21 @@ def test_one_process_beside_several_gpus_is_refused(monkeypatch):
     monkeypatch.delenv("RANK")
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     refuse_idle_devices()
+
+
+def test_the_program_leaves_its_group_of_processes(toy, monkeypatch, capsys):
+    """Else a finished process now and then aborts at its exit."""
+    from training import __main__ as program
+
+    class Meeting:
+        def run(self, run, only):
+            store = torch.distributed.HashStore()
+            torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
+            assert torch.distributed.is_initialized()
+            if only:
+                raise InputError("after the meeting", advice="none")
+
+    for only, code in ((None, 0), ("stage", 2)):
+        monkeypatch.setattr(program, "parse", lambda given, only=only: (Meeting(), None, only))
+        assert program.main([]) == code
+        assert not torch.distributed.is_initialized()
