@@ -249,7 +249,7 @@ def test_random_numbers_are_kept_also_after_an_exception():
 SCRIPT = """
 import sys
 import mmlm
-from training.launch import start_deepspeed
+from training.launch import leave, start_deepspeed
 start_deepspeed()
 from pathlib import Path
 import json, tracking_toy
@@ -263,6 +263,7 @@ settings = Tracking(samples=tracking_toy.Held(3), sample_every=1, log_every=1, p
     generate=GenerateSettings(max_new_tokens=6, batch_size=2))
 with tracked(trainer, settings, run_config={}, output=output):
     trainer.train()
+leave()
 """
 
 
