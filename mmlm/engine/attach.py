@@ -26,6 +26,7 @@ from mmlm.engine.pruning import install_deep_features, install_pruning
 from mmlm.engine.session import Session
 from mmlm.engine.template import known_processor
 from mmlm.engine.vision import install_vision
+from mmlm.engine.weights import lent
 from mmlm.errors import IncompatibleMethods, UnsupportedModel
 
 if TYPE_CHECKING:
@@ -84,7 +85,9 @@ def attach(
         The same model.
 
     Raises:
-        IncompatibleMethods: If methods are already attached, or two of these exclude each other.
+        IncompatibleMethods: If methods are already attached, two of these exclude each other, or
+            one has weights that nobody trained.
+        InputError, MissingTensors: If the file of a method's weights is unreadable or does not fit.
         UnsupportedModel: If the model lacks what a method needs.
     """
     if not methods:
@@ -108,6 +111,7 @@ def attach(
         processor = known_processor(inner)
     session = Session(anatomy, methods, layout, processor)
     session.lasting = lasting
+    session.lent = lent(anatomy, methods, lasting)
     with ExitStack() as stack:
         if built is not None:
             built.pause()
@@ -201,11 +205,6 @@ def refuse(
             raise UnsupportedModel(
                 f"{method.label} cannot run on this model: {'; '.join(reasons)}.",
                 advice="`mmlm doctor MODEL` lists what this model supports.",
-            )
-        if method not in built and method.modules(anatomy) is not None:
-            raise IncompatibleMethods(
-                f"{method.label} has weights of its own, which must be part of the model.",
-                advice="build_in(model, ...) makes them one.",
             )
     _refuse_pruning(anatomy, methods)
     _refuse_auxiliary(methods, built)

@@ -25,6 +25,7 @@ from mmlm.engine.attach import BUILT, MARK, install, refuse
 from mmlm.engine.method import MODULES, Method
 from mmlm.engine.session import Session
 from mmlm.engine.template import known_processor
+from mmlm.engine.weights import make, without_file
 from mmlm.errors import IncompatibleMethods
 
 __all__ = ["Built", "build_in", "built_in", "take_out"]
@@ -47,7 +48,8 @@ def build_in(model: nn.Module, *methods: Method, processor: Any = None) -> nn.Mo
     Args:
         model: As for :func:`mmlm.attach`.
         *methods: In the order in which order-dependent edits are applied. Their weights, if they
-            have any, are made now, on the model's device and in its precision.
+            have any, are made now, on the model's device and in its precision, or read from the
+            files that the methods name; from then on the model holds them and names no file.
         processor: As for :func:`mmlm.attach`.
 
     Returns:
@@ -57,6 +59,7 @@ def build_in(model: nn.Module, *methods: Method, processor: Any = None) -> nn.Mo
         ValueError: If there is no method.
         IncompatibleMethods: If methods are attached or built in already, two of these exclude each
             other, or one acts outside what a training loss sees.
+        InputError, MissingTensors: If the file of a method's weights is unreadable or does not fit.
         UnsupportedModel: If the model lacks what a method needs.
     """
     if not methods:
@@ -78,11 +81,10 @@ def build_in(model: nn.Module, *methods: Method, processor: Any = None) -> nn.Mo
                 )
     anatomy = Anatomy(inner)
     refuse(anatomy, methods, built=methods)
-    modules = _modules(anatomy, methods)
+    modules = make(anatomy, methods)
     if modules:
-        weight = anatomy.head.weight
-        setattr(inner, MODULES, nn.ModuleDict(modules).to(weight.device, weight.dtype))
-    Built(inner, methods, processor).resume()
+        setattr(inner, MODULES, nn.ModuleDict(modules))
+    Built(inner, tuple(map(without_file, methods)), processor).resume()
     return model
 
 
@@ -107,23 +109,6 @@ def take_out(model: nn.Module) -> nn.Module:
         if hasattr(inner, MODULES):
             delattr(inner, MODULES)
     return model
-
-
-def _modules(anatomy: Anatomy, methods: tuple[Method, ...]) -> dict[str, nn.Module]:
-    """Weights by the name of their method's class."""
-    modules: dict[str, nn.Module] = {}
-    for method in methods:
-        module = method.modules(anatomy)
-        if module is None:
-            continue
-        name = type(method).__name__
-        if name in modules:
-            raise IncompatibleMethods(
-                f"Two methods {name} bring weights, which would have the same names.",
-                advice="Build one of them in.",
-            )
-        modules[name] = module
-    return modules
 
 
 class Built:

@@ -132,7 +132,7 @@ class Prompt(Protocol):
         """
 
     def module(self, method: Method) -> nn.Module:
-        """The weights of a method that is built into the model."""
+        """The weights of a method: part of the model, or lent for the length of a block."""
 
     def merge_patches(self, values: Float[Tensor, "T P"]) -> Float[Tensor, "T p"]:
         """Values of patches averaged over the patches that become one image feature."""
@@ -184,6 +184,9 @@ class Method(Checked, abc.ABC):
     #: Whether what this class keeps depends on the prompt alone, not on generated tokens. Then a
     #: search may look at several next tokens at once, and take tokens back.
     rewinds: ClassVar[bool] = False
+    #: Whether weights that nobody trained yet mean something (the identity, as a rule). Others are
+    #: refused outside a training unless they come from a file.
+    fresh_is_valid: ClassVar[bool] = False
     #: Name under which what this class measures about an answer is stored; "" if it measures
     #: nothing. Then :meth:`record` is never called.
     measures: ClassVar[str] = ""
@@ -297,7 +300,12 @@ class Method(Checked, abc.ABC):
         return None
 
     def modules(self, anatomy: Anatomy) -> nn.Module | None:
-        """Weights of a method that is built into the model (default: none)."""
+        """Fresh weights of this setting (default: it has none).
+
+        They become part of the model by ``build_in``; ``attach`` lends them for a block, read from
+        the file that a field ``weights_file: str = ""`` names. Made under a fixed seed. A part with
+        a true attribute ``keep_fp32`` keeps its precision. See :mod:`mmlm.engine.weights`.
+        """
         return None
 
     def unsupported(self, anatomy: Anatomy) -> list[str]:

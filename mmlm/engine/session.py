@@ -54,6 +54,7 @@ class Session:
         self.model = anatomy.model
         self.methods = methods
         self.lasting: tuple[Method, ...] = ()  # those that are built into the model
+        self.lent: dict[str, nn.Module] = {}  # weights of the others, for this block only
         self.anatomy = anatomy
         self._given_layout = layout
         self._processor = processor
@@ -162,13 +163,13 @@ class Session:
         return placed if self.compaction is None else self.compaction.survivors.take(placed)
 
     def module(self, method: Method) -> nn.Module:
-        """The weights of a method that is built into the model."""
-        modules = getattr(self.model, MODULES, {})
+        """The weights of a method: part of the model, or lent for the length of a block."""
         name = type(method).__name__
+        modules = self.lent if method not in self.lasting else getattr(self.model, MODULES, {})
         if name not in modules:
             raise LayoutError(
-                f"No weights of {name} are part of this model.",
-                advice="build_in(model, ...) makes them one.",
+                f"{method.label} has no weights.",
+                advice="Its modules() must return them for every setting that asks for them.",
             )
         module: nn.Module = modules[name]
         return module

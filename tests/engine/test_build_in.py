@@ -270,7 +270,7 @@ def test_what_is_refused():
         build_in(model, VCD())
     with pytest.raises(IncompatibleMethods, match=r"Two methods Adapter bring weights"):
         build_in(model, Adapter(), Adapter(at=2))
-    with pytest.raises(IncompatibleMethods, match=r"weights of its own.*part of the model"):
+    with pytest.raises(IncompatibleMethods, match="weights that must be trained first"):
         with attach(model, Adapter()):
             pass
     with attach(model, Double()), pytest.raises(IncompatibleMethods, match="already part of"):
@@ -292,5 +292,5 @@ def test_weights_that_are_not_there():
     model, processor = tiny.build("llava")
     build_in(model, Adapter())
     del model.mmlm_methods
-    with pytest.raises(LayoutError, match="No weights of Adapter"):
+    with pytest.raises(LayoutError, match="Adapter has no weights"):
         checks.next_logits(model, checks.batch(processor))

@@ -1,0 +1,181 @@
+"""Weights of methods: made afresh, stored in a file of their own, and read back.
+
+A method with weights declares them in :meth:`mmlm.engine.method.Method.modules`. They become part
+of the model by :func:`mmlm.engine.build_in.build_in`, to be trained and stored with it, or are lent
+to one ``attach`` block, with what a file holds. Such a file is a safetensors file with the method's
+text form beside the tensors; it can be shared without the model that it was trained for.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from mmlm.engine.anatomy import Anatomy, unwrap
+from mmlm.engine.method import MODULES, Method
+from mmlm.errors import IncompatibleMethods, InputError, MissingTensors
+
+__all__ = ["WEIGHTS", "fill", "lent", "make", "store", "without_file"]
+
+#: The field of a method that names the file with its weights.
+WEIGHTS = "weights_file"
+#: Fresh weights do not depend on what was drawn before them.
+_SEED = 0
+
+
+def make(anatomy: Anatomy, methods: Sequence[Method]) -> dict[str, nn.Module]:
+    """Weights of methods by the name of their class, on the device of the model's head.
+
+    Numbers come in the model's precision, but for modules with a true attribute ``keep_fp32``.
+    Where a method names a file, its tensors are read into them; else they are fresh and always the
+    same.
+
+    Raises:
+        IncompatibleMethods: If two methods would bring weights of one name.
+        InputError: If a file cannot be read.
+        MissingTensors: If its tensors are not exactly those of the method.
+    """
+    modules: dict[str, nn.Module] = {}
+    weight: Any = anatomy.head.weight
+    for method in methods:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(_SEED)
+            module = method.modules(anatomy)
+        if module is None:
+            continue
+        name = type(method).__name__
+        if name in modules:
+            raise IncompatibleMethods(
+                f"Two methods {name} bring weights, which would have the same names.",
+                advice="Use one of them.",
+            )
+        if file := getattr(method, WEIGHTS, ""):
+            fill(module, file, method)
+        modules[name] = _placed(module, weight.device, weight.dtype)
+    return modules
+
+
+def lent(
+    anatomy: Anatomy, methods: Sequence[Method], built: Sequence[Method]
+) -> dict[str, nn.Module]:
+    """Weights for one block, of methods that are not built into the model.
+
+    Raises:
+        IncompatibleMethods: If fresh weights of a method mean nothing and it names no file.
+    """
+    modules = make(anatomy, [method for method in methods if method not in built])
+    for method in methods:
+        fresh = type(method).__name__ in modules and not getattr(method, WEIGHTS, "")
+        if fresh and method not in built and not method.fresh_is_valid:
+            raise IncompatibleMethods(
+                f"{method.label} has weights that must be trained first.",
+                advice=f"Give {type(method).__name__}(weights_file='...', ...), or train it: "
+                "build_in(model, ...) makes its weights part of the model.",
+            )
+    for module in modules.values():
+        module.requires_grad_(False).eval()
+    return modules
+
+
+def without_file(method: Method) -> Method:
+    """The method without the name of its file, once its weights are part of a model."""
+    if getattr(method, WEIGHTS, ""):
+        return dataclasses.replace(method, **{WEIGHTS: ""})
+    return method
+
+
+def store(model: nn.Module, name: str, path: str | Path) -> None:
+    """Writes the weights of one built-in method into a file of their own.
+
+    Args:
+        model: A model with the method built in.
+        name: The method's class, e.g. ``"DyVTE"``.
+        path: A ``.safetensors`` file; a file that is there is replaced.
+
+    Raises:
+        InputError: If no method of this name with weights is built in.
+    """
+    from safetensors.torch import save_file
+
+    from mmlm.engine.build_in import built_in
+
+    modules = getattr(unwrap(model), MODULES, {})
+    if name not in modules:
+        raise InputError(
+            f"No weights of {name!r} are part of this model; there are: "
+            f"{', '.join(modules) or 'none'}",
+            advice="build_in(model, ...) makes them one.",
+        )
+    text = next(m.text for m in built_in(model) if type(m).__name__ == name)
+    tensors = {n: x.detach().cpu().contiguous() for n, x in modules[name].state_dict().items()}
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(path.name + ".part")
+    save_file(tensors, part, metadata={"format": "pt", "method": text})
+    part.replace(path)
+
+
+def fill(module: nn.Module, file: str | Path, method: Method) -> None:
+    """Reads a file into a method's weights; every name and shape must agree.
+
+    Raises:
+        InputError: If the file cannot be read, or belongs to another method.
+        MissingTensors: If tensors are missing, unexpected or of another shape.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(str(file), "pt") as opened:
+            text = (opened.metadata() or {}).get("method", "")
+            tensors = {name: opened.get_tensor(name) for name in opened.keys()}
+    except (OSError, SafetensorError) as error:
+        raise InputError(
+            f"The weights {str(file)!r} of {type(method).__name__} cannot be read: {error}",
+            advice="Give the path of a file that mmlm.engine.weights.store wrote.",
+        ) from error
+    name = type(method).__name__
+    if text and text.partition("(")[0].rpartition(".")[2] != name:
+        raise InputError(
+            f"{str(file)!r} holds the weights of {text}, not of {name}",
+            advice="Give a file of this method.",
+        )
+    own = module.state_dict()
+    shared = own.keys() & tensors.keys()
+    kinds = {
+        "missing": sorted(own.keys() - tensors.keys()),
+        "unexpected": sorted(tensors.keys() - own.keys()),
+        "of another shape": [
+            f"{n} {tuple(tensors[n].shape)} instead of {tuple(own[n].shape)}"
+            for n in sorted(shared)
+            if own[n].shape != tensors[n].shape
+        ],
+    }
+    found = [f"{len(names)} {kind}: {', '.join(names)}" for kind, names in kinds.items() if names]
+    if found:
+        made = f" (made by {text})" if text else ""
+        raise MissingTensors(
+            f"the weights {str(file)!r}{made} do not fit {method.text}; tensors {'; '.join(found)}",
+            advice="Use the settings and the kind of model that the weights were trained with.",
+        )
+    module.load_state_dict(tensors)
+
+
+def _placed(module: nn.Module, device: torch.device, dtype: torch.dtype) -> nn.Module:
+    """The module on a device, its numbers in a precision unless a part keeps fp32."""
+    keeping = {
+        id(p)
+        for part in module.modules()
+        if getattr(part, "keep_fp32", False)
+        for p in part.parameters()
+    }
+
+    def convert(x: torch.Tensor) -> torch.Tensor:
+        kept = id(x) in keeping or not x.is_floating_point()
+        return x.to(device) if kept else x.to(device, dtype)
+
+    return module._apply(convert)
