@@ -115,6 +115,28 @@ def _of_method(name: str) -> bool:
     return bool(parted({name.removeprefix(_WRAPPER): None})[1])
 
 
+def _method_tensors(
+    state: Mapping[str, Tensor], adapter: str, *, learned: bool
+) -> dict[str, Tensor]:
+    """Tensors of built-in methods by the names they have in a bare model.
+
+    Args:
+        state: of the wrapped model.
+        adapter: beside which methods may have learned.
+        learned: such tensors as they are now; else as they were before.
+    """
+    mark, own = f".modules_to_save.{adapter}.", {}
+    for name, tensor in state.items():
+        if not _of_method(name):
+            continue
+        bare = name.removeprefix(_WRAPPER)
+        if ".modules_to_save." not in bare:
+            own.setdefault(bare.replace(".original_module.", "."), tensor)
+        elif learned and mark in bare:
+            own[bare.replace(mark, ".")] = tensor
+    return own
+
+
 def _emptied(folder: Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
@@ -140,10 +162,16 @@ def _write_adapter(
     from peft import get_peft_model_state_dict
     from safetensors import safe_open
 
-    own = {n.removeprefix(_WRAPPER): x for n, x in state.items() if _of_method(n)}
+    # Methods that learn beside the adapter are part of it; here they stand as they were before.
+    own = _method_tensors(state, adapter, learned=False)
+    prefixes = adapter_prefixes(model)
     model.save_pretrained(
         folder,
-        state_dict={name: tensor for name, tensor in state.items() if not _of_method(name)},
+        state_dict={
+            name: tensor
+            for name, tensor in state.items()
+            if not _of_method(name) or name.startswith(prefixes)
+        },
         selected_adapters=[adapter],
         # The embeddings do not learn; "auto" would look for the base model on the hub.
         save_embedding_layers=False,
@@ -189,7 +217,7 @@ def _merged(model: PeftModel, state: Mapping[str, Tensor], adapter: str) -> dict
     from peft import LoraConfig, get_peft_model
 
     base = unwrap(model)
-    own = {n.removeprefix(_WRAPPER): x.cpu() for n, x in state.items() if _of_method(n)}
+    own = {n: x.cpu() for n, x in _method_tensors(state, adapter, learned=True).items()}
     marks = [f".{name}" for name in model.peft_config if name != adapter]
     prefixes = adapter_prefixes(model)
     weights = {
@@ -199,6 +227,8 @@ def _merged(model: PeftModel, state: Mapping[str, Tensor], adapter: str) -> dict
         and not (name.startswith(prefixes) and any(mark in name for mark in marks))
     }
     config = copy.deepcopy(model.peft_config[adapter])
+    if config.modules_to_save:
+        config.modules_to_save = [n for n in config.modules_to_save if not _of_method(f"{n}.")]
     if isinstance(config, LoraConfig):
         # Nothing is drawn or decomposed: every tensor is replaced by the trained one.
         config.init_lora_weights = False

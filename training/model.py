@@ -26,13 +26,36 @@ def load_for_training(settings: ModelSettings) -> tuple[PreTrainedModel, Process
 
     Raises:
         InputError, UnsupportedModel, MissingTensors: see `mmlm.model.checkpoint.load`.
+        IncompatibleMethods: methods cannot be built in, or the model has others.
     """
     from mmlm.inputs import use_chat_template
     from mmlm.model.checkpoint import load
 
     model, processor = load(settings.name, settings.dtype, settings.attention)
     use_chat_template(processor, settings.chat_template)
+    _build_methods_in(model, processor, settings.methods)
     return model.train(), processor
+
+
+def _build_methods_in(
+    model: PreTrainedModel, processor: ProcessorMixin, texts: tuple[str, ...]
+) -> None:
+    if not texts:
+        return
+    from mmlm.engine.build_in import build_in, built_in
+    from mmlm.engine.weights import without_file
+    from mmlm.errors import IncompatibleMethods
+    from mmlm.text_form import parse_method
+
+    methods, held = tuple(map(parse_method, texts)), built_in(model)
+    if not held:
+        build_in(model, *methods, processor=processor)
+    elif held != tuple(map(without_file, methods)):
+        raise IncompatibleMethods(
+            f"{', '.join(m.text for m in held)} is built into the model already; the configuration "
+            f"asks for {', '.join(m.text for m in methods)}.",
+            advice="Leave model.methods out, or start from a model without methods.",
+        )
 
 
 def choose_what_learns(model: PreTrainedModel, settings: ModelSettings) -> None:
@@ -40,11 +63,19 @@ def choose_what_learns(model: PreTrainedModel, settings: ModelSettings) -> None:
 
     With LoRA the language model is frozen here; its adapters come later. The head and the word
     embeddings belong to the language model.
+
+    Raises:
+        InputError: methods shall learn, and there are none with weights.
     """
     parts = _parts(model)
     learning = [p for p in settings.learns if not (p == "language" and settings.lora)]
     model.requires_grad_(False)
     for part in learning:
+        if not parts[part]:
+            raise InputError(
+                f"{part!r} shall learn, but the model has no methods with weights.",
+                advice="Give model.methods, such as ['CrossLMM()'], or leave it out of `learns`.",
+            )
         for module in parts[part]:
             module.requires_grad_(True)
 
@@ -97,9 +128,11 @@ def refuse_half_precision(model: Any, *, master_weights: bool) -> None:
 
 def _parts(model: PreTrainedModel) -> dict[str, list[Any]]:
     from mmlm.engine.anatomy import Anatomy
+    from mmlm.engine.method import MODULES
 
     anatomy = Anatomy(model)
     return {
+        "methods": list(getattr(model, MODULES, {}).values()),
         "language": [anatomy.text, anatomy.head],
         "projector": [anatomy.projector],
         "tower": [anatomy.tower],

@@ -12,7 +12,7 @@ from typing import Literal, TypeAlias
 
 __all__ = ["LoraSettings", "ModelSettings", "Optimisation", "Part"]
 
-Part: TypeAlias = Literal["language", "projector", "tower"]
+Part: TypeAlias = Literal["language", "projector", "tower", "methods"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,24 +54,32 @@ class ModelSettings:
             `run.precision: bf16` keeps float32 weights and computes in bfloat16; with LoRA the
             frozen weights may be bfloat16.
         attention: the library's implementation: "sdpa", "eager", "flash_attention_2" ...
-        learns: the parts that learn. With `lora` the language model's part are its adapters.
+        methods: methods that are built into the model, as text: "MMA()". They act in training as
+            in use, and are stored with what is trained. A model that has some keeps them, and is
+            given no others.
+        learns: the parts that learn. With `lora` the language model's part are its adapters;
+            "methods" are the weights of the built-in methods.
         lora: adapters in place of the language model's own weights; None trains those.
         chat_template: "model", "simple", or the path of a Jinja file, as in `mmlm generate`.
 
     Raises:
-        ValueError: nothing learns, or adapters are asked for in a frozen language model.
+        ValueError: nothing learns, adapters are asked for in a frozen language model, or a method
+            has no text form.
     """
 
     name: str = "embedded"
     dtype: Literal["float32", "bfloat16", "float16", "auto"] = "auto"
     attention: str = "sdpa"
+    methods: tuple[str, ...] = ()
     learns: tuple[Part, ...] = ("language",)
     lora: LoraSettings | None = None
     chat_template: str = "model"
 
     def __post_init__(self) -> None:
         if not self.learns:
-            raise ValueError("learns is empty: give language, projector, tower or some of them")
+            raise ValueError(
+                "learns is empty: give language, projector, tower, methods or some of them"
+            )
         if self.lora is not None and "language" not in self.learns:
             raise ValueError(
                 f"lora adapts the language model, but learns = {list(self.learns)}: add "

@@ -31,6 +31,7 @@ from mmlm.engine.riders import with_riders
 from mmlm.engine.sizes import tell_images_apart
 from mmlm.engine.vision import Sight, encode_first
 from mmlm.engine.wanted import Wanted
+from mmlm.engine.weights import worn
 from mmlm.errors import IncompatibleMethods, LayoutError
 
 if TYPE_CHECKING:
@@ -171,8 +172,7 @@ class Session:
                 f"{method.label} has no weights.",
                 advice="Its modules() must return them for every setting that asks for them.",
             )
-        module: nn.Module = modules[name]
-        return module
+        return worn(modules[name])
 
     @property
     def kept(self) -> Tensor:
@@ -349,7 +349,7 @@ class Session:
         self.untouched = plain if bool(plain.any()) else None
         self.wanted.begin(self._layout)
         if self.pruning is not None:
-            self.pruning.begin()
+            self.pruning.begin(self._cache)
         for i, method in enumerate(self.methods):
             self.states[i] = method.begin(self)
         self.beginning = self.sight = None

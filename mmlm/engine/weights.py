@@ -20,7 +20,7 @@ from mmlm.engine.anatomy import Anatomy, unwrap
 from mmlm.engine.method import MODULES, Method
 from mmlm.errors import IncompatibleMethods, InputError, MissingTensors
 
-__all__ = ["WEIGHTS", "fill", "lent", "make", "store", "without_file"]
+__all__ = ["WEIGHTS", "fill", "lent", "make", "store", "without_file", "worn"]
 
 #: The field of a method that names the file with its weights.
 WEIGHTS = "weights_file"
@@ -89,6 +89,15 @@ def without_file(method: Method) -> Method:
     return method
 
 
+def worn(module: Any) -> nn.Module:
+    """The module that counts: PEFT wraps what learns beside adapters, and keeps the original."""
+    learning = getattr(module, "modules_to_save", None)
+    if learning is None or not hasattr(module, "original_module"):
+        return module
+    active = [] if module.disable_adapters else [n for n in module.active_adapters if n in learning]
+    return learning[active[0]] if active else module.original_module
+
+
 def store(model: nn.Module, name: str, path: str | Path) -> None:
     """Writes the weights of one built-in method into a file of their own.
 
@@ -112,7 +121,8 @@ def store(model: nn.Module, name: str, path: str | Path) -> None:
             advice="build_in(model, ...) makes them one.",
         )
     text = next(m.text for m in built_in(model) if type(m).__name__ == name)
-    tensors = {n: x.detach().cpu().contiguous() for n, x in modules[name].state_dict().items()}
+    own = worn(modules[name]).state_dict()
+    tensors = {n: x.detach().cpu().contiguous() for n, x in own.items()}
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(path.name + ".part")

@@ -149,3 +149,26 @@ def test_files_that_do_not_fit(trained, tmp_path):
             pass
     with pytest.raises(InputError, match="there are: none"):
         store(model, "Untrained", tmp_path / "x.safetensors")
+
+
+def test_weights_that_learn_beside_adapters():
+    import peft  # slow to import, and needed here only
+
+    model, processor = tiny.build("llava")
+    inputs = checks.batch(processor)
+    build_in(model, Untrained(start=2.0))
+    before = checks.next_logits(model, inputs)
+    lora = peft.LoraConfig(
+        r=2,
+        target_modules=r".*language_model.*\.q_proj",
+        modules_to_save=["mmlm_methods.Untrained"],
+    )
+    wrapped = peft.get_peft_model(model, lora).eval()
+    learning = [p for n, p in wrapped.named_parameters() if "Untrained" in n and p.requires_grad]
+    assert len(learning) == 1
+    assert torch.equal(checks.next_logits(wrapped, inputs), before)
+    with torch.no_grad():
+        learning[0].mul_(0)
+    assert not torch.allclose(checks.next_logits(wrapped, inputs), before, atol=1e-4)
+    with wrapped.disable_adapter():  # as a reference model is run
+        assert torch.equal(checks.next_logits(wrapped, inputs), before)

@@ -76,6 +76,8 @@ class SFTCollator:
             return {
                 **padded(documents, pad_token_id=pad_token_id, multiple=self._multiple),
                 **pixels,
+                # Nobody reads it, and without one built-in methods know a pass of a training.
+                "use_cache": False,
             }
         if dummy and len(layout) > 1:
             # Behind the last row: flash kernels take a single one.
