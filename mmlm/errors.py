@@ -12,6 +12,7 @@ __all__ = [
     "LayoutError",
     "MissingTensors",
     "MmlmError",
+    "NeedsDynamicCache",
     "UnsupportedModel",
 ]
 
@@ -39,6 +40,10 @@ class UnsupportedModel(MmlmError, TypeError):  # noqa: N818  (the name says what
 
 class IncompatibleMethods(MmlmError, RuntimeError):  # noqa: N818
     """Two methods, or a method and a generation mode, cannot work together."""
+
+
+class NeedsDynamicCache(IncompatibleMethods, NotImplementedError):  # noqa: N818
+    """A method makes caches shorter, and the cache given has a fixed size."""
 
 
 class LayoutError(MmlmError, ValueError):

@@ -54,6 +54,20 @@ _WORKING = frozenset(
         "weights",
     }
 )
+#: Sites outside of decoder layers, or around one: they get all rows of a batch.
+_BESIDE_LAYERS = frozenset(
+    {
+        "layer_in",
+        "layer_out",
+        "logits",
+        "mask",
+        "patches",
+        "search",
+        "tokens",
+        "vision_layer",
+        "visual_tokens",
+    }
+)
 
 
 @contextmanager
@@ -260,6 +274,13 @@ def _refuse_pruning(anatomy: Anatomy, methods: tuple[Method, ...]) -> None:
                     f"{after[-1]}, whose columns are no longer the sequence's positions: "
                     f"{remover.label} removes some from layer {layers[0]} on.",
                     advice="Use one of them, or keep the first to layers before the removal.",
+                )
+            inside = sorted(other.sites - _BESIDE_LAYERS)
+            if remover.runs_apart is not None and other is not remover and inside and after:
+                raise IncompatibleMethods(
+                    f"{other.label} acts inside of layer {after[-1]} ({', '.join(inside)}), which "
+                    f"{remover.label} runs twice, each time on a part of the rows.",
+                    advice=f"Use one of them, or {type(remover).__name__}(batch='exact').",
                 )
             if other.riders:
                 raise IncompatibleMethods(

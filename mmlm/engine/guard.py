@@ -8,19 +8,20 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
 from mmlm.engine.search import searching, through_search
-from mmlm.errors import IncompatibleMethods, LayoutError
+from mmlm.errors import IncompatibleMethods, LayoutError, NeedsDynamicCache
 
 if TYPE_CHECKING:
+    from mmlm.engine.method import Method
     from mmlm.engine.session import Session
 
-__all__ = ["guarded_generate"]
+__all__ = ["guarded_generate", "refuse_static"]
 
 _REFUSED: dict[str, str] = {
     "prefill_chunk_size": "chunked prefill",
@@ -79,7 +80,8 @@ def _check(session: Session, args: tuple[Any, ...], kwargs: dict[str, Any]) -> N
             advice="Leave use_cache at True.",
         )
     beams = kwargs.get("num_beams") or getattr(config, "num_beams", None) or 1
-    measuring = [m.label for m in session.methods if m.measures]
+    # What depends on the prompt alone is equal for all beams of a prompt.
+    measuring = [m.label for m in session.methods if m.measures and not m.rewinds]
     if measuring and beams > 1:
         raise IncompatibleMethods(
             f"{' + '.join(measuring)} cannot run with beam search (num_beams={beams}): beams "
@@ -87,6 +89,8 @@ def _check(session: Session, args: tuple[Any, ...], kwargs: dict[str, Any]) -> N
             advice="Generate with num_beams=1.",
         )
     kind = kwargs.get("cache_implementation") or getattr(config, "cache_implementation", None)
+    if kind not in (None, "dynamic", "dynamic_full"):
+        refuse_static(session.methods, f"a {kind} cache")
     if session.riders and kind not in (None, "dynamic", "dynamic_full"):
         raise IncompatibleMethods(
             f"{names} lays rows into the prefill, which a {kind} cache cannot hold.",
@@ -97,6 +101,21 @@ def _check(session: Session, args: tuple[Any, ...], kwargs: dict[str, Any]) -> N
         raise IncompatibleMethods(
             f"{names} cannot continue a cache that was filled before (past_key_values).",
             advice="Pass the whole prompt and no cache.",
+        )
+
+
+def refuse_static(methods: Iterable[Method], what: str) -> None:
+    """Refuses a cache of fixed size beside methods that need one that grows.
+
+    Raises:
+        NeedsDynamicCache: If there is such a method; names it.
+    """
+    needing = [method.label for method in methods if method.needs_dynamic_cache]
+    if needing:
+        raise NeedsDynamicCache(
+            f"{' + '.join(needing)} cannot run with {what}: it holds every position in every layer, "
+            "whatever leaves the prompt.",
+            advice="Leave cache_implementation out: a dynamic cache gets shorter by what left.",
         )
 
 

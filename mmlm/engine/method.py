@@ -124,6 +124,10 @@ class Prompt(Protocol):
         """What ``begin_vision`` of this method returned for the prompt's pictures, or None."""
 
     @property
+    def copies(self) -> int:
+        """How often each of the caller's rows stands in the batch, side by side: beams."""
+
+    @property
     def kept(self) -> Int[Tensor, "B n"]:
         """Positions of the columns of the states that ``tokens`` gets, -1 where a row has none.
 
@@ -261,6 +265,20 @@ class Method(Checked, abc.ABC):
         Then the model's own attention kernel is not run for the rows of a decoding step.
         """
         return False
+
+    @property
+    def needs_dynamic_cache(self) -> bool:
+        """Whether the point of this setting is a shorter cache, so that a static one is refused."""
+        return False
+
+    @property
+    def runs_apart(self) -> int | None:
+        """From how many rows on, those that lost positions run apart from the others.
+
+        For methods at ``tokens``: in a prompt's first pass a layer then runs twice, each time on
+        rows of about one length. None: all rows run together, the shorter ones filled up.
+        """
+        return None
 
     @property
     def beams(self) -> int:

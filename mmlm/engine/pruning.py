@@ -20,8 +20,10 @@ import torch
 from jaxtyping import Int
 from torch import Tensor, nn
 
+from mmlm.engine.apart import Group, groups, install_apart
 from mmlm.engine.columns import Survivors, marked, step_mask, typed_mask
 from mmlm.engine.deepstack import unstacked
+from mmlm.engine.guard import refuse_static
 from mmlm.engine.kinds import kind_of_layer, window
 from mmlm.engine.masks import opened
 from mmlm.errors import LayoutError
@@ -29,7 +31,7 @@ from mmlm.errors import LayoutError
 if TYPE_CHECKING:
     from mmlm.engine.session import Session
 
-__all__ = ["Pruning", "install_deep_features", "install_pruning"]
+__all__ = ["Pruning", "cut_arguments", "install_deep_features", "install_pruning"]
 
 
 @dataclass(eq=False)
@@ -40,6 +42,7 @@ class _Stage:
         layer: The first layer without what was dropped.
         survivors: Columns of the whole prompt.
         kept: int64 [B, n]; the same with -1 where a row holds nothing.
+        groups: Rows that run apart from the others, if some do.
         memo: Arguments of the decoder that were already cut, by their identity; in later passes
             masks that were already made.
         step: Positions before the pass that ``memo`` is about.
@@ -48,6 +51,7 @@ class _Stage:
     layer: int
     survivors: Survivors
     kept: Int[Tensor, "B n"]
+    groups: tuple[Group, Group] | None = None
     memo: dict[int, tuple[Any, Any]] = field(default_factory=dict)
     step: int = 0
 
@@ -70,9 +74,20 @@ class Pruning:
         self._width = 0
         self._stages: list[_Stage] = []
         self._left: Tensor | None = None  # states of what left, at their positions
+        apart = [m.runs_apart for m in session.methods if "tokens" in m.sites]
+        self.apart = min((n for n in apart if n is not None), default=None)
 
-    def begin(self) -> None:
-        """A prompt's first pass begins: everything is there."""
+    def begin(self, cache: Any = None) -> None:
+        """A prompt's first pass begins: everything is there.
+
+        Args:
+            cache: What the pass will fill.
+
+        Raises:
+            NeedsDynamicCache: If it has a fixed size and a method needs another.
+        """
+        if _is_static(cache):
+            refuse_static(self.session.methods, "a static cache")
         self._width = self.session.layout.length
         self._stages, self._left = [], None
 
@@ -84,6 +99,11 @@ class Pruning:
         layout = self.session.layout
         index = torch.arange(layout.length, device=layout.seg.device)
         return torch.where(layout.real, index, -1)
+
+    def groups(self, layer: int) -> tuple[Group, Group] | None:
+        """Rows of the running prompt that run apart from the others in a layer."""
+        stage = self._stage(layer)
+        return None if stage is None else stage.groups
 
     def missing(self, layer: int) -> int:
         """How many columns fewer than the prompt's a layer's cache holds."""
@@ -123,7 +143,11 @@ class Pruning:
         whole = Survivors(kept.clamp(min=0), chosen.valid, self._width, chosen.whole)
         if not session.generating:
             self._left = self._scattered(x)
-        self._stages.append(_Stage(layer, whole, kept))
+        apart = None
+        if self.apart is not None:
+            lost = session.layout.real.sum(1) > chosen.valid.sum(1)
+            apart = groups(chosen.valid, lost, self.apart * session.copies)
+        self._stages.append(_Stage(layer, whole, kept, apart))
         return chosen.take(x)
 
     def _scattered(self, x: Tensor) -> Tensor:
@@ -138,30 +162,8 @@ class Pruning:
         stage = self._stage(layer)
         if stage is None:
             return kwargs
-        chosen, new = stage.survivors, dict(kwargs)
-        pair = kwargs.get("position_embeddings")
-        if pair is not None:
-            new["position_embeddings"] = stage.cut(pair, lambda p: tuple(map(chosen.take, p)))
-        places = kwargs.get("position_ids")
-        if places is not None:
-            new["position_ids"] = stage.cut(places, lambda p: chosen.take(p, dim=p.ndim - 1))
-        mask = kwargs.get("attention_mask")
-        if mask is not None:
-            cache = kwargs.get("past_key_values")
-            keys = None if cache is None else cache.get_mask_sizes(chosen.length, layer)[0]
-            new["attention_mask"] = stage.cut(mask, lambda m: chosen.take_mask(m, keys))
-        elif not chosen.whole:
-            new["attention_mask"] = stage.cut(None, lambda _: self._causal(chosen, kwargs))
-        return new
-
-    def _causal(self, chosen: Survivors, kwargs: dict[str, Any]) -> Tensor:
-        """The mask of a prompt that had none, with the columns closed that only fill up rows."""
         implementation = self.session.anatomy.text.config._attn_implementation or "eager"
-        if "flash" in implementation:
-            return chosen.valid.long()
-        n = chosen.length
-        ones = torch.ones(1, 1, n, n, dtype=torch.bool, device=chosen.valid.device)
-        return ones.tril() & chosen.valid[:, None, None]
+        return cut_arguments(stage.survivors, kwargs, layer, implementation, stage.cut)
 
     def step_arguments(self, layer: int, kwargs: dict[str, Any], x: Tensor) -> dict[str, Any]:
         """A layer's arguments in a later pass: a mask of the width of its own cache."""
@@ -211,6 +213,55 @@ class Pruning:
         return stage.survivors.put(y, norm.forward(left).to(y.dtype))
 
 
+def cut_arguments(
+    chosen: Survivors,
+    kwargs: dict[str, Any],
+    layer: int,
+    implementation: str,
+    cut: Callable[[Any, Callable[[Any], Any]], Any] = lambda x, function: function(x),
+) -> dict[str, Any]:
+    """A decoder layer's arguments, made for a whole prompt, for the columns that go on.
+
+    Args:
+        chosen: Those columns.
+        kwargs: What the decoder gives to the layer in a prompt's first pass.
+        layer: Its number.
+        implementation: Name of the attention implementation.
+        cut: Applies a function to an argument; may remember results, since layers share arguments.
+    """
+    new = dict(kwargs)
+    pair = kwargs.get("position_embeddings")
+    if pair is not None:
+        new["position_embeddings"] = cut(pair, lambda p: tuple(map(chosen.take, p)))
+    places = kwargs.get("position_ids")
+    if places is not None:
+        new["position_ids"] = cut(places, lambda p: chosen.take(p, dim=p.ndim - 1))
+    mask = kwargs.get("attention_mask")
+    if mask is not None:
+        cache = kwargs.get("past_key_values")
+        keys = None if cache is None else cache.get_mask_sizes(chosen.length, layer)[0]
+        new["attention_mask"] = cut(mask, lambda m: chosen.take_mask(m, keys))
+    elif not chosen.whole:
+        new["attention_mask"] = cut(None, lambda _: _causal(chosen, implementation))
+    return new
+
+
+def _causal(chosen: Survivors, implementation: str) -> Tensor:
+    """The mask of a prompt that had none, with the columns closed that only fill up rows."""
+    if "flash" in implementation:
+        return chosen.valid.long()
+    n = chosen.length
+    ones = torch.ones(1, 1, n, n, dtype=torch.bool, device=chosen.valid.device)
+    return ones.tril() & chosen.valid[:, None, None]
+
+
+def _is_static(cache: Any) -> bool:
+    from transformers.cache_utils import StaticLayer
+
+    layers = getattr(cache, "layers", None) or []
+    return any(isinstance(layer, StaticLayer) for layer in layers)
+
+
 def install_pruning(session: Session, stack: ExitStack) -> None:
     """Hooks the layers from the first on at which a method may drop positions.
 
@@ -228,6 +279,8 @@ def install_pruning(session: Session, stack: ExitStack) -> None:
         hook = _layer_hook(pruning, layer, deciding[layer])
         block = anatomy.layers[layer]
         stack.callback(block.register_forward_pre_hook(hook, with_kwargs=True).remove)
+        if pruning.apart is not None:
+            install_apart(pruning, layer, block, stack)
 
     def leave(module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
         if session.quiet or session.past or session.generating:

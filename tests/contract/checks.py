@@ -212,7 +212,7 @@ def cache_paths_agree(method, family):
         fused = generate(model, inputs, do_sample=False, **suppress)
         if searches(method):  # needs a cache from which positions can be taken
             return
-        if not method.riders:
+        if not method.riders and not method.needs_dynamic_cache:
             static = generate(
                 model,
                 inputs,
@@ -229,7 +229,7 @@ def cache_paths_agree(method, family):
 
 def beams_equal_static_beams(method, family):
     """Three beams with fused rows equal three beams with separate caches."""
-    if method.riders or searches(method):
+    if method.riders or searches(method) or method.needs_dynamic_cache:
         return
     model, processor = tiny.shared(family)
     inputs = batch(processor)
