@@ -129,7 +129,7 @@ def _run(
 
 
 def _arguments(group: Group, kwargs: dict[str, Any], x: Tensor) -> dict[str, Any]:
-    """The group's part of a layer's arguments, which hold a row of their own per row of the batch."""
+    """The group's part of a layer's arguments, in which every row of the batch has its own."""
     own = dict(kwargs)
     pair = kwargs.get("position_embeddings")
     if pair is not None:

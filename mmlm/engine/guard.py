@@ -113,8 +113,8 @@ def refuse_static(methods: Iterable[Method], what: str) -> None:
     needing = [method.label for method in methods if method.needs_dynamic_cache]
     if needing:
         raise NeedsDynamicCache(
-            f"{' + '.join(needing)} cannot run with {what}: it holds every position in every layer, "
-            "whatever leaves the prompt.",
+            f"{' + '.join(needing)} cannot run with {what}: it holds every position in every "
+            "layer, whatever leaves the prompt.",
             advice="Leave cache_implementation out: a dynamic cache gets shorter by what left.",
         )
 

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import abc
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import (
     TYPE_CHECKING,
@@ -325,6 +325,20 @@ class Method(Checked, abc.ABC):
         a true attribute ``keep_fp32`` keeps its precision. See :mod:`mmlm.engine.weights`.
         """
         return None
+
+    def read_from(
+        self, shapes: Mapping[str, tuple[int, ...]], module: nn.Module
+    ) -> Collection[str]:
+        """Names of the tensors of a weights file that this setting reads (default: all).
+
+        Args:
+            shapes: Every tensor of the file, by its name.
+            module: What they are read into; names and shapes must agree with its own.
+
+        Raises:
+            ValueError: If the file is for other settings in a way that the method can name.
+        """
+        return shapes.keys()
 
     def unsupported(self, anatomy: Anatomy) -> list[str]:
         """Reasons why this setting cannot run on this model, beyond missing parts."""

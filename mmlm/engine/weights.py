@@ -136,24 +136,22 @@ def fill(module: nn.Module, file: str | Path, method: Method) -> None:
     Raises:
         InputError: If the file cannot be read, or belongs to another method.
         MissingTensors: If tensors are missing, unexpected or of another shape.
+        ValueError: What the method itself says about tensors of another shape.
     """
     from safetensors import SafetensorError, safe_open
 
     try:
         with safe_open(str(file), "pt") as opened:
             text = (opened.metadata() or {}).get("method", "")
-            tensors = {name: opened.get_tensor(name) for name in opened.keys()}
+            _refuse_others(text, file, method)
+            shapes = {n: tuple(opened.get_slice(n).get_shape()) for n in opened.keys()}
+            wanted = method.read_from(shapes, module)
+            tensors = {name: opened.get_tensor(name) for name in wanted}
     except (OSError, SafetensorError) as error:
         raise InputError(
             f"The weights {str(file)!r} of {type(method).__name__} cannot be read: {error}",
             advice="Give the path of a file that mmlm.engine.weights.store wrote.",
         ) from error
-    name = type(method).__name__
-    if text and text.partition("(")[0].rpartition(".")[2] != name:
-        raise InputError(
-            f"{str(file)!r} holds the weights of {text}, not of {name}",
-            advice="Give a file of this method.",
-        )
     own = module.state_dict()
     shared = own.keys() & tensors.keys()
     kinds = {
@@ -173,6 +171,16 @@ def fill(module: nn.Module, file: str | Path, method: Method) -> None:
             advice="Use the settings and the kind of model that the weights were trained with.",
         )
     module.load_state_dict(tensors)
+
+
+def _refuse_others(text: str, file: str | Path, method: Method) -> None:
+    """Refuses the weights of another method, whose text form stands in the file."""
+    name = type(method).__name__
+    if text and text.partition("(")[0].rpartition(".")[2] != name:
+        raise InputError(
+            f"{str(file)!r} holds the weights of {text}, not of {name}",
+            advice="Give a file of this method.",
+        )
 
 
 def _placed(module: nn.Module, device: torch.device, dtype: torch.dtype) -> nn.Module:
