@@ -1,1 +1,3 @@
-"""Model-side methods: those that need weights or training, one file each."""
+"""Model-side methods: those that change which positions a model computes, or need training."""
+
+__all__: list[str] = []
