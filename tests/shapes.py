@@ -17,15 +17,17 @@ class _Recorder(TorchDispatchMode):
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         made = func(*args, **(kwargs or {}))
+        if func is torch.ops.aten.alias.default:  # another name for a tensor, not another tensor
+            return made
         for leaf in tree_leaves(made):
             if isinstance(leaf, torch.Tensor):
-                self.shapes[tuple(leaf.shape), leaf.dtype] += 1
+                self.shapes[str(func), tuple(leaf.shape), leaf.dtype] += 1
         return made
 
 
 @contextlib.contextmanager
 def record_shapes():
-    """Yields a Counter of (shape, dtype) over every tensor that an operator returns inside.
+    """Yields a Counter of (operator, shape, dtype) over all tensors that are made inside.
 
         with record_shapes() as shapes:
             model(**inputs)
@@ -48,8 +50,8 @@ def assert_no_square(shapes, n, *, masks=False):
     """
     assert shapes, "nothing was recorded, so nothing is tested"
     found = [
-        (shape, dtype, count)
-        for (shape, dtype), count in shapes.items()
+        (name, shape, dtype, count)
+        for (name, shape, dtype), count in shapes.items()
         if sum(side >= n for side in shape) > 1
         and not (masks and dtype == torch.bool and (len(shape) < 4 or shape[1] == 1))
     ]
