@@ -13,6 +13,7 @@ __all__ = [
     "MissingTensors",
     "MmlmError",
     "NeedsDynamicCache",
+    "UnknownTower",
     "UnsupportedModel",
 ]
 
@@ -36,6 +37,14 @@ class InputError(MmlmError):
 
 class UnsupportedModel(MmlmError, TypeError):  # noqa: N818  (the name says what it is)
     """A model lacks a part that a method needs; names the part, the class and what was tried."""
+
+
+class UnknownTower(UnsupportedModel, NotImplementedError):  # noqa: N818
+    """A vision tower is built in a way that a method on its patches does not know."""
+
+
+class UnsupportedAttention(UnsupportedModel, ValueError):  # noqa: N818
+    """A model's attention, as it is set now, cannot be told what a method opens in its mask."""
 
 
 class IncompatibleMethods(MmlmError, RuntimeError):  # noqa: N818

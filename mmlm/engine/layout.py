@@ -38,7 +38,10 @@ class TokenLayout:
             without any token between them count as one (see :meth:`with_images`).
         frame: bool; tokens that only frame an image (vision start / end, names of tiles).
         doc: int16; document within a packed row, -1 on padding. A plain prompt is document 0.
-        turn: int16; turn within a conversation. A plain prompt is turn 0; collators know more.
+        turn: int16; turn within a conversation. A plain prompt is turn 0; collators and chat
+            templates know more (:mod:`mmlm.engine.turns`).
+        behind: bool; tokens of an assistant's header behind its first one, the marker. All False
+            where nobody asked for them.
     """
 
     seg: Tensor
@@ -46,6 +49,11 @@ class TokenLayout:
     frame: Tensor
     doc: Tensor
     turn: Tensor
+    behind: Tensor = None  # type: ignore[assignment]
+
+    def __post_init__(self) -> None:
+        if self.behind is None:
+            object.__setattr__(self, "behind", torch.zeros_like(self.frame))
 
     @classmethod
     def from_ids(
@@ -116,6 +124,32 @@ class TokenLayout:
         """Bool [B]: rows that hold at least one visual position."""
         return self.visual.any(-1)
 
+    def check(self, rows: int, length: int) -> None:
+        """Refuses a layout that cannot be the one of a batch.
+
+        Args:
+            rows: Rows of the batch; they may be a multiple of the layout's (beams).
+            length: Positions of the batch.
+
+        Raises:
+            LayoutError: If shapes differ, or ``seg`` holds anything but 0 to 3.
+        """
+        shapes = {n: tuple(getattr(self, n).shape) for n in self.__dataclass_fields__}
+        if set(shapes.values()) != {(self.rows, length)} or rows % max(self.rows, 1):
+            given = ", ".join(f"{n} {shape}" for n, shape in shapes.items())
+            raise LayoutError(
+                f"The layout's tensors ({given}) do not fit inputs of shape {(rows, length)}.",
+                advice="Every tensor of a TokenLayout has the shape of input_ids.",
+            )
+        wrong = (self.seg < PAD) | (self.seg > ANSWER)
+        if bool(wrong.any()):
+            row, place = wrong.nonzero()[0].tolist()
+            raise LayoutError(
+                f"The layout's seg holds {int(self.seg[row, place])} in row {row} at position "
+                f"{place}; 0 (padding), 1 (visual), 2 (prompt) and 3 (answer) are allowed.",
+                advice="TokenLayout.from_ids reads the roles from token ids.",
+            )
+
     def last_row(self) -> Tensor:
         """int64 [B]: the last real position of each row: N - 1 where padding is on the left."""
         index = torch.arange(self.length, device=self.seg.device)
@@ -162,6 +196,7 @@ class TokenLayout:
             frame=grown(self.frame, 0),
             doc=grown(self.doc, self.doc[:, -1]),
             turn=grown(self.turn, self.turn[:, -1]),
+            behind=grown(self.behind, 0),
         )
 
     def expand(self, k: int) -> TokenLayout:
@@ -182,6 +217,7 @@ class TokenLayout:
             img=picked.img.masked_fill(empty, -1),
             frame=picked.frame & ~empty,
             doc=picked.doc.masked_fill(empty, -1),
+            behind=picked.behind & ~empty,
         )
 
     def with_text(self, where: Tensor) -> TokenLayout:
@@ -191,6 +227,7 @@ class TokenLayout:
             seg=self.seg.masked_fill(where, PROMPT),
             doc=torch.where(where, self.doc[:, -1:], self.doc),
             turn=torch.where(where, self.turn[:, -1:], self.turn),
+            behind=self.behind & ~where,
         )
 
     def join(self, turn: TokenLayout) -> TokenLayout:

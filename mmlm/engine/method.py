@@ -1,4 +1,4 @@
-"""Method and its thirteen sites: read this file first.
+"""Method and its fourteen sites: read this file first.
 
 A method is one frozen dataclass of hyperparameters. It acts by overriding one to three *sites*,
 places on the way from pixels to logits::
@@ -32,7 +32,7 @@ from typing import (
     runtime_checkable,
 )
 
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from mmlm.engine.checked import Checked
@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from mmlm.engine.anatomy import Anatomy
     from mmlm.engine.branches import Branch, Captured
     from mmlm.engine.layout import TokenLayout
+    from mmlm.engine.patch_look import PatchLook
     from mmlm.engine.search import Search
 
 __all__ = ["IN_BRANCHES", "MODULES", "SITES", "Cost", "Method", "Paper", "Prompt", "Rows"]
@@ -53,6 +54,7 @@ Rows: TypeAlias = Literal["none", "last", "tail", "all"]
 #: Every site, in the order in which a forward pass meets it.
 SITES = (
     "vision_layer",
+    "patches",
     "visual_tokens",
     "mask",
     "tokens",
@@ -68,7 +70,7 @@ SITES = (
 )
 
 #: Sites that stay on in auxiliary prompts.
-IN_BRANCHES = frozenset({"mask", "visual_tokens"})
+IN_BRANCHES = frozenset({"mask", "patches", "visual_tokens"})
 
 #: Where a model keeps the weights of the methods that are built into it.
 MODULES = "mmlm_methods"
@@ -164,6 +166,18 @@ class Prompt(Protocol):
         """Weights times the values of the attention call that is being edited.
 
         Works inside ``scores``, ``survey`` and ``weights`` only.
+        """
+
+    def values(self) -> Float[Tensor, "B H K d"]:
+        """The values of the running attention call, a column per position of the sequence.
+
+        Works where :meth:`attend` does. Heads that share values get the same ones.
+        """
+
+    def patches_kept(self) -> list[list[list[int]]]:
+        """Numbers of the patches that are left, for each row, for each of its tiles.
+
+        Empty lists where no method has a say in the tower, or a row has no picture.
         """
 
 
@@ -267,6 +281,15 @@ class Method(Checked, abc.ABC):
         return False
 
     @property
+    def turns(self) -> Literal["unread", "known", "needed"]:
+        """Whether the layout must tell the turns of a conversation, and earlier answers, apart.
+
+        ``"known"``: where a collator or the chat template tells them; a prompt that neither knows
+        is one turn. ``"needed"``: headers of the assistant too, and not knowing them is an error.
+        """
+        return "unread"
+
+    @property
     def needs_dynamic_cache(self) -> bool:
         """Whether the point of this setting is a shorter cache, so that a static one is refused."""
         return False
@@ -292,6 +315,31 @@ class Method(Checked, abc.ABC):
         """
         return True
 
+    def acts_at(self, anatomy: Anatomy, site: str, layer: int) -> bool:
+        """Whether it acts at one of its sites in a decoder layer (default: at all or at none)."""
+        return self.acts_in(anatomy, layer)
+
+    def acts_in_tower(self, anatomy: Anatomy, block: int) -> bool:
+        """Whether ``patches`` is asked after a block of the vision tower."""
+        return True
+
+    def renumbers(self, anatomy: Anatomy) -> bool:
+        """Whether positions are numbered afresh, without gaps, where this method removes some.
+
+        Only where they have one axis and no window counts them (``anatomy.one_axis``). By default
+        what stays keeps its position ids. If one of several methods renumbers, all gaps close.
+        """
+        return False
+
+    @property
+    def line_ends(self) -> Literal["line", "all", "none"]:
+        """Which ends of lines stay in a picture of several tiles that loses features.
+
+        ``"line"``: those of lines of which anything stays; ``"all"``; ``"none"``. Several methods:
+        the one that keeps fewest.
+        """
+        return "line"
+
     def acts_now(self, state: Any, layer: int) -> bool:
         """Whether rows of this layer are wanted in the running pass, as far as known before it."""
         return True
@@ -316,6 +364,14 @@ class Method(Checked, abc.ABC):
             The state that ``vision_layer`` gets; ``begin`` finds it by ``prompt.seen(self)``.
         """
         return None
+
+    def check_supervised(self, layout: TokenLayout, supervised: Bool[Tensor, "B N"]) -> None:
+        """Called once per training batch, before the decoder runs; raises what cannot be learned.
+
+        Args:
+            layout: Roles of the batch's positions.
+            supervised: Positions whose tokens are learned (label other than -100).
+        """
 
     def modules(self, anatomy: Anatomy) -> nn.Module | None:
         """Fresh weights of this setting (default: it has none).
@@ -354,6 +410,27 @@ class Method(Checked, abc.ABC):
         ``state`` is what ``begin_vision`` returned. Tiles of all pictures of the batch come
         together, a class token (if the tower has one) in front of the patches. A tower that packs
         all pictures into one row gives T = 1. Beams and videos never reach this site.
+        """
+
+    def patches(
+        self, state: Any, block: int, x: Float[Tensor, "T S D"], look: PatchLook
+    ) -> Int[Tensor, "T p"] | None:
+        """Which patches go on after tower block ``block``; several methods: the intersection.
+
+        Patches that leave are gone from the rest of the tower, from the projector where that maps
+        each feature by itself, and from the prompt, as with ``visual_tokens``. Blocks behind the
+        one that makes the image features are not run once any patch has left. It is asked up to
+        that block, without gradients, in pictures' own pass only (no videos, no auxiliary ones).
+
+        Args:
+            state: What ``begin_vision`` returned.
+            block: The block that has run.
+            x: Its output; a tower that packs all pictures into one row gives T = 1.
+            look: What stands in the block, a row per tile.
+
+        Returns:
+            Columns of ``look.numbers``, -1 for none, or None to keep all. Where features are made
+            of several patches, whole units must stay together, and in every tile at least one.
         """
 
     def visual_tokens(
@@ -407,7 +484,10 @@ class Method(Checked, abc.ABC):
         """Input of a decoder layer: new input, or None if only looked; in list order."""
 
     def keys(self, state: Any, layer: int) -> Float[Tensor, "B H K"] | None:
-        """Gains on attention keys per query head, ``q . (g k)``, for every query; the product."""
+        """Gains on attention keys per query head, ``q . (g k)``, for every query; the product.
+
+        Columns are the positions 0 .. K - 1 of the sequence; later ones have the gain 1.
+        """
 
     def scores(
         self, state: Any, layer: int, rows: Int[Tensor, "B R"], s: Float[Tensor, "B H R K"]
