@@ -266,7 +266,8 @@ def _refuse_pruning(anatomy: Anatomy, methods: tuple[Method, ...]) -> None:
         if "tokens" not in removes or not layers:
             continue
         for other in methods:
-            rows = sorted(set(ROW_SITES) & other.sites)
+            # Scaled keys follow the positions that are left (mmlm.engine.scaled_keys).
+            rows = sorted(set(ROW_SITES) & other.sites - {"keys"})
             after = [x for x in range(layers[0], anatomy.n_layers) if other.acts_in(anatomy, x)]
             if rows and after:
                 raise IncompatibleMethods(

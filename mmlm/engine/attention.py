@@ -4,6 +4,8 @@ While a method acts on attention, the text decoder's implementation is ``mmlm_ro
 model's own kernel runs for all rows, then the rows that methods asked for are computed a second
 time in plain torch, in chunks, edited, and written over the kernel's output where they changed.
 Everywhere else that output stays, bit for bit. No N x N tensor is ever made, whatever the kernel.
+Where nothing but gains on keys acts in a layer, no row is computed a second time: the kernel itself
+runs on scaled keys (:mod:`mmlm.engine.scaled_keys`).
 
 The mask function is registered under the same name. Without it the library would build no mask at
 all and say nothing: causality and padding would be lost.
@@ -19,12 +21,14 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from mmlm.engine.attention_rows import AttentionRows, Call
 from mmlm.engine.combine import chain, product, total
+from mmlm.engine.scaled_keys import PerHead, on_scaled_keys
 from mmlm.errors import UnsupportedModel
 
 if TYPE_CHECKING:
@@ -34,6 +38,8 @@ __all__ = ["ROW_SITES", "RowEditor", "install_rows"]
 
 #: Sites whose edits this module applies.
 ROW_SITES = ("keys", "scores", "weights")
+#: Those that need rows of scores.
+_ON_ROWS = frozenset({"scores", "weights"})
 
 _PREFIX = "mmlm_rows_"
 _EDITOR = "_mmlm_rows"
@@ -106,7 +112,8 @@ def _attention(
     call = Call(query, key, value, attention_mask, kwargs)
 
     def run(call: Call) -> tuple[Tensor, Tensor | None]:
-        return kernel(module, call.query, call.key, call.value, call.mask, **kwargs)
+        asking = PerHead(module) if call.apart else module
+        return kernel(asking, call.query, call.key, call.value, call.mask, **kwargs)
 
     return run(call) if editor is None else editor.edit(call, run)
 
@@ -147,6 +154,9 @@ class RowEditor:
         acting = [i for i in self.users if session.methods[i].acts_now(session.states[i], layer)]
         if not acting:
             return kernel(call)
+        if all(session.methods[i].sites.isdisjoint(_ON_ROWS) for i in acting):
+            gain = self._gain(acting, session.past + call.query.shape[2])
+            return on_scaled_keys(session, layer, call, gain, kernel)
         rows = AttentionRows(call, session.rows, session.past)
         session.attending = rows
         try:
@@ -171,7 +181,7 @@ class RowEditor:
     ) -> Tensor:
         """A decoding step of which the kernel computes the auxiliary rows only."""
         first = dict.fromkeys(acting, 0)
-        gain = self._gain(acting)
+        gain = self._gain(acting, rows.total)
         known = self._survey(rows, [(0, 1)], gain, first)
         a, _ = self._edited(rows, 0, 1, gain, first, known)
         new = rows.attend(a)
@@ -186,7 +196,7 @@ class RowEditor:
         session = self.session
         first = {i: session.wanted.first_row(i, rows.new) for i in acting}
         chunks = list(self._chunks(rows, min(first.values())))
-        gain = self._gain(acting)
+        gain = self._gain(acting, rows.total)
         known = self._survey(rows, chunks, gain, first)
         for start, end in chunks:
             a, changed = self._edited(rows, start, end, gain, first, known)
@@ -196,10 +206,14 @@ class RowEditor:
                     weights = _write_weights(weights, a, changed, start, rows.dropped)
         return output, weights
 
-    def _gain(self, acting: list[int]) -> Tensor | None:
+    def _gain(self, acting: list[int], columns: int) -> Tensor | None:
+        """The product of all gains on keys, [B, H, K]; keys that a method left out have 1."""
         methods, states = self.session.methods, self.session.states
+        users = [i for i in acting if "keys" in methods[i].sites]
+        gains = [methods[i].keys(states[i], self.layer) for i in users]
         return product(
-            methods[i].keys(states[i], self.layer) for i in acting if "keys" in methods[i].sites
+            None if g is None else functional.pad(g, (0, columns - g.shape[-1]), value=1)
+            for g in gains
         )
 
     def _chunks(self, rows: AttentionRows, first: int) -> Iterator[tuple[int, int]]:
@@ -249,7 +263,7 @@ class RowEditor:
         )
         changed = None
         if gain is not None:
-            s = s * gain[:, :, None]
+            s = rows.scores(start, end, gain)
             changed = (gain != 1).any(-1)[:, :, None]
         if delta is not None:
             s = s + delta

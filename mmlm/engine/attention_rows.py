@@ -22,6 +22,7 @@ class Call:
         value: Like ``key``.
         mask: None (causal), [rows or 1, 1, L, K] (bool, or additive float), or [rows, K] (flash).
         options: ``scaling``, ``sliding_window``, ``softcap`` and whatever else the kernel takes.
+        apart: Keys and values stand once per query head, although the layer shares them.
     """
 
     query: Tensor
@@ -29,6 +30,7 @@ class Call:
     value: Tensor
     mask: Tensor | None
     options: dict[str, Any]
+    apart: bool = False
 
     def below(self, rows: int) -> Call:
         """The call without its first ``rows`` rows."""
@@ -36,6 +38,17 @@ class Call:
         if mask is not None and mask.shape[0] > 1:
             mask = mask[rows:]
         return Call(self.query[rows:], self.key[rows:], self.value[rows:], mask, self.options)
+
+    def scaled(self, gain: Tensor) -> Call:
+        """The call with keys times ``gain`` [rows, H, K], which are one set per query head then.
+
+        The products are taken in fp32 (or better) and rounded once. What is in the cache stays.
+        """
+        groups = self.query.shape[1] // self.key.shape[1]
+        product = self.key[:, :, None] * gain.unflatten(1, (-1, groups))[..., None]
+        key = product.to(self.key.dtype).flatten(1, 2)
+        value = self.value.repeat_interleave(groups, dim=1) if groups > 1 else self.value
+        return Call(self.query, key, value, self.mask, self.options, apart=True)
 
 
 class AttentionRows:
@@ -65,17 +78,22 @@ class AttentionRows:
         self.softcap: float | None = call.options.get("softcap")
         self.window: int | None = call.options.get("sliding_window")
 
-    def scores(self, start: int, end: int) -> Tensor:
-        """Scaled scores of the new rows ``start`` to ``end``, fp32 [B, H, R, K], unmasked."""
+    def scores(self, start: int, end: int, gain: Tensor | None = None) -> Tensor:
+        """Scaled scores of the new rows ``start`` to ``end``, fp32 [B, H, R, K], unmasked.
+
+        ``gain`` [B, H, K] multiplies keys, so what bounds scores comes after it.
+        """
         query = self.query[:, :, start:end]
         rows, heads, r, _ = query.shape
         if self.groups > 1:  # queries of one key/value head side by side: keys are not repeated
             query = query.unflatten(1, (-1, self.groups)).flatten(2, 3)
         s = torch.matmul(query, self.key.transpose(-1, -2)).float() * self.scaling
-        if self.softcap is not None:
-            s = torch.tanh(s / self.softcap) * self.softcap
         if self.groups > 1:
             s = s.view(rows, heads, r, -1)
+        if gain is not None:
+            s = s * gain[:, :, None, self.dropped :]
+        if self.softcap is not None:
+            s = torch.tanh(s / self.softcap) * self.softcap
         return functional.pad(s, (self.dropped, 0)) if self.dropped else s
 
     def softmax(self, s: Tensor, start: int, end: int) -> Tensor:
