@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections import Counter
 
 import torch
@@ -38,6 +39,11 @@ def record_shapes():
     recorder = _Recorder()
     with recorder:
         yield recorder.shapes
+
+
+def largest(shapes):
+    """How many numbers the largest tensor has."""
+    return max(math.prod(shape) for _, shape, _ in shapes)
 
 
 def assert_no_square(shapes, n, *, masks=False):

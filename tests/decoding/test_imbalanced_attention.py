@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import tiny
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
+from shapes import largest, record_shapes
 
 from decoding.imbalanced_attention import (
     ImbalancedAttention,
@@ -301,34 +301,19 @@ def test_acceptance_7_padded_rows_equal_single_rows(family):
     checks.batch_equals_single_rows(ImbalancedAttention(), family)
 
 
-class _Largest(TorchDispatchMode):
-    """The most numbers in one tensor that was made."""
-
-    def __init__(self):
-        super().__init__()
-        self.most = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        out = func(*args, **(kwargs or {}))
-        for t in out if isinstance(out, tuple | list) else (out,):
-            if isinstance(t, torch.Tensor):
-                self.most = max(self.most, t.numel())
-        return out
-
-
 @torch.no_grad()
 def test_acceptance_8_no_tensor_grows_with_the_square_of_the_length():
     model, processor = tiny.shared("llava")
-    largest = []
+    sizes = []
     for times in (20, 60):
         prompt = " ".join([checks.PROMPTS[0]] * times)
         inputs = tiny.inputs(processor, [prompt], [[tiny.picture(1)]])
         n = inputs["input_ids"].shape[1]
-        with attach(model, ImbalancedAttention(head_gain="image_mass")), _Largest() as seen:
+        with attach(model, ImbalancedAttention(head_gain="image_mass")), record_shapes() as seen:
             model(**inputs, logits_to_keep=1)
-        assert seen.most < n * n
-        largest.append(seen.most / n)
-    assert largest[1] < 1.1 * largest[0]
+        assert largest(seen) < n * n
+        sizes.append(largest(seen) / n)
+    assert sizes[1] < 1.1 * sizes[0]
 
 
 def test_acceptance_9_evaluation_reports_duplicate_sentences():

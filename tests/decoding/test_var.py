@@ -10,7 +10,7 @@ import golden
 import pytest
 import tiny
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
+from shapes import largest, record_shapes
 from transformers import LogitsProcessorList
 from whole_matrix import Recompute, edited, whole_pass
 
@@ -337,34 +337,19 @@ def test_acceptance_9_the_last_layer_is_left_alone_unless_included():
     assert not torch.equal(seen[0], seen[2])
 
 
-class Largest(TorchDispatchMode):
-    """The number of elements of the largest tensor that is made."""
-
-    def __init__(self):
-        super().__init__()
-        self.elements = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        out = func(*args, **(kwargs or {}))
-        for t in out if isinstance(out, tuple | list) else (out,):
-            if isinstance(t, torch.Tensor):
-                self.elements = max(self.elements, t.numel())
-        return out
-
-
 def test_acceptance_10_long_prompts_need_no_square():
     n, tail, heads = 4096, 32, 4
     visual = torch.zeros(1, n, dtype=torch.bool)
     visual[:, 8 : n - tail] = True
     sinks = torch.arange(n)[None] % 97 == 0
     a = torch.randn(1, heads, tail, n).softmax(-1)
-    with Largest() as largest:
+    with record_shapes() as seen:
         marks = mark(visual, sinks)
         mass = masses(a, marks)
         selected = image_centric(mass, visual.sum(-1, keepdim=True), 0.2, 0.5)
         redistribute(a, marks, mass, selected, 0.4)
-    assert largest.elements <= heads * tail * n
-    assert largest.elements < n * n
+    assert largest(seen) <= heads * tail * n
+    assert largest(seen) < n * n
 
 
 def test_acceptance_10_in_the_model():

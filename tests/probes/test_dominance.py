@@ -9,8 +9,7 @@ import checks
 import pytest
 import tiny
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+from shapes import record_shapes
 
 import mmlm
 from benchmarks.text_dominance.records import Masses
@@ -238,29 +237,16 @@ def test_enough_of_the_contract_applies():
     assert checks.leaves_no_trace in KEPT
 
 
-class Largest(TorchDispatchMode):
-    """Notes the shapes of everything that operations make."""
-
-    def __init__(self):
-        super().__init__()
-        self.shapes = set()
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        result = function(*args, **(kwargs or {}))
-        tensors = [x for x in tree_leaves(result) if isinstance(x, torch.Tensor)]
-        self.shapes |= {tuple(x.shape) for x in tensors}
-        return result
-
-
 def test_no_square_matrix_is_made():
     model, processor = tiny.shared("llava")
     inputs = batch(processor, slice(0, 1))
     n = inputs["input_ids"].shape[1]
     heads = mmlm.Anatomy(model).n_heads
-    with Largest() as seen:
+    with record_shapes() as seen:
         run(model, inputs, TextDominance())
-    assert (1, heads, 1, n) in seen.shapes  # the row of a prompt's last position
-    assert not [s for s in seen.shapes if s[-2:] == (n, n) and heads in s[:-2]]
+    shapes = {shape for _, shape, _ in seen}
+    assert (1, heads, 1, n) in shapes  # the row of a prompt's last position
+    assert not [s for s in shapes if s[-2:] == (n, n) and heads in s[:-2]]
 
 
 # ---- what is measured ----
