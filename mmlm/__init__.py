@@ -21,6 +21,7 @@ __version__ = "0.1.0"
 _METHODS = {
     "ACT": "decoding.act",
     "DoLa": "decoding.dola",
+    "DyVTE": "mmlm.methods.dyvte",
     "ICD": "decoding.icd",
     "INTER": "decoding.inter",
     "ImbalancedAttention": "decoding.imbalanced_attention",
@@ -74,6 +75,7 @@ if TYPE_CHECKING:
     from mmlm.engine.build_in import build_in
     from mmlm.engine.layout import TokenLayout
     from mmlm.engine.method import Method
+    from mmlm.methods.dyvte import DyVTE
     from mmlm.model.checkpoint import load
     from mmlm.model.compose import compose
     from mmlm.probes.confidence import Confidence
@@ -97,6 +99,7 @@ __all__ = [
     "Confidence",
     "ImageAttention",
     "DoLa",
+    "DyVTE",
     "ImbalancedAttention",
     "Method",
     "TextDominance",

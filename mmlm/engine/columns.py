@@ -90,8 +90,11 @@ class Survivors:
         if mask.ndim == 2:
             return self.take(mask) * self.valid.to(mask.dtype)
         rest = 0 if keys is None else keys - self.length
-        mask = torch.take_along_dim(mask, self.index[:, None, :, None], dim=2)
-        mask = torch.take_along_dim(mask, self.index[:, None, None], dim=3)
+        if mask.shape[0] != self.index.shape[0]:
+            mask = mask.expand(self.index.shape[0], -1, -1, -1)
+        queries = self.index[:, None, :, None].expand(-1, -1, -1, mask.shape[3])
+        mask = mask.gather(2, queries)
+        mask = mask.gather(3, self.index[:, None, None].expand(-1, -1, mask.shape[2], -1))
         return functional.pad(shut(mask, self.valid[:, None, None]), (0, rest), value=_closed(mask))
 
 

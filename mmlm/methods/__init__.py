@@ -1,3 +1,5 @@
 """Model-side methods: those that change which positions a model computes, or need training."""
 
-__all__: list[str] = []
+from mmlm.methods.dyvte import DyVTE
+
+__all__ = ["DyVTE"]

@@ -13,6 +13,8 @@ METHODS = tuple(getattr(mmlm, name) for name in mmlm.method_names())
 #: every method so far; a method whose default is too weak names a stronger one here.
 STRONG: dict[str, str] = {
     "ACT": "ACT(heads_by_layer=((1, (0, 1, 2, 5)), (2, (3, 4, 5, 6, 7))), beta=0.1, theta=0.03)",
+    # A fixed exit: routers would have to be trained. Theirs: tests/methods/test_dyvte.py.
+    "DyVTE": "DyVTE(exit_layer=0)",
     # The score that every tower without rotary positions can give; test_imbalanced_attention.py
     # runs the whole contract with the default one.
     "ImbalancedAttention": "ImbalancedAttention(tower_score='column_mean')",
@@ -24,7 +26,7 @@ STRONG: dict[str, str] = {
 }
 
 #: Parameters for which infinity means something: a threshold that nothing reaches.
-MAY_BE_INFINITE = {("INTER", "k")}
+MAY_BE_INFINITE = {("INTER", "k"), ("DyVTE", "threshold")}
 
 
 def strong(cls):
