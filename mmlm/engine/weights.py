@@ -20,7 +20,7 @@ from mmlm.engine.anatomy import Anatomy, unwrap
 from mmlm.engine.method import MODULES, Method
 from mmlm.errors import IncompatibleMethods, InputError, MissingTensors
 
-__all__ = ["WEIGHTS", "contents", "fill", "lent", "make", "store", "without_file", "worn"]
+__all__ = ["WEIGHTS", "fill", "lent", "make", "store", "without_file", "worn"]
 
 #: The field of a method that names the file with its weights.
 WEIGHTS = "weights_file"
@@ -130,35 +130,6 @@ def store(model: nn.Module, name: str, path: str | Path) -> None:
     part.replace(path)
 
 
-def contents(file: str | Path, name: str) -> tuple[dict[str, torch.Tensor], str]:
-    """The tensors of a file that :func:`store` wrote, and the text of the method they belong to.
-
-    Args:
-        file: Its path.
-        name: Class of the method that asks.
-
-    Raises:
-        InputError: If the file cannot be read, or belongs to another method.
-    """
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(str(file), "pt") as opened:
-            text = (opened.metadata() or {}).get("method", "")
-            tensors = {key: opened.get_tensor(key) for key in opened.keys()}
-    except (OSError, SafetensorError) as error:
-        raise InputError(
-            f"The weights {str(file)!r} of {name} cannot be read: {error}",
-            advice="Give the path of a file that mmlm.engine.weights.store wrote.",
-        ) from error
-    if text and text.partition("(")[0].rpartition(".")[2] != name:
-        raise InputError(
-            f"{str(file)!r} holds the weights of {text}, not of {name}",
-            advice="Give a file of this method.",
-        )
-    return tensors, text
-
-
 def fill(module: nn.Module, file: str | Path, method: Method) -> None:
     """Reads a file into a method's weights; every name and shape must agree.
 
@@ -167,7 +138,20 @@ def fill(module: nn.Module, file: str | Path, method: Method) -> None:
         MissingTensors: If tensors are missing, unexpected or of another shape.
         ValueError: What the method itself says about tensors of another shape.
     """
-    tensors, text = contents(file, type(method).__name__)
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(str(file), "pt") as opened:
+            text = (opened.metadata() or {}).get("method", "")
+            _refuse_others(text, file, method)
+            shapes = {n: tuple(opened.get_slice(n).get_shape()) for n in opened.keys()}
+            wanted = method.read_from(shapes, module)
+            tensors = {name: opened.get_tensor(name) for name in wanted}
+    except (OSError, SafetensorError) as error:
+        raise InputError(
+            f"The weights {str(file)!r} of {type(method).__name__} cannot be read: {error}",
+            advice="Give the path of a file that mmlm.engine.weights.store wrote.",
+        ) from error
     own = module.state_dict()
     shared = own.keys() & tensors.keys()
     kinds = {
