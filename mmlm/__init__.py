@@ -20,12 +20,15 @@ __version__ = "0.1.0"
 
 _METHODS = {
     "ACT": "decoding.act",
+    "CrossLMM": "mmlm.methods.crosslmm",
+    "DARA": "mmlm.methods.dara",
     "DoLa": "decoding.dola",
     "DyVTE": "mmlm.methods.dyvte",
     "ICD": "decoding.icd",
     "INTER": "decoding.inter",
     "ImbalancedAttention": "decoding.imbalanced_attention",
     "M3ID": "decoding.m3id",
+    "MMA": "mmlm.methods.mma",
     "ONLY": "decoding.only",
     "OPERA": "decoding.opera",
     "PAI": "decoding.pai",
@@ -75,7 +78,10 @@ if TYPE_CHECKING:
     from mmlm.engine.build_in import build_in
     from mmlm.engine.layout import TokenLayout
     from mmlm.engine.method import Method
+    from mmlm.methods.crosslmm import CrossLMM
+    from mmlm.methods.dara import DARA
     from mmlm.methods.dyvte import DyVTE
+    from mmlm.methods.mma import MMA
     from mmlm.model.checkpoint import load
     from mmlm.model.compose import compose
     from mmlm.probes.confidence import Confidence
@@ -85,9 +91,11 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ACT",
+    "DARA",
     "ICD",
     "INTER",
     "M3ID",
+    "MMA",
     "ONLY",
     "OPERA",
     "PAI",
@@ -98,6 +106,7 @@ __all__ = [
     "Anatomy",
     "Confidence",
     "ImageAttention",
+    "CrossLMM",
     "DoLa",
     "DyVTE",
     "ImbalancedAttention",

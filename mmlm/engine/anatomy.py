@@ -7,6 +7,7 @@ that names the part, the class and what was tried.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
@@ -14,9 +15,9 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor, nn
 
-from mmlm.engine.kinds import reasons_against_masks, reasons_against_removal
+from mmlm.engine.kinds import SLIDING, kinds, reasons_against_masks, reasons_against_removal
 from mmlm.engine.layout import Framing
-from mmlm.errors import UnsupportedModel
+from mmlm.errors import LayoutError, UnsupportedModel
 
 if TYPE_CHECKING:
     from mmlm.engine.method import Method
@@ -50,6 +51,12 @@ class Family:
             pass must leave them as they were.
         softcap: Whether the model bounds its logits by ``final_logit_softcapping``, if its text
             configuration has a number there.
+        prefix: Whether the whole prompt is read both ways, so that nothing is left to be opened.
+        projects_each: Whether the projector maps each image feature by itself, so that it need
+            not run on those that are not wanted.
+        pools: How a pooled grid gets through a projector that does not. ``"shuffled"``: it merges
+            squares of any square grid. ``"averaged"``: it takes the whole grid and averages
+            squares of it. ``"after"``: features are pooled behind it.
     """
 
     image_ids: tuple[str, ...] = ("image_token_id", "image_token_index", "video_token_id")
@@ -65,6 +72,9 @@ class Family:
     frames_in_patch: bool = False
     remembered: tuple[str, ...] = ()
     softcap: bool = False
+    prefix: bool = False
+    projects_each: bool = False
+    pools: Literal["after", "shuffled", "averaged"] = "after"
 
 
 #: For model types without a row: the names that vision-language models in transformers use.
@@ -106,9 +116,9 @@ GENERIC = Family(
     ),
 )
 FAMILIES: dict[str, Family] = {
-    "llava": Family(sizes="equal"),
-    "llava_next": Family(sizes="packed"),
-    "llava_onevision": Family(sizes="packed"),
+    "llava": Family(sizes="equal", projects_each=True),
+    "llava_next": Family(sizes="packed", projects_each=True),
+    "llava_onevision": Family(sizes="packed", projects_each=True),
     "qwen2_5_vl": Family(
         wrapper_ids=("vision_start_token_id", "vision_end_token_id"),
         frames_in_patch=True,
@@ -119,14 +129,22 @@ FAMILIES: dict[str, Family] = {
         frames_in_patch=True,
         remembered=("rope_deltas",),
     ),
-    "internvl": Family(framing="neighbours"),
-    "idefics3": Family(framing="tiles"),
-    "smolvlm": Family(framing="tiles"),
-    "paligemma": Family(sizes="equal", first_position=1, types=True, softcap=True),
+    "internvl": Family(framing="neighbours", projects_each=True),
+    "idefics3": Family(framing="tiles", pools="shuffled"),
+    "smolvlm": Family(framing="tiles", pools="shuffled"),
+    "paligemma": Family(
+        sizes="equal",
+        first_position=1,
+        types=True,
+        softcap=True,
+        prefix=True,
+        projects_each=True,
+    ),
     "gemma3": Family(
         wrapper_ids=("boi_token_id", "boi_token_index", "eoi_token_id", "eoi_token_index"),
         blank="\n\n",
         types=True,
+        pools="averaged",
     ),
 }
 
@@ -234,6 +252,68 @@ class Anatomy:
         """Whether the tower's states begin with a class token, before the patches."""
         return any(_follow(self.tower, path) is not None for path in _CLS_PATHS)
 
+    @property
+    def patches_per_feature(self) -> int:
+        """How many patches of the tower become one image feature (1: none are merged)."""
+        config = self.config
+        side = getattr(self.tower, "spatial_merge_size", None)
+        side = side if side is not None else getattr(config, "scale_factor", None)
+        ratio = getattr(config, "downsample_ratio", None)
+        if side is None and ratio is not None:
+            side = round(1 / ratio)
+        if side is not None:
+            return int(side) ** 2
+        tokens = getattr(config, "mm_tokens_per_image", None)
+        if tokens is None:
+            return 1
+        vision = config.vision_config
+        return int((vision.image_size // vision.patch_size) ** 2 // tokens)
+
+    @property
+    def tower_width(self) -> int:
+        """Width of the states that enter the projector."""
+        if self.family.projects_each:  # several layers, or squares of patches, may be one state
+            linear = next(m for m in self.projector.modules() if isinstance(m, nn.Linear))
+            return int(linear.in_features)
+        return int(self._part(self.config.vision_config, "width", ("hidden_size", "embed_dim")))
+
+    @property
+    def tower_windows(self) -> tuple[int, ...]:
+        """Blocks of the tower in which a picture sees all of itself; empty if all of them are."""
+        return tuple(getattr(self.tower, "fullatt_block_indexes", None) or ())
+
+    def feature_of_patch(self, patches: Tensor, count: int, unit: int | None = None) -> Tensor:
+        """Numbers of the image features that patches of a tile become part of.
+
+        Where patches are merged, they are in square blocks of a square grid, features row by row.
+
+        Args:
+            patches: Numbers of patches, row by row; negative ones stay negative.
+            count: Patches of a tile.
+            unit: How many patches make a block (default: as many as the model merges).
+
+        Raises:
+            LayoutError: If the grid is not square or does not hold whole blocks.
+        """
+        unit = self.patches_per_feature if unit is None else unit
+        if unit == 1:
+            return patches
+        side, block = math.isqrt(count), math.isqrt(unit)
+        if side * side != count or block * block != unit or side % block:
+            raise LayoutError(
+                f"{count} patches per tile are no square grid of blocks of {unit}.",
+                advice="Methods that select patches cannot run on this model.",
+            )
+        row, column = patches // side, patches % side
+        feature = row // block * (side // block) + column // block
+        return torch.where(patches >= 0, feature, -1)
+
+    @property
+    def one_axis(self) -> bool:
+        """Whether positions have one axis and no window counts them: they may be renumbered."""
+        three = hasattr(self.composite, "rope_deltas")
+        return not three and SLIDING not in kinds(self.text.config)
+
     def o_proj(self, layer: int) -> nn.Module:
         """The output projection of a decoder layer's attention; its input is [B, L, H * d]."""
         try:
@@ -253,6 +333,35 @@ class Anatomy:
         That is the MLP, or in families that normalise its output the norm after it.
         """
         return self._part(self.layers[layer], "MLP", _MLP_PATHS)
+
+    def attended(self, layer: int) -> Any:
+        """The module whose output is what a decoder layer adds to its residual for the attention.
+
+        That is the attention, or in families that normalise its output the norm after it.
+
+        Raises:
+            UnsupportedModel: If the layer's MLP does not follow on that sum, or the sum is scaled.
+        """
+        block = self.layers[layer]
+        name = type(block).__name__
+        norm = self._part(block, "norm before the MLP", _MLP_NORM_PATHS)
+        if getattr(block, "use_parallel_residual", False):
+            raise UnsupportedModel(
+                f"Attention and MLP of {name} run side by side on the same states.",
+                advice="Methods between the two cannot run on this model.",
+            )
+        if getattr(block, "residual_multiplier", 1.0) != 1.0:
+            raise UnsupportedModel(
+                f"{name} scales what it adds to its residual ({block.residual_multiplier}).",
+                advice="Methods between attention and MLP cannot run on this model.",
+            )
+        after = getattr(block, "post_attention_layernorm", None)
+        surrounds = getattr(block, "post_feedforward_layernorm", None) is not None
+        return after if surrounds and norm is not None else self.attention(layer)
+
+    def mlp_norm(self, layer: int) -> Any:
+        """The norm before a decoder layer's MLP."""
+        return self._part(self.layers[layer], "norm before the MLP", _MLP_NORM_PATHS)
 
     def input_norm(self, layer: int) -> Any:
         """The norm before a decoder layer's attention."""
@@ -348,12 +457,16 @@ class Anatomy:
 
 #: Name of a part -> the sites that need it, and how it is found.
 _NEEDED: dict[str, tuple[frozenset[str], Callable[[Anatomy], Any]]] = {
-    "vision tower": (frozenset({"vision_layer", "visual_tokens"}), lambda a: a.tower),
-    "tower blocks": (frozenset({"vision_layer"}), lambda a: a.tower_blocks),
-    "projector": (frozenset({"vision_layer", "visual_tokens"}), lambda a: a.projector),
+    "vision tower": (frozenset({"vision_layer", "patches", "visual_tokens"}), lambda a: a.tower),
+    "tower blocks": (frozenset({"vision_layer", "patches"}), lambda a: a.tower_blocks),
+    "projector": (
+        frozenset({"vision_layer", "patches", "pool", "visual_tokens"}),
+        lambda a: a.projector,
+    ),
     "attention": (frozenset({"keys", "scores", "weights"}), lambda a: a.attention(0)),
     "output projection": (frozenset({"heads"}), lambda a: a.o_proj(0)),
     "MLP": (frozenset({"mlp"}), lambda a: a.mlp(0)),
+    "sum of residual and attention": (frozenset({"attended"}), lambda a: a.attended(0)),
 }
 
 

@@ -18,16 +18,18 @@ from mmlm.engine.anatomy import Anatomy, unwrap
 from mmlm.engine.attention import ROW_SITES, install_rows
 from mmlm.engine.compaction import install_compaction
 from mmlm.engine.guard import guarded_generate
-from mmlm.engine.hooks import heads_hook, layer_in_hook, layer_out_hook, mlp_hook
+from mmlm.engine.hooks import attended_hooks, heads_hook, layer_in_hook, layer_out_hook, mlp_hook
 from mmlm.engine.layout import TokenLayout
 from mmlm.engine.masks import install_masks
 from mmlm.engine.method import IN_BRANCHES, Method
+from mmlm.engine.pooling import install_pooling
 from mmlm.engine.pruning import install_deep_features, install_pruning
 from mmlm.engine.session import Session
 from mmlm.engine.template import known_processor
+from mmlm.engine.turns import install_handing
 from mmlm.engine.vision import install_vision
 from mmlm.engine.weights import lent
-from mmlm.errors import IncompatibleMethods, UnsupportedModel
+from mmlm.errors import IncompatibleMethods, UnsupportedAttention, UnsupportedModel
 
 if TYPE_CHECKING:
     from mmlm.engine.build_in import Built
@@ -39,6 +41,7 @@ MARK, BUILT = "_mmlm_session", "_mmlm_built"
 #: Sites whose mechanism is installed by this module.
 _WORKING = frozenset(
     {
+        "attended",
         "heads",
         "keys",
         "layer_in",
@@ -46,6 +49,7 @@ _WORKING = frozenset(
         "logits",
         "mask",
         "mlp",
+        "pool",
         "scores",
         "search",
         "tokens",
@@ -175,6 +179,7 @@ def install(session: Session, stack: ExitStack) -> None:
     def keep(handle: RemovableHandle) -> None:
         stack.callback(handle.remove)
 
+    install_handing(session, stack)
     keep(composite.register_forward_pre_hook(session.on_inputs, with_kwargs=True))
     keep(composite.register_forward_hook(session.on_hidden))
     keep(anatomy.text.register_forward_pre_hook(session.on_decoder, with_kwargs=True))
@@ -189,6 +194,10 @@ def install(session: Session, stack: ExitStack) -> None:
         if acting := session.users("heads", layer):
             hook = heads_hook(session, layer, acting)
             keep(anatomy.o_proj(layer).register_forward_pre_hook(hook))
+        if acting := session.users("attended", layer):
+            before, after = attended_hooks(session, layer, acting)
+            keep(block.register_forward_pre_hook(before, with_kwargs=True))
+            keep(anatomy.attended(layer).register_forward_hook(after))
         if acting := session.users("mlp", layer):
             hook = mlp_hook(session, layer, acting)
             keep(anatomy.mlp(layer).register_forward_hook(hook))
@@ -197,6 +206,7 @@ def install(session: Session, stack: ExitStack) -> None:
             keep(block.register_forward_hook(hook))
     install_deep_features(session, stack)
     install_rows(session, stack)
+    install_pooling(session, stack)
     install_vision(session, stack)
     if session.users("logits"):
         keep(anatomy.model.register_forward_hook(session.on_logits))
@@ -216,7 +226,8 @@ def refuse(
             )
         reasons = anatomy.supports(method)
         if reasons:
-            raise UnsupportedModel(
+            error = UnsupportedAttention if "mask" in method.sites else UnsupportedModel
+            raise error(
                 f"{method.label} cannot run on this model: {'; '.join(reasons)}.",
                 advice="`mmlm doctor MODEL` lists what this model supports.",
             )
@@ -252,7 +263,7 @@ def _refuse_auxiliary(methods: tuple[Method, ...], built: tuple[Method, ...]) ->
 def _refuse_pruning(anatomy: Anatomy, methods: tuple[Method, ...]) -> None:
     """Methods that cannot be together because one of them removes positions."""
     for remover in methods:
-        removes = sorted({"tokens", "visual_tokens"} & remover.sites)
+        removes = sorted({"patches", "tokens", "visual_tokens"} & remover.sites)
         if not removes:
             continue
         for other in methods:
@@ -262,17 +273,31 @@ def _refuse_pruning(anatomy: Anatomy, methods: tuple[Method, ...]) -> None:
                     f"({', '.join(removes)}).",
                     advice="Use one of them.",
                 )
-        layers = [x for x in range(anatomy.n_layers) if remover.acts_in(anatomy, x)]
+            if other is not remover and "patches" in removes and "patches" in other.sites:
+                raise IncompatibleMethods(
+                    f"{remover.label} and {other.label} both choose patches in the vision tower.",
+                    advice="Use one of them.",
+                )
+            if "patches" in removes and "vision_layer" in other.sites:
+                raise IncompatibleMethods(
+                    f"{other.label} acts on all patches in the vision tower (vision_layer), of "
+                    f"which {remover.label} removes some (patches).",
+                    advice="Use one of them.",
+                )
+        acts_at = remover.acts_at
+        layers = [x for x in range(anatomy.n_layers) if acts_at(anatomy, "tokens", x)]
         if "tokens" not in removes or not layers:
             continue
         for other in methods:
             # Scaled keys follow the positions that are left (mmlm.engine.scaled_keys).
             rows = sorted(set(ROW_SITES) & other.sites - {"keys"})
-            after = [x for x in range(layers[0], anatomy.n_layers) if other.acts_in(anatomy, x)]
-            if rows and after:
+            behind = range(layers[0], anatomy.n_layers)
+            after = [x for x in behind if other.acts_in(anatomy, x)]
+            seen = [x for x in behind if any(other.acts_at(anatomy, site, x) for site in rows)]
+            if seen:
                 raise IncompatibleMethods(
                     f"{other.label} works on attention rows ({', '.join(rows)}) of layer "
-                    f"{after[-1]}, whose columns are no longer the sequence's positions: "
+                    f"{seen[-1]}, whose columns are no longer the sequence's positions: "
                     f"{remover.label} removes some from layer {layers[0]} on.",
                     advice="Use one of them, or keep the first to layers before the removal.",
                 )

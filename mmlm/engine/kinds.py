@@ -8,10 +8,14 @@ from __future__ import annotations
 from typing import Any
 
 __all__ = [
+    "BLOCKS",
+    "DENSE",
     "FULL",
     "SLIDING",
+    "SPLIT",
     "first_layer",
     "kind_of_layer",
+    "kind_of_mask",
     "kinds",
     "reasons_against_masks",
     "reasons_against_removal",
@@ -19,6 +23,10 @@ __all__ = [
 ]
 
 FULL, SLIDING = "full_attention", "sliding_attention"
+
+#: How an attention kernel is told who sees whom: a finished 4-D mask; a mask of blocks (flex); or
+#: not at all (flash), so that what is opened must be computed beside it.
+DENSE, BLOCKS, SPLIT = "dense", "blocks", "split"
 
 
 def kinds(config: Any) -> list[str]:
@@ -45,15 +53,17 @@ def window(config: Any, kind: str) -> int | None:
     return int(config.sliding_window) if kind == SLIDING else None
 
 
-def reasons_against_masks(config: Any) -> list[str]:
-    """Why a text decoder, as it is set now, takes no mask of ours; empty if it does."""
-    reasons = _unknown_kinds(config)
+def kind_of_mask(config: Any) -> str:
+    """How the attention of a text decoder, as it is set now, is told who sees whom."""
     implementation = config._attn_implementation or "eager"
-    if "flash" in implementation or "flex" in implementation:
-        reasons.append(
-            f"attention {implementation!r} takes no 4-D mask and would silently stay causal "
-            "(use sdpa or eager)"
-        )
+    if "flash" in implementation:
+        return SPLIT
+    return BLOCKS if "flex" in implementation else DENSE
+
+
+def reasons_against_masks(config: Any) -> list[str]:
+    """Why a text decoder, as it is set now, can be opened by no method; empty if it can."""
+    reasons = _unknown_kinds(config)
     if not getattr(config, "is_causal", True):
         reasons.append("its text decoder is not causal, so there is nothing to open")
     return reasons

@@ -3,8 +3,13 @@
 A method returns a rule ``(b, q, k) -> bool`` on positions of the sequence; the union of all rules
 is OR-ed to what the model would see by itself. That is built by the library's own functions, so
 windows, packed rows, static caches and families with bidirectional images stay as they are, and is
-handed to the decoder as a ready 4-D mask, or one per kind of layer. Padding stays closed, a window
-bounds what a rule opens as it bounds everything else, and documents of a packed row stay apart.
+handed to the decoder as a ready 4-D mask, or one per kind of layer; for flex kernels as a mask of
+blocks, for flash kernels, which take none, as a plan of attention in two parts
+(:mod:`mmlm.engine.split_attention`). Padding stays closed, a window bounds what a rule opens as it
+bounds everything else, and documents of a packed row stay apart.
+
+(The library's own argument for further rules, ``or_mask_function``, is of no use here: in packed
+rows it is asked about positions in the document instead of the row, and it escapes windows.)
 
 Only passes over several positions are changed: the query of a decoding step is the newest position
 and sees everything before it anyway. For gradients and checkpointing the mask is an input.
@@ -23,9 +28,22 @@ from torch.nn import functional
 from transformers.masking_utils import create_causal_mask, create_sliding_window_causal_mask
 
 from mmlm.engine.columns import open_mask, typed_mask
-from mmlm.engine.kinds import FULL, SLIDING, first_layer, kinds, reasons_against_masks, window
+from mmlm.engine.flex import asking, block_mask
+from mmlm.engine.kinds import (
+    BLOCKS,
+    DENSE,
+    FULL,
+    SLIDING,
+    SPLIT,
+    first_layer,
+    kind_of_mask,
+    kinds,
+    reasons_against_masks,
+    window,
+)
 from mmlm.engine.layout import TokenLayout
-from mmlm.errors import LayoutError
+from mmlm.engine.split_attention import checked_kernel, handed_over, intercept, plan_of
+from mmlm.errors import IncompatibleMethods, LayoutError, UnsupportedAttention
 
 if TYPE_CHECKING:
     from mmlm.engine.session import Session
@@ -47,9 +65,48 @@ def install_masks(session: Session, stack: ExitStack) -> None:
     """
     users = session.users("mask")
     if users:
+        _refuse(session, users)
         session.openings = Openings(session, users)
         text, hook = session.anatomy.text, session.openings.on_text
         stack.callback(text.register_forward_pre_hook(hook, with_kwargs=True).remove)
+
+
+def _refuse(session: Session, users: list[int]) -> None:
+    """Refuses kernels that cannot be told, and methods that would read what they were not told."""
+    config = session.anatomy.text.config
+    how, implementation = kind_of_mask(config), config._attn_implementation or "eager"
+    opening = " + ".join(session.methods[i].label for i in users)
+    if how == DENSE:
+        return
+    for site in ("tokens", "keys", "scores", "weights"):
+        for i in session.users(site):
+            raise IncompatibleMethods(
+                f"{session.methods[i].label} acts at {site!r} and needs the mask itself, which "
+                f"{opening} cannot hand over with attention {implementation!r}.",
+                advice="Set sdpa or eager.",
+            )
+    if how == SPLIT:
+        if session.anatomy.family.types:
+            raise UnsupportedAttention(
+                f"{opening}: attention {implementation!r} takes no mask, so the pictures of "
+                f"{session.anatomy.family_name}, which see themselves both ways, would silently "
+                "stay causal.",
+                advice="Set sdpa, eager or flex_attention.",
+            )
+        weight = session.anatomy.head.weight
+        try:
+            checked_kernel(weight.device, weight.dtype, 16) if _computes(weight) else None
+        except UnsupportedAttention as error:
+            raise UnsupportedAttention(
+                f"{opening}: attention {implementation!r} takes no mask and would silently stay "
+                f"causal. {error}",
+                advice="Set sdpa or flex_attention.",
+            ) from error
+
+
+def _computes(weight: Tensor) -> bool:
+    """Whether a kernel can be tried now: float32 on CUDA may still be computed in half."""
+    return weight.device.type != "cuda" or weight.dtype != torch.float32
 
 
 class Openings:
@@ -83,23 +140,84 @@ class Openings:
         rules = [] if layout is None else self.rules(layout)
         if layout is None or not rules:
             return None
-        self._now = (rules, layout)
-        if reasons := reasons_against_masks(module.config):
-            names = " + ".join(self.session.methods[i].label for i in self.users)
-            raise LayoutError(f"{names}: {'; '.join(reasons)}.", advice="Set sdpa or eager again.")
         config, cache = module.config, kwargs.get("past_key_values")
+        names = " + ".join(self.session.methods[i].label for i in self.users)
+        if reasons := reasons_against_masks(config):
+            raise LayoutError(f"{names}: {'; '.join(reasons)}.", advice="Set sdpa or eager again.")
+        if past and not self.session.generating:
+            _refuse_stale(names, rules, layout, past)
+        self._now = (rules, layout)
+        how = kind_of_mask(config)
+        if how == SPLIT:
+            return self._split(args, kwargs, config, past)
 
-        def edit(kind: str, base: Tensor) -> Tensor:
+        def edit(kind: str, base: Any) -> Any:
             sizes = (
                 (0, 0) if cache is None else cache.get_mask_sizes(new, first_layer(config, kind))
             )
-            return self._opened(base, rules, layout, (past, sizes[1]), window(config, kind))
+            bound, starts = window(config, kind), (past, sizes[1])
+            if how == BLOCKS:
+                return self._blocks(base, starts, bound)
+            return self._opened(base, rules, layout, starts, bound)
 
         ready = written_out(config, kwargs)
         if isinstance(ready, dict):
             ready = {kind: edit(kind, base) for kind, base in ready.items()}
         else:
             ready = edit(kinds(config)[0], ready)
+        return args, {**kwargs, "attention_mask": ready}
+
+    def _blocks(self, base: Any, starts: tuple[int, int], bound: int | None) -> Any:
+        """A mask of blocks with what the running pass opens."""
+        rules, layout = self._now
+        if layout is None:
+            return base
+
+        def more(b: Tensor, q: Tensor, k: Tensor) -> Tensor:
+            main = b.clamp(max=layout.rows - 1)
+            where = opened_at(rules, layout, main, q + starts[0], k + starts[1], bound)
+            return where & (b < layout.rows)
+
+        return block_mask(base, more)
+
+    def _split(
+        self, args: tuple[Any, ...], kwargs: dict[str, Any], config: Any, past: int
+    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+        """Hands the plan of the running pass over in the place of its mask."""
+        rules, layout = self._now
+        embeds, mask = kwargs["inputs_embeds"], kwargs.get("attention_mask")
+        if layout is None:
+            return None
+        given = next(iter(mask.values())) if isinstance(mask, dict) else mask
+        if given is not None and given.ndim != 2:
+            raise UnsupportedAttention(
+                "A flash kernel was given a 4-D mask, which it cannot take.",
+                advice="Set sdpa or eager for masks of your own.",
+            )
+        length = past + embeds.shape[1]
+        documents = layout.doc.new_zeros(embeds.shape[0], length)
+        documents[: layout.rows] = layout.doc
+        if given is not None:
+            documents = documents.masked_fill(given[:, :length] == 0, -1)
+
+        def opens(row: int, q: Tensor, k: Tensor) -> Tensor:
+            b = torch.full_like(q, row)
+            return opened_at(rules, layout, b, q, k, None) & (q >= past)
+
+        plan = plan_of(opens, layout.rows, documents)
+        if plan is None:
+            return None
+        if past:
+            raise UnsupportedAttention(
+                "A later turn opens attention on a kept cache, for which flash kernels are not set "
+                "up here.",
+                advice="Set sdpa, or pass the whole conversation as one prompt.",
+            )
+        intercept(config._attn_implementation)
+        ready: Any = handed_over(plan)
+        names = list(mask) if isinstance(mask, dict) else kinds(config)
+        if isinstance(mask, dict) or len(names) > 1:
+            ready = dict.fromkeys(names, ready)
         return args, {**kwargs, "attention_mask": ready}
 
     def rules(self, layout: TokenLayout) -> list[Rule]:
@@ -162,7 +280,15 @@ def opened(
         k: Likewise.
         bound: How far back a query sees.
     """
-    b = torch.arange(layout.rows, device=q.device)[:, None, None]
+    return opened_at(
+        rules, layout, torch.arange(layout.rows, device=q.device)[:, None, None], q, k, bound
+    )
+
+
+def opened_at(
+    rules: list[Rule], layout: TokenLayout, b: Tensor, q: Tensor, k: Tensor, bound: int | None
+) -> Tensor:
+    """As :func:`opened`, for rows, queries and keys that broadcast against each other."""
     known = (k >= 0) & (k < layout.length)
     inside, asks = k.clamp(0, layout.length - 1), q.clamp(0, layout.length - 1)
     where = rules[0](b, asks, inside)
@@ -172,8 +298,25 @@ def opened(
     return where if bound is None else where & (k > q - bound)
 
 
-def written_out(config: Any, kwargs: dict[str, Any]) -> Tensor | dict[str, Tensor]:
+def _refuse_stale(names: str, rules: list[Rule], layout: TokenLayout, past: int) -> None:
+    """Refuses to open new positions to old queries, whose states are in the cache already."""
+    device = layout.seg.device
+    q = torch.arange(past, device=device)[None, :, None]
+    k = torch.arange(past, layout.length, device=device)[None, None]
+    where = opened(rules, layout, q, k, None)
+    if bool(where.any()):
+        first = int(where.any(-1).nonzero()[:, 1].min())
+        raise LayoutError(
+            f"{names}: position {first} of the cache would see this turn, so what the cache holds "
+            "from there on is stale.",
+            advice=f"Crop it by {past - first} positions and pass everything behind them again.",
+        )
+
+
+def written_out(config: Any, kwargs: dict[str, Any]) -> Any:
     """The decoder's own mask as 4-D tensors: one, or one per kind of layer if there are several.
+
+    For flex kernels they are masks of blocks, or the rules of such masks.
 
     Args:
         config: The decoder's configuration.
@@ -186,9 +329,14 @@ def written_out(config: Any, kwargs: dict[str, Any]) -> Tensor | dict[str, Tenso
     return masks if len(masks) > 1 else next(iter(masks.values()))
 
 
-def _base(config: Any, kind: str, mask: Any, kwargs: dict[str, Any]) -> Tensor:
+def _base(config: Any, kind: str, mask: Any, kwargs: dict[str, Any]) -> Any:
     """The mask that the decoder would use itself, written out: [rows or 1, 1, L, K]."""
     embeds, cache = kwargs["inputs_embeds"], kwargs.get("past_key_values")
+    how = kind_of_mask(config)
+    if how == BLOCKS:
+        if mask is not None and not isinstance(mask, Tensor):
+            return mask  # the inner model made it
+        config = asking(config)
     if not (isinstance(mask, Tensor) and mask.ndim == 4):
         places = kwargs.get("position_ids")
         if places is not None and places.ndim == 3:  # the text's own axis, if there is one
@@ -203,6 +351,8 @@ def _base(config: Any, kind: str, mask: Any, kwargs: dict[str, Any]) -> Tensor:
             past_key_values=cache,
             position_ids=places,
         )
+    if how == BLOCKS:
+        return mask
     if mask is None:  # the library leaves out a mask that is causal and nothing else
         new = embeds.shape[1]
         ones = torch.ones(1, 1, new, new, dtype=torch.bool, device=embeds.device)

@@ -8,9 +8,11 @@ through hooks, i.e. it hangs on the modules and is seen from every thread that r
 from __future__ import annotations
 
 import inspect
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -29,6 +31,9 @@ from mmlm.engine.method import IN_BRANCHES, MODULES, Method
 from mmlm.engine.prefix import Filled
 from mmlm.engine.riders import with_riders
 from mmlm.engine.sizes import tell_images_apart
+from mmlm.engine.squares import apart, is_square, refuse_numbers
+from mmlm.engine.tower_pruning import kept_by_row
+from mmlm.engine.turns import Handed, of_template, wanted_turns
 from mmlm.engine.vision import Sight, encode_first
 from mmlm.engine.wanted import Wanted
 from mmlm.engine.weights import worn
@@ -37,6 +42,7 @@ from mmlm.errors import IncompatibleMethods, LayoutError
 if TYPE_CHECKING:
     from mmlm.engine.attention_rows import AttentionRows
     from mmlm.engine.masks import Openings
+    from mmlm.engine.pooling import Originals, Pooling
     from mmlm.engine.pruning import Pruning
 
 __all__ = ["Session"]
@@ -83,8 +89,11 @@ class Session:
         self.untouched: Tensor | None = None  # bool [B]: rows without an image, if there are any
         self._beta = max(m.plausibility for m in methods)
         self.openings: Openings | None = None  # what methods open in attention masks
+        self.handed = Handed()  # what a collator said about the running batch
+        self._strange = False  # a prompt was met whose turns could not be told apart
         self.pruning: Pruning | None = None  # what left the prompt between layers
         self.compaction: Compaction | None = None  # what left it before the first layer
+        self.pooling: Pooling | None = None  # what pools features, and keeps the originals
         self.branch_layout: TokenLayout | None = None  # of the auxiliary pass that is running
         self.repeating = False  # an auxiliary pass repeats the main one with its own arguments
         self.riding_real: Tensor | None = None  # bool [riding, N]: what the riding rows consist of
@@ -105,7 +114,8 @@ class Session:
         return [
             i
             for i, method in enumerate(self.methods)
-            if site in method.sites and (layer is None or method.acts_in(self.anatomy, layer))
+            if site in method.sites
+            and (layer is None or method.acts_at(self.anatomy, site, layer))
         ]
 
     def vision_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
@@ -142,6 +152,13 @@ class Session:
     def seen(self, method: Method) -> Any:
         """What ``begin_vision`` of this method returned for the prompt's pictures, or None."""
         return None if self.sight is None else self.sight.states[self.methods.index(method)]
+
+    def originals(self, method: Method) -> Originals | None:
+        """The unpooled image states that a method asks for; None without pictures."""
+        if self.pooling is None:
+            return None
+        survivors = None if self.compaction is None else self.compaction.survivors
+        return self.pooling.originals(method.originals, survivors)
 
     def merge_patches(self, values: Tensor) -> Tensor:
         """Values [T, P] of patches averaged over the patches that become one feature: [T, p]."""
@@ -186,6 +203,10 @@ class Session:
     def full_layout(self) -> TokenLayout:
         """Roles of all positions that were given, also of those that do not enter the decoder."""
         return self.layout if self.compaction is None else self.compaction.full
+
+    def entered(self, values: Tensor) -> Tensor:
+        """Values [B, N, ...] of all given positions, for those that enter the decoder."""
+        return values if self.compaction is None else self.compaction.survivors.take(values)
 
     def roles_of_new(self, n: int) -> TokenLayout:
         """Roles of the last ``n`` positions, which came in one pass: a new turn."""
@@ -235,6 +256,22 @@ class Session:
         if self.attending is None:
             raise RuntimeError("attend() works inside scores, survey and weights only.")
         return self.attending.attend(a)
+
+    def values(self) -> Tensor:
+        """Values of the running attention call, a column per position: [B, H, K, d]."""
+        if self.attending is None:
+            raise RuntimeError("values() works inside scores, survey and weights only.")
+        return self.attending.values()
+
+    def patches_kept(self) -> Callable[[], list[list[list[int]]]]:
+        """Tells the patches that are left, for each row, for each of its tiles."""
+        sight, copies = self.sight, self.copies
+        if sight is None or sight.tower is None or sight.before is None:
+            empty: list[list[list[int]]] = [[] for _ in range(self.rows)]
+            return lambda: empty
+        tower = sight.tower
+        packed = sight.pack(tower.owners(sight.before)[..., None].float() + 1)[:, 0]
+        return partial(kept_by_row, tower, packed, self.full_layout.visual[::copies], copies)
 
     def call(self, *, layout: TokenLayout | None = None, **inputs: Any) -> Any:
         """Runs the model with all temporary methods off, leaving its own memory as it was.
@@ -328,6 +365,7 @@ class Session:
         self._layout = self._read_layout(ids, embeds, mask, copies, self._trains(inputs))
         vision = self.vision if self.generating else self.vision_inputs(inputs)
         self._layout = tell_images_apart(self.anatomy, self._layout, vision, copies)
+        self._layout = self._tell_turns(self._layout, ids, inputs)
         types = inputs.get("token_type_ids") if self.anatomy.family.types else None
         self.source = Source(
             self.anatomy,
@@ -340,8 +378,11 @@ class Session:
             types=types,
         )
         self.beginning = encoded = encode_first(self, inputs)
-        if not (encoded.get("mm_encoder_outputs") or {}).get("image"):
+        given = encoded.get("mm_encoder_outputs") or {}
+        if not given.get("image"):
             self.sight = None  # a prompt without pictures after one with
+        if self.pooling is not None:
+            self.pooling.only(given)
         self.compaction = choose_features(self, self._layout)
         if self.compaction is not None:
             self._layout = self.compaction.layout
@@ -353,14 +394,19 @@ class Session:
         for i, method in enumerate(self.methods):
             self.states[i] = method.begin(self)
         self.beginning = self.sight = None
+        if self.pooling is not None:
+            self.pooling.forget()
         return encoded
 
     def _read_layout(
         self, ids: Tensor | None, embeds: Tensor | None, mask: Any, copies: int, right: bool
     ) -> TokenLayout:
+        if self.openings is not None and not self.generating:
+            refuse_numbers(mask)
         if self._given_layout is not None:
-            rows = (ids if ids is not None else embeds).shape[0]  # type: ignore[union-attr]
+            rows, length = (ids if ids is not None else embeds).shape[:2]  # type: ignore[union-attr]
             layout = self._given_layout
+            layout.check(rows, length)
             return layout.expand(rows // layout.rows) if rows != layout.rows else layout
         if ids is None:
             raise LayoutError(
@@ -369,6 +415,10 @@ class Session:
             )
         if mask is not None and not (isinstance(mask, Tensor) and mask.ndim == 2):
             # A static cache: generate() made a 4-D mask, or one per kind of layer.
+            if self.mask is None and self.openings is not None and is_square(mask, ids):
+                # A key that nobody sees is padding.
+                real = mask[:, 0].any(1).expand(ids.shape[0], -1)
+                return self._layout_of_ids(ids, real, right=True)
             if self.mask is None:
                 raise LayoutError(
                     "A prompt without a 2-D attention mask cannot be told from its padding.",
@@ -376,6 +426,40 @@ class Session:
                 )
             mask = self.mask.repeat_interleave(copies, dim=0)
         return self._layout_of_ids(ids, mask, right)
+
+    def _tell_turns(
+        self, layout: TokenLayout, ids: Tensor | None, inputs: dict[str, Any]
+    ) -> TokenLayout:
+        """The layout with documents, turns and answers told apart, for those who ask for them."""
+        wish = wanted_turns(self)
+        if self._given_layout is None:
+            layout = apart(layout, inputs, self.anatomy.text.config) if self.openings else layout
+            if self.handed.roles is not None:
+                layout = self.handed.told(layout)
+            elif wish != "unread":
+                layout = of_template(
+                    layout,
+                    ids,
+                    self._processor,
+                    needed=wish == "needed",
+                    strange=self._one_turn,
+                )
+        supervised = self.handed.supervised(layout)
+        if supervised is not None:
+            for method in self.methods:
+                method.check_supervised(layout, supervised)
+        return layout
+
+    def _one_turn(self, error: LayoutError) -> None:
+        """Says once that a prompt's turns could not be told apart."""
+        if not self._strange:
+            names = " + ".join(m.label for m in self.methods if m.turns != "unread")
+            warnings.warn(
+                f"{names}: each prompt counts as one turn, since its turns cannot be told apart. "
+                f"{error} {error.advice}",
+                stacklevel=2,
+            )
+        self._strange = True
 
     def _trains(self, inputs: dict[str, Any]) -> bool:
         """Whether a pass is one of a training: whole rows, no cache, nothing asked of a row's end.
@@ -553,6 +637,8 @@ class Session:
         self._captured.clear()
         self._layout = self.source = self._cache = self._positions = self._new_ids = None
         self.seeing = self.sight = self.beginning = self.compaction = None
+        if self.pooling is not None:
+            self.pooling.forget()
         self.states = [None] * len(self.methods)
 
 

@@ -214,6 +214,65 @@ class Template:
             edits.append((columns[0], columns[0], new))
         return edits
 
+    def turns(
+        self, ids: Sequence[int], readable: Sequence[bool], row: int, *, header: bool
+    ) -> tuple[list[tuple[int, int]], list[int], list[tuple[int, int]]]:
+        """The conversation that a prompt goes on.
+
+        Args:
+            ids: Of one prompt.
+            readable: As in :meth:`words`.
+            row: Its number, for errors.
+            header: Whether headers of the assistant are wanted.
+
+        Returns:
+            Columns of the answers given so far, as ``(start, stop)``, each with the one special
+            token that closes it (also of an answer that has only begun); the columns at which the
+            second turn and each later one begin; and of every assistant's header what stands behind
+            its first token, as ``(start, stop)``.
+
+        Raises:
+            LayoutError: If the prompt does not follow the template, or headers are wanted and the
+                template writes none.
+        """
+        line, frames = _Line(self, ids, readable), self._frames
+        questions = self._parse(line.text, row).questions
+        answers: list[tuple[int, int]] = []
+        begins: list[int] = []
+        headers: list[tuple[int, int]] = []
+        for n, (_, stop) in enumerate(questions):
+            rest = line.text[stop:]
+            last = n + 1 == len(questions)
+            end = len(line.text) if last else questions[n + 1][0] - len(frames.question)
+            frame = frames.answer
+            if last and (rest == frames.prompt or not rest.startswith(frame)):
+                frame = frames.prompt if rest == frames.prompt else ""
+            said = line.touching(stop + len(frame), end) if frame else []
+            after = line.after(end)
+            if said:
+                closed = not last and after < len(ids) and not self.is_word(ids[after])
+                answers.append((said[0], after + 1 if closed else said[-1] + 1))
+                after += closed
+            if not last:
+                begins.append(after)
+            if header and frame:
+                headers.append(self._behind_marker(line, row, stop, frame, said, after))
+        return answers, begins, headers
+
+    def _behind_marker(
+        self, line: _Line, row: int, stop: int, frame: str, said: list[int], after: int
+    ) -> tuple[int, int]:
+        """What stands behind the first token of an assistant's header."""
+        close = self._frames.close
+        tokens = line.touching(stop + len(close), stop + len(frame))
+        if not frame.startswith(close) or not tokens:
+            raise LayoutError(
+                f"The chat template writes no header of the assistant of its own in row {row}, so "
+                "its first token (the marker) is not known.",
+                advice="Use prompt_end='header'.",
+            )
+        return tokens[0] + 1, said[0] if said else after
+
     @property
     def has_system(self) -> bool:
         """Whether the template has a place for a system message."""
@@ -371,6 +430,15 @@ class _Line:
     def inside(self, start: int, stop: int) -> list[int]:
         """Columns of the tokens that have characters, all of them within [start, stop)."""
         return [c for c, a, b in self._spans if start <= a < b <= stop]
+
+    def touching(self, start: int, stop: int) -> list[int]:
+        """Columns of the tokens that have a character within [start, stop)."""
+        return [c for c, a, b in self._spans if a < stop and b > start and a < b]
+
+    def after(self, place: int) -> int:
+        """Column of the first token that begins at or behind a character; all columns if none."""
+        found = (c for c, a, b in self._spans if a >= place and a < b)
+        return next(found, len(self._ids))
 
     def words(self, questions: Sequence[tuple[int, int]]) -> list[int]:
         """Columns of the words of some questions, with the blanks between them."""

@@ -8,6 +8,7 @@ import pytest
 import tiny
 import torch
 
+from decoding.pai import PAI
 from decoding.vcd import VCD
 from decoding.vhr import VHR
 from mmlm import Anatomy, Method, TokenLayout, attach
@@ -15,7 +16,7 @@ from mmlm.engine.branches import NoImage, Noised
 from mmlm.engine.layout import PROMPT, VISUAL
 from mmlm.engine.masks import opened
 from mmlm.engine.method import Paper
-from mmlm.errors import LayoutError, UnsupportedModel
+from mmlm.errors import IncompatibleMethods, LayoutError
 
 PAPER = Paper(title="made for a test", arxiv="0000.00000", year=2026, venue="here")
 
@@ -427,18 +428,28 @@ def test_packed_rows_stay_apart_without_a_2d_mask():
     torch.testing.assert_close(together, torch.cat(apart, 1), atol=1e-5, rtol=0)
 
 
-def test_kernels_that_take_no_mask_are_refused_with_the_reason():
-    model, processor = tiny.build("llava")
+def test_flash_kernels_are_refused_where_the_family_opens_attention_itself():
+    model, processor = tiny.build("gemma3")
     model.get_decoder().config._attn_implementation_internal = "flash_attention_2"
-    with pytest.raises(UnsupportedModel, match=r"'flash_attention_2' .* silently stay causal"):
+    with pytest.raises(ValueError, match=r"'flash_attention_2' .* silently stay causal"):
         with attach(model, SeeQuestion()):
             pass
-    model.get_decoder().config._attn_implementation_internal = "sdpa"
-    with attach(model, SeeQuestion()):
-        model.get_decoder().config._attn_implementation_internal = "flash_attention_2"
-        with pytest.raises(LayoutError, match="silently stay causal"):
-            checks.next_logits(model, checks.batch(processor))
-        model.get_decoder().config._attn_implementation_internal = "sdpa"
+
+
+def test_flash_kernels_are_refused_beside_methods_that_read_the_mask():
+    model, processor = tiny.build("llava")
+    model.get_decoder().config._attn_implementation_internal = "flash_attention_2"
+    with pytest.raises(IncompatibleMethods, match=r"PAI.* needs the mask itself.*SeeQuestion"):
+        with attach(model, SeeQuestion(), PAI(alpha=0.5)):
+            pass
+
+
+def test_a_decoder_that_is_not_causal_is_refused():
+    model, _ = tiny.build("llava")
+    model.get_decoder().config.is_causal = False
+    with pytest.raises(ValueError, match="not causal, so there is nothing to open"):
+        with attach(model, SeeQuestion()):
+            pass
 
 
 def test_a_mask_of_integers_is_refused():
