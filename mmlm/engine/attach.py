@@ -22,7 +22,7 @@ from mmlm.engine.hooks import attended_hooks, heads_hook, layer_in_hook, layer_o
 from mmlm.engine.layout import TokenLayout
 from mmlm.engine.masks import install_masks
 from mmlm.engine.method import IN_BRANCHES, Method
-from mmlm.engine.pooling import install_pooling
+from mmlm.engine.pooling_hooks import install_pooling
 from mmlm.engine.pruning import install_deep_features, install_pruning
 from mmlm.engine.session import Session
 from mmlm.engine.template import known_processor

@@ -12,10 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mmlm.engine.combine import chain, product
+from mmlm.engine.combine import chain, product, total
 from mmlm.engine.session import Session
 
-__all__ = ["heads_hook", "layer_in_hook", "layer_out_hook", "mlp_hook"]
+__all__ = ["attended_hooks", "heads_hook", "layer_in_hook", "layer_out_hook", "mlp_hook"]
 
 
 def layer_in_hook(session: Session, layer: int, users: list[int]) -> Callable[..., Any]:
@@ -72,6 +72,40 @@ def _edit_states(session: Session, site: str, layer: int, users: list[int], x: T
     if session.untouched is not None:
         new = torch.where(session.untouched[:, None, None], main, new)
     return new if main is x else torch.cat([new, x[rows:]])
+
+
+def attended_hooks(
+    session: Session, layer: int, users: list[int]
+) -> tuple[Callable[..., Any], Callable[..., Any]]:
+    """Pre-hook of a decoder layer, and hook of what it adds to its residual for the attention.
+
+    The first keeps the residual; the second adds the methods' deltas on the sum of both.
+    """
+    residual: list[Tensor] = []
+
+    def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        residual.clear()
+        if not session.quiet:
+            residual.append(args[0] if args else kwargs["hidden_states"])
+
+    def after(module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+        if session.quiet or not residual:
+            return None
+        y = output[0] if isinstance(output, tuple) else output
+        x = residual.pop() + y
+        rows, methods, states = session.rows, session.methods, session.states
+        main = x[:rows] if x.shape[0] != rows else x
+        delta = total(methods[i].attended(states[i], layer, main) for i in users)
+        if delta is None:
+            return None
+        if session.untouched is not None:
+            delta = delta.masked_fill(session.untouched[:, None, None], 0)
+        new = y[:rows] + delta
+        if main is not x:
+            new = torch.cat([new, y[rows:]])
+        return (new, *output[1:]) if isinstance(output, tuple) else new
+
+    return before, after
 
 
 def heads_hook(session: Session, layer: int, users: list[int]) -> Callable[..., Any]:

@@ -1,4 +1,4 @@
-"""Method and its fourteen sites: read this file first.
+"""Method and its sixteen sites: read this file first.
 
 A method is one frozen dataclass of hyperparameters. It acts by overriding one to three *sites*,
 places on the way from pixels to logits::
@@ -6,7 +6,7 @@ places on the way from pixels to logits::
     image -> tower -> projector -> [image features | text embeddings] -> decoder layers -> logits
               |           |                                  |                              |
         vision_layer  visual_tokens   mask   (tokens layer_in keys scores weights heads   logits
-                                              mlp layer_out, in this order, in each layer)
+          patches                             mlp layer_out, in this order, in each layer)
     around the whole: search
 
 Site functions are pure: they get a state and tensors and return an edit (a gain, a delta, a
@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from mmlm.engine.branches import Branch, Captured
     from mmlm.engine.layout import TokenLayout
     from mmlm.engine.patch_look import PatchLook
+    from mmlm.engine.pooling import Originals
     from mmlm.engine.search import Search
 
 __all__ = ["IN_BRANCHES", "MODULES", "SITES", "Cost", "Method", "Paper", "Prompt", "Rows"]
@@ -55,6 +56,7 @@ Rows: TypeAlias = Literal["none", "last", "tail", "all"]
 SITES = (
     "vision_layer",
     "patches",
+    "pool",
     "visual_tokens",
     "mask",
     "tokens",
@@ -63,6 +65,7 @@ SITES = (
     "scores",
     "weights",
     "heads",
+    "attended",
     "mlp",
     "layer_out",
     "logits",
@@ -70,7 +73,7 @@ SITES = (
 )
 
 #: Sites that stay on in auxiliary prompts.
-IN_BRANCHES = frozenset({"mask", "patches", "visual_tokens"})
+IN_BRANCHES = frozenset({"mask", "patches", "pool", "visual_tokens"})
 
 #: Where a model keeps the weights of the methods that are built into it.
 MODULES = "mmlm_methods"
@@ -121,6 +124,13 @@ class Prompt(Protocol):
     @property
     def rows(self) -> int:
         """Number of rows B."""
+
+    @property
+    def full_layout(self) -> TokenLayout:
+        """Roles of all positions that were given, also of those that never enter the decoder."""
+
+    def entered(self, values: Tensor) -> Tensor:
+        """Values [B, N, ...] of all given positions, for those that enter the decoder."""
 
     def seen(self, method: Method) -> Any:
         """What ``begin_vision`` of this method returned for the prompt's pictures, or None."""
@@ -174,10 +184,21 @@ class Prompt(Protocol):
         Works where :meth:`attend` does. Heads that share values get the same ones.
         """
 
-    def patches_kept(self) -> list[list[list[int]]]:
-        """Numbers of the patches that are left, for each row, for each of its tiles.
+    @property
+    def past(self) -> int:
+        """Positions before the pass that is running: 0 in a prompt's first pass."""
 
-        Empty lists where no method has a say in the tower, or a row has no picture.
+    def originals(self, method: Method) -> Originals | None:
+        """The unpooled image states that :attr:`Method.originals` asks for; None without pictures.
+
+        Works in ``begin`` only.
+        """
+
+    def patches_kept(self) -> Callable[[], list[list[list[int]]]]:
+        """Tells, when asked, the numbers of the patches that are left.
+
+        For each row, for each of its tiles; empty lists where no method has a say in the tower or
+        a row has no picture. Works in ``begin``; asking later costs nothing before.
         """
 
 
@@ -340,6 +361,19 @@ class Method(Checked, abc.ABC):
         """
         return "line"
 
+    @property
+    def originals(self) -> Literal["", "tower", "projected"]:
+        """Which unpooled image states ``prompt.originals`` gives to a method with the site ``pool``.
+
+        ``"tower"``: what enters the projector; ``"projected"``: what it makes of all of that.
+        """
+        return ""
+
+    @property
+    def source_grid(self) -> tuple[int, int] | None:
+        """Height and width of a tile's states for ``pool``, where they form no square."""
+        return None
+
     def acts_now(self, state: Any, layer: int) -> bool:
         """Whether rows of this layer are wanted in the running pass, as far as known before it."""
         return True
@@ -396,6 +430,13 @@ class Method(Checked, abc.ABC):
         """
         return shapes.keys()
 
+    def check_weights(self, made_by: str) -> None:
+        """Refuses the weights of a file, before their tensors are compared.
+
+        Args:
+            made_by: Text form of the method that they were made by; "" if the file does not say.
+        """
+
     def unsupported(self, anatomy: Anatomy) -> list[str]:
         """Reasons why this setting cannot run on this model, beyond missing parts."""
         return []
@@ -415,7 +456,7 @@ class Method(Checked, abc.ABC):
     def patches(
         self, state: Any, block: int, x: Float[Tensor, "T S D"], look: PatchLook
     ) -> Int[Tensor, "T p"] | None:
-        """Which patches go on after tower block ``block``; several methods: the intersection.
+        """Which patches go on after tower block ``block``; at most one method has this site.
 
         Patches that leave are gone from the rest of the tower, from the projector where that maps
         each feature by itself, and from the prompt, as with ``visual_tokens``. Blocks behind the
@@ -431,6 +472,27 @@ class Method(Checked, abc.ABC):
         Returns:
             Columns of ``look.numbers``, -1 for none, or None to keep all. Where features are made
             of several patches, whole units must stay together, and in every tile at least one.
+        """
+
+    def pool(
+        self, state: Any, x: Float[Tensor, "T h w D"], side: int
+    ) -> Float[Tensor, "T a b D"] | None:
+        """Pooled grids of image states; several methods: in list order.
+
+        One feature per cell of the smaller grid enters the decoder, where the cell's centre was;
+        the positions of all others leave the prompt, as with ``visual_tokens``. A method of that
+        site then chooses among the originals (:meth:`Prompt.originals`), not among what enters.
+
+        Args:
+            state: What ``begin_vision`` returned.
+            x: What enters the projector, all tiles of all pictures of the batch, or of one picture
+                where pictures have different sizes; in families with
+                ``pools="after"`` what leaves it.
+            side: States along a side that the projector merges into one feature: a and b must be
+                multiples of it.
+
+        Returns:
+            None to keep all.
         """
 
     def visual_tokens(
@@ -521,6 +583,16 @@ class Method(Checked, abc.ABC):
         self, state: Any, layer: int, y: Float[Tensor, "B L H d"]
     ) -> Float[Tensor, "B L_or_1 H 1"] | None:
         """Gains on the outputs of the heads, before the output projection; the product."""
+
+    def attended(
+        self, state: Any, layer: int, x: Float[Tensor, "B L D"]
+    ) -> Float[Tensor, "B L D"] | None:
+        """Delta on the residual stream between a layer's attention and its MLP; several: the sum.
+
+        ``x`` is the stream after the attention was added. Its columns are ``prompt.kept`` in a
+        prompt's first pass, new positions in later ones. A delta of exact zeros leaves the layer's
+        output as it is, bit for bit.
+        """
 
     def mlp(self, state: Any, layer: int, y: Float[Tensor, "B L D"]) -> Tensor | None:
         """New output of a layer's MLP before the residual add; in list order."""

@@ -152,6 +152,7 @@ def fill(module: nn.Module, file: str | Path, method: Method) -> None:
             f"The weights {str(file)!r} of {type(method).__name__} cannot be read: {error}",
             advice="Give the path of a file that mmlm.engine.weights.store wrote.",
         ) from error
+    method.check_weights(text)
     own = module.state_dict()
     shared = own.keys() & tensors.keys()
     kinds = {
