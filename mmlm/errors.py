@@ -14,6 +14,7 @@ __all__ = [
     "MmlmError",
     "NeedsDynamicCache",
     "UnknownTower",
+    "UnknownPlaceholder",
     "UnsupportedModel",
 ]
 
@@ -65,3 +66,7 @@ class ImageReadError(MmlmError):
 
 class MissingTensors(MmlmError):  # noqa: N818
     """A checkpoint lacks tensors or holds unexpected ones; lists their names."""
+
+
+class UnknownPlaceholder(UnsupportedModel, ValueError):  # noqa: N818
+    """A model's configuration does not say which token stands where a picture is."""

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from mmlm.engine.kinds import SLIDING, kinds, reasons_against_masks, reasons_against_removal
 from mmlm.engine.layout import Framing
-from mmlm.errors import LayoutError, UnsupportedModel
+from mmlm.errors import LayoutError, UnknownPlaceholder, UnsupportedModel
 
 if TYPE_CHECKING:
     from mmlm.engine.method import Method
@@ -226,7 +226,7 @@ class Anatomy:
         self.image_ids = self._ids(self.family.image_ids)
         self.wrapper_ids = self._ids(self.family.wrapper_ids)
         if not self.image_ids:
-            raise UnsupportedModel(
+            raise UnknownPlaceholder(
                 f"{type(model).__name__} ({self.family_name}) has no visual placeholder token: "
                 f"its configuration has none of {', '.join(self.family.image_ids)}.",
                 advice="mmlm needs a vision-language model; `mmlm doctor MODEL` tells more.",

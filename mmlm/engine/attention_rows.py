@@ -115,6 +115,11 @@ class AttentionRows:
             y = torch.matmul(a, self.value)
         return y.transpose(1, 2)
 
+    def values(self) -> Tensor:
+        """Values of all positions, one set per query head: [B, H, K, d]; 0 where dropped."""
+        v = self.value.repeat_interleave(self.groups, dim=1) if self.groups > 1 else self.value
+        return functional.pad(v, (0, 0, self.dropped, 0)) if self.dropped else v
+
     def _visible(self, start: int, end: int) -> Tensor | None:
         """What may be seen: bool or additive, broadcastable to [B, H, R, K]; None: everything."""
         mask = self.mask

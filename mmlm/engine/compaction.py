@@ -1,8 +1,10 @@
 """The ``visual_tokens`` site: image features that never enter the decoder.
 
 The prompt's placeholders are filled as always, then the positions of features that no method keeps
-are taken out before the first layer. What is left keeps its position ids, so nothing is renumbered;
-the caches, the layout and every site see the shorter prompt only.
+are taken out before the first layer. What is left keeps its position ids, unless a method asks for
+numbers without gaps; then decoding goes on from the smaller ones. The caches, the layout and every
+site see the shorter prompt only. Features whose patches left the vision tower (``patches``) go the
+same way.
 
 A feature's position is found through the model's own packing (:class:`mmlm.engine.vision.Sight`).
 A line end stays if anything in its line stays.
@@ -15,7 +17,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -41,19 +43,32 @@ class Compaction:
         alive: bool [B, N]; what stays. Padding does not count as staying.
         survivors: The columns chosen by it.
         layout: Roles of the n positions that stay.
+        shift: int64 [B, N]; how many positions have left before each one, if the others are
+            numbered afresh.
     """
 
     full: TokenLayout
     alive: Bool[Tensor, "B N"]
     survivors: Survivors
     layout: TokenLayout
+    shift: Int[Tensor, "B N"] | None = None
 
     @classmethod
-    def of(cls, full: TokenLayout, alive: Bool[Tensor, "B N"]) -> Compaction:
+    def of(
+        cls, full: TokenLayout, alive: Bool[Tensor, "B N"], renumber: bool = False
+    ) -> Compaction:
         """The compaction that keeps ``alive``."""
         survivors = Survivors.of(alive)
         index = survivors.index.masked_fill(~survivors.valid, -1)
-        return cls(full, alive, survivors, full.gather(index))
+        shift = (full.real & ~alive).long().cumsum(-1) if renumber else None
+        return cls(full, alive, survivors, full.gather(index), shift)
+
+    def _moved(self, places: Tensor) -> Tensor:
+        """Position ids [R or 1, N] of the whole prompt; those of main rows without gaps."""
+        if self.shift is None:
+            return places
+        more = max(places.shape[0] - self.layout.rows, 0)  # riding rows have ids of their own
+        return places - functional.pad(self.shift, (0, 0, 0, more))
 
     def enter(
         self, kwargs: dict[str, Any], rows: Bool[Tensor, "R N"] | None, config: Any
@@ -73,7 +88,7 @@ class Compaction:
             places = torch.arange(chosen.width, device=embeds.device)[None]
         new: dict[str, Any] = {
             "inputs_embeds": chosen.take(embeds),
-            "position_ids": chosen.take(places, dim=places.ndim - 1),
+            "position_ids": chosen.take(self._moved(places), dim=places.ndim - 1),
         }
         cache = kwargs.get("past_key_values")
         if SLIDING in kinds(config) and not isinstance(mask, dict):
@@ -116,6 +131,10 @@ class Compaction:
                 advice="Pass position_ids, as generate() does.",
             )
         new, mask = kwargs["inputs_embeds"].shape[1], kwargs.get("attention_mask")
+        if self.shift is not None:
+            places, rows = kwargs["position_ids"], kwargs["inputs_embeds"].shape[0]
+            gone = functional.pad(self.shift[:, -1:], (0, 0, 0, rows - self.layout.rows))
+            kwargs = {**kwargs, "position_ids": places - gone}
         if kwargs["inputs_embeds"].shape[0] > self.layout.rows:  # auxiliary rows, with their mask
             return kwargs
         later = past + new - self.layout.length
@@ -168,14 +187,18 @@ class Compaction:
         origin = prompt.origin
         if origin is None:
             alive, own = self.alive, prompt.positions if prompt.positions is not None else places
+            shift = self.shift
         else:
             # Columns that are not the main prompt's are padding, or words that were added.
             added = origin < 0
             alive = torch.where(added, prompt.mask, self.alive.gather(1, origin.clamp(min=0)))
             own = prompt.positions
+            gone = ~added & ~alive & prompt.mask
+            shift = None if self.shift is None else gone.long().cumsum(-1)
         chosen = Survivors.of(alive)
         if own is None:
             own = torch.arange(chosen.width, device=alive.device)[None]
+        own = own if shift is None else own - shift
         own = chosen.take(own, dim=own.ndim - 1)
         return replace(
             prompt,
@@ -195,7 +218,7 @@ def install_compaction(session: Session, stack: ExitStack) -> None:
         session: The attachment.
         stack: Takes everything back on exit.
     """
-    if not session.users("visual_tokens"):
+    if not any(session.users(site) for site in ("visual_tokens", "patches", "pool")):
         return
     text = session.anatomy.text
     entered: list[Tensor] = []  # embeddings of the running pass, until it ends
@@ -234,7 +257,15 @@ def choose_features(session: Session, full: TokenLayout) -> Compaction | None:
     Returns:
         None if all of them do.
     """
-    users, sight = session.users("visual_tokens"), session.sight
+    users, sight, pooling = session.users("visual_tokens"), session.sight, session.pooling
+    if pooling is not None and pooling.passes:
+        alive = _wanted(session, users)
+        staying = pooling.alive({} if alive is None else {"image": alive})
+        if staying is None:
+            return None
+        numbers = {*users, *session.users("pool"), *session.users("patches")}
+        renumber = any(session.methods[i].renumbers(session.anatomy) for i in numbers)
+        return Compaction.of(full, staying, renumber)
     if not users or sight is None or sight.before is None:
         return None
     features = sight.before
@@ -245,10 +276,18 @@ def choose_features(session: Session, full: TokenLayout) -> Compaction | None:
             alive &= marked(keep, features.shape[1], session.methods[i].label)
     if bool(alive.all()):
         return None
+    methods = [session.methods[i] for i in sorted({*choosing, *session.users("patches")})]
     # What stays, what is a patch at all, and what belongs to a picture's overview.
     marks = torch.stack([alive.float(), torch.ones_like(alive).float(), _overview(session)], -1)
     packed = sight.pack(marks)
-    staying = _with_line_ends(packed)
+    staying, end = _with_line_ends(packed)
+    rules = {method.line_ends for method in methods}
+    if rules != {"line"} and sight.tiles:
+        cut_up = end & _cut_up(session)
+        if "none" in rules:
+            staying = staying & ~cut_up
+        elif "line" not in rules:
+            staying = staying | cut_up
     copies = session.copies
     kept = full.visual[::copies].clone()
     if int(kept.sum()) != len(staying):
@@ -259,7 +298,21 @@ def choose_features(session: Session, full: TokenLayout) -> Compaction | None:
         )
     kept[kept.clone()] = staying
     kept = kept.repeat_interleave(copies, dim=0)
-    return Compaction.of(full, full.real & (~full.visual | kept))
+    renumber = any(method.renumbers(session.anatomy) for method in methods)
+    return Compaction.of(full, full.real & (~full.visual | kept), renumber)
+
+
+def _wanted(session: Session, users: list[int]) -> Bool[Tensor, "T P"] | None:
+    """The features that all methods keep; None where none has a say."""
+    sight = session.sight
+    if not users or sight is None or sight.before is None:
+        return None
+    alive = torch.ones(sight.before.shape[:2], dtype=torch.bool, device=sight.before.device)
+    for i in users:
+        keep = session.methods[i].visual_tokens(sight.states[i], sight.before)
+        if keep is not None:
+            alive &= marked(keep, alive.shape[1], session.methods[i].label)
+    return alive
 
 
 def _overview(session: Session) -> Float[Tensor, "T P"]:
@@ -275,8 +328,27 @@ def _overview(session: Session) -> Float[Tensor, "T P"]:
     return marks
 
 
-def _with_line_ends(packed: Float[Tensor, "n 3"]) -> Bool[Tensor, "n"]:
-    """What stays of a packed sequence: features of which at least half do, and their line ends."""
+def _cut_up(session: Session) -> Bool[Tensor, " n"]:
+    """Where a packed sequence belongs to a picture of several tiles, its line ends included."""
+    sight = session.sight
+    assert sight is not None
+    assert sight.before is not None
+    several = [n > 1 for n in sight.tiles for _ in range(n)]
+    marks = sight.before.new_tensor(several, dtype=torch.float32)[:, None, None]
+    marks = torch.cat([torch.ones_like(marks), marks], -1)
+    patch, inside = sight.pack(marks.expand(-1, sight.before.shape[1], -1)).unbind(-1)
+    # A line end belongs to the picture of the feature before it.
+    index = torch.arange(len(patch), device=patch.device)
+    last = torch.where(patch > 0, index, 0).cummax(0).values
+    return inside[last] > 0
+
+
+def _with_line_ends(packed: Float[Tensor, "n 3"]) -> tuple[Bool[Tensor, "n"], Bool[Tensor, "n"]]:
+    """What stays of a packed sequence: features of which at least half do, and their line ends.
+
+    Returns:
+        What stays, and which of all are line ends.
+    """
     stays, patch, overview = packed.unbind(-1)
     end = patch == 0
     stays = ~end & (stays >= 0.5 * patch)
@@ -287,7 +359,7 @@ def _with_line_ends(packed: Float[Tensor, "n 3"]) -> Bool[Tensor, "n"]:
     line = begins.long().cumsum(0)
     alive = torch.zeros(int(line[-1]) + 1 if len(line) else 0, device=packed.device)
     alive = alive.index_add(0, line, stays.float())
-    return torch.where(end, alive[line] > 0, stays)
+    return torch.where(end, alive[line] > 0, stays), end
 
 
 def _keys(cache: Any, config: Any, kind: str, new: int) -> int | None:

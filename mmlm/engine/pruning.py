@@ -2,8 +2,9 @@
 
 From the layer on at which a method drops them, positions are gone from the hidden states, from the
 position embeddings, from the masks and, since keys are only made of what is there, from the caches.
-Every later pass has its own mask for each layer. Nothing is renumbered: what stays keeps its
-position ids, so the result equals that of masking the same keys instead.
+Every later pass has its own mask for each layer. What stays keeps its position ids, so the result
+equals that of masking the same keys instead; a method may ask for numbers without gaps, which the
+layers behind the removal then count on from.
 
 Rows may keep different numbers of positions: the shorter ones are padded on the left by columns
 that nobody sees. All rows of one prompt (beams) keep the same.
@@ -43,6 +44,9 @@ class _Stage:
         survivors: Columns of the whole prompt.
         kept: int64 [B, n]; the same with -1 where a row holds nothing.
         groups: Rows that run apart from the others, if some do.
+        shift: int64 [B, n]; how many positions have left before each column since positions are
+            numbered afresh; None if they are not.
+        gone: int64 [B]; the same for positions behind the prompt.
         memo: Arguments of the decoder that were already cut, by their identity; in later passes
             masks that were already made.
         step: Positions before the pass that ``memo`` is about.
@@ -52,6 +56,8 @@ class _Stage:
     survivors: Survivors
     kept: Int[Tensor, "B n"]
     groups: tuple[Group, Group] | None = None
+    shift: Int[Tensor, "B n"] | None = None
+    gone: Int[Tensor, " B"] | None = None
     memo: dict[int, tuple[Any, Any]] = field(default_factory=dict)
     step: int = 0
 
@@ -147,8 +153,27 @@ class Pruning:
         if self.apart is not None:
             lost = session.layout.real.sum(1) > chosen.valid.sum(1)
             apart = groups(chosen.valid, lost, self.apart * session.copies)
-        self._stages.append(_Stage(layer, whole, kept, apart))
+        shift, gone = self._renumbered(users, standing, alive)
+        if shift is not None:
+            shift = shift.gather(1, chosen.index)
+        self._stages.append(_Stage(layer, whole, kept, apart, shift, gone))
         return chosen.take(x)
+
+    def _renumbered(
+        self, users: list[int], standing: Tensor, alive: Tensor
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """By how much positions before, and behind, the prompt's end become smaller."""
+        session, stage = self.session, self._stage(None)
+        if any(session.methods[i].renumbers(session.anatomy) for i in users):
+            shift = ((standing >= 0) & ~alive).long().cumsum(-1)
+            gone = shift[:, -1]
+        elif stage is None or stage.shift is None or stage.gone is None:
+            return None, None
+        else:
+            shift, gone = torch.zeros_like(standing), torch.zeros_like(standing[:, 0])
+        if stage is not None and stage.shift is not None and stage.gone is not None:
+            shift, gone = shift + stage.shift, gone + stage.gone
+        return shift, gone
 
     def _scattered(self, x: Tensor) -> Tensor:
         """States of all positions of the prompt, those of what left earlier as they left."""
@@ -163,7 +188,12 @@ class Pruning:
         if stage is None:
             return kwargs
         implementation = self.session.anatomy.text.config._attn_implementation or "eager"
-        return cut_arguments(stage.survivors, kwargs, layer, implementation, stage.cut)
+        new = cut_arguments(stage.survivors, kwargs, layer, implementation, stage.cut)
+        if stage.shift is not None:
+            # The memo of the original ids holds them cut already.
+            shift, given = stage.shift, new.get("position_ids")
+            new |= self._fresh(stage, given, kwargs["position_embeddings"], lambda p: p - shift)
+        return new
 
     def step_arguments(self, layer: int, kwargs: dict[str, Any], x: Tensor) -> dict[str, Any]:
         """A layer's arguments in a later pass: a mask of the width of its own cache."""
@@ -171,7 +201,32 @@ class Pruning:
         if stage is None:
             return kwargs
         mask = self._step_mask(stage, layer, x, kwargs["past_key_values"])
-        return {**kwargs, "attention_mask": mask}
+        kwargs = {**kwargs, "attention_mask": mask}
+        if stage.gone is None:
+            return kwargs
+        gone, pair = stage.gone[:, None], kwargs["position_embeddings"]
+        return kwargs | self._fresh(stage, kwargs.get("position_ids"), pair, lambda p: p - gone)
+
+    def _fresh(
+        self,
+        stage: _Stage,
+        places: Tensor | None,
+        pair: tuple[Tensor, Tensor],
+        number: Callable[[Tensor], Tensor],
+    ) -> dict[str, Any]:
+        """Position ids as ``number`` makes them of ``places``, and what is made of them."""
+        if places is None:
+            raise LayoutError(
+                "Positions are to be numbered afresh, but the decoder tells its layers none.",
+                advice="Use positions='original'.",
+            )
+
+        def make(given: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+            fresh = number(given)
+            return fresh, self.session.anatomy.text.rotary_emb(pair[0], fresh)
+
+        fresh, embeddings = stage.cut(places, make)
+        return {"position_ids": fresh, "position_embeddings": embeddings}
 
     def _step_mask(self, stage: _Stage, layer: int, x: Tensor, cache: Any) -> Tensor | None:
         session, new, past = self.session, x.shape[1], self.session.past

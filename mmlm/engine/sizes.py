@@ -13,11 +13,12 @@ import torch
 from torch import Tensor
 
 from mmlm.engine.layout import TokenLayout
+from mmlm.errors import LayoutError
 
 if TYPE_CHECKING:
     from mmlm.engine.anatomy import Anatomy
 
-__all__ = ["tell_images_apart"]
+__all__ = ["pictures_of_tiles", "tell_images_apart"]
 
 
 def tell_images_apart(
@@ -49,19 +50,44 @@ def tell_images_apart(
     return told.expand(copies) if copies > 1 else told
 
 
-def _packed(anatomy: Anatomy, vision: Mapping[str, Any]) -> Tensor:
-    """Sizes by the model's own packing rule, run on features of width one."""
+def pictures_of_tiles(anatomy: Anatomy, vision: Mapping[str, Any]) -> list[int] | None:
+    """The picture of each tile, for families that pack tiles by each picture's size; else None.
+
+    Raises:
+        LayoutError: If the pictures' sizes are missing.
+    """
+    if anatomy.family.sizes != "packed":
+        return None
+    tiles = _tiles_of_pictures(anatomy, vision)
+    return [picture for picture, n in enumerate(tiles) for _ in range(n)]
+
+
+def _tiles_of_pictures(anatomy: Anatomy, vision: Mapping[str, Any]) -> list[int]:
     from transformers.models.llava_next.modeling_llava_next import image_size_to_num_patches
 
-    config, composite = anatomy.config, anatomy.composite
+    if vision.get("image_sizes") is None:
+        raise LayoutError(
+            "Pictures are cut into tiles and packed by their sizes, but image_sizes is missing.",
+            advice="Pass the processor's image_sizes along with pixel_values.",
+        )
+    config = anatomy.config
     side = config.vision_config.image_size
-    several = [int(n) > 1 for n in vision.get("batch_num_images", ()) for _ in range(int(n))]
-    features = []
+    counts = vision.get("batch_num_images")
+    several = [int(n) > 1 for n in (() if counts is None else counts) for _ in range(int(n))]
+    found = []
     for i, size in enumerate(vision["image_sizes"]):
         # OneVision cuts a picture into tiles only where it is alone in its row.
         alone = not (several and several[i])
         tiles = image_size_to_num_patches(size, config.image_grid_pinpoints, side) if alone else 1
-        features.append(torch.zeros(tiles, (side // config.vision_config.patch_size) ** 2, 1))
+        found.append(int(tiles))
+    return found
+
+
+def _packed(anatomy: Anatomy, vision: Mapping[str, Any]) -> Tensor:
+    """Sizes by the model's own packing rule, run on features of width one."""
+    config, composite = anatomy.config, anatomy.composite
+    patches = (config.vision_config.image_size // config.vision_config.patch_size) ** 2
+    features = [torch.zeros(n, patches, 1) for n in _tiles_of_pictures(anatomy, vision)]
     options: dict[str, Any] = (
         {"vision_aspect_ratio": config.vision_aspect_ratio}
         if hasattr(config, "vision_aspect_ratio")

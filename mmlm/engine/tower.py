@@ -18,17 +18,21 @@ from mmlm.engine.anatomy import Anatomy
 from mmlm.errors import UnsupportedModel
 
 __all__ = [
+    "ATTENTION_NAMES",
+    "ROTARY_NAMES",
     "attention_received",
     "class_attention",
     "feature_block",
+    "feature_blocks",
+    "first_of",
     "tower_attention_missing",
     "tower_query_key",
 ]
 
 _NORM_NAMES = ("layer_norm1", "layernorm_before", "norm1")
-_ATTENTION_NAMES = ("self_attn", "attention", "attn")
+ATTENTION_NAMES = ("self_attn", "attention", "attn")
 #: Arguments by which a block gets rotary positions: its queries and keys are not projections alone.
-_ROTARY_NAMES = frozenset({"position_embeddings", "rotary_pos_emb"})
+ROTARY_NAMES = frozenset({"position_embeddings", "rotary_pos_emb"})
 #: Most numbers in one chunk of weights.
 _CHUNK = 1 << 22
 
@@ -39,10 +43,15 @@ def feature_block(anatomy: Anatomy) -> int:
     ``hidden_states[0]`` is what enters block 0, so ``vision_feature_layer = -2`` is the output of
     the last block but one. Towers without that entry give their last block's output.
     """
+    return max(feature_blocks(anatomy))
+
+
+def feature_blocks(anatomy: Anatomy) -> list[int]:
+    """The blocks whose outputs make the image features, in the order of the configuration."""
     n = len(anatomy.tower_blocks)
     chosen = getattr(anatomy.config, "vision_feature_layer", -1)
     entries = [chosen] if isinstance(chosen, int) else list(chosen)
-    return max(max(e - 1 if e >= 0 else n + e, 0) for e in entries)
+    return [max(e - 1 if e >= 0 else n + e, 0) for e in entries]
 
 
 def tower_attention_missing(anatomy: Anatomy) -> str:
@@ -52,14 +61,14 @@ def tower_attention_missing(anatomy: Anatomy) -> str:
     except UnsupportedModel as error:
         return str(error)
     name = type(block).__name__
-    if _ROTARY_NAMES & set(inspect.signature(block.forward).parameters):
+    if ROTARY_NAMES & set(inspect.signature(block.forward).parameters):
         return (
             f"blocks of the vision tower ({name}) rotate their queries and keys by position, and "
             "some attend within windows only"
         )
-    if _first(block, _NORM_NAMES) is None:
+    if first_of(block, _NORM_NAMES) is None:
         return f"blocks of the vision tower ({name}) have no {' or '.join(_NORM_NAMES)}"
-    attention = _first(block, _ATTENTION_NAMES)
+    attention = first_of(block, ATTENTION_NAMES)
     if getattr(attention, "q_proj", None) is None or getattr(attention, "k_proj", None) is None:
         return f"the attention of the vision tower's blocks ({name}) has no q_proj and k_proj"
     return ""
@@ -89,8 +98,8 @@ def tower_query_key(
             advice="Use a model with a CLIP, SigLIP or InternViT tower.",
         )
     module = anatomy.tower_blocks[block]
-    attention: Any = _first(module, _ATTENTION_NAMES)
-    y = _first(module, _NORM_NAMES)(x)
+    attention: Any = first_of(module, ATTENTION_NAMES)
+    y = first_of(module, _NORM_NAMES)(x)
     q, k = attention.q_proj(y[:, queries]), attention.k_proj(y)
     # Where these norms exist they run over all heads together, before the heads are split.
     q_norm, k_norm = getattr(attention, "q_norm", None), getattr(attention, "k_norm", None)
@@ -138,6 +147,6 @@ def attention_received(
     return received[:, :, first:] / patches
 
 
-def _first(module: Any, names: tuple[str, ...]) -> Any:
+def first_of(module: Any, names: tuple[str, ...]) -> Any:
     """The first attribute that exists."""
     return next((part for n in names if (part := getattr(module, n, None)) is not None), None)

@@ -26,6 +26,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from mmlm.engine.combine import chain
+from mmlm.engine.sizes import pictures_of_tiles
+from mmlm.engine.tower_pruning import TowerPass, install_tower_pruning
 from mmlm.errors import LayoutError
 
 if TYPE_CHECKING:
@@ -47,6 +49,7 @@ class Sight:
         per_tile: Features of one tile before packing, where the model packs features at all.
         pack_features: The model's packing function with everything but the features.
         before: Features [T, p, D] before packing; T = 1 where all pictures come in one row.
+        tower: What has left within the tower, if a method has a say there.
     """
 
     states: list[Any]
@@ -55,6 +58,7 @@ class Sight:
     per_tile: int = 0
     pack_features: Callable[..., Any] | None = None
     before: Tensor | None = None
+    tower: TowerPass | None = None
 
     def merge(self, values: Float[Tensor, "T P"]) -> Float[Tensor, "T p"]:
         """Values of patches averaged over the patches that become one feature.
@@ -124,12 +128,14 @@ def install_vision(session: Session, stack: ExitStack) -> None:
         stack: Takes everything back on exit.
     """
     looking = session.users("vision_layer")
-    choosing = session.users("visual_tokens")
+    pruning = session.users("patches")
+    choosing = sorted({*session.users("visual_tokens"), *pruning})
     users = sorted({*looking, *choosing})
     if not users:
         return
     composite: Any = session.anatomy.composite
-    _replace(composite, "get_image_features", _watched_encoding(session, users), stack)
+    _replace(composite, "get_image_features", _watched_encoding(session, users, pruning), stack)
+    install_tower_pruning(session, stack)  # first: what follows sees features of all places
     if hasattr(composite, "pack_image_features"):
         _replace(composite, "pack_image_features", _watched_packing(session), stack)
     if choosing:
@@ -157,20 +163,27 @@ def _replace(
 
 
 def _watched_encoding(
-    session: Session, users: list[int]
+    session: Session, users: list[int], pruning: list[int]
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     def wrap(original: Callable[..., Any]) -> Callable[..., Any]:
+        signature = inspect.signature(original)
+
         def get_image_features(*args: Any, **kwargs: Any) -> Any:
             if session.quiet:
                 return original(*args, **kwargs)
             sight = Sight(states=[None] * len(session.methods))
             for i in users:
                 sight.states[i] = session.methods[i].begin_vision(session.anatomy)
+            if pruning:
+                given = signature.bind_partial(*args, **kwargs).arguments
+                sight.tower = _tower_pass(session, sight, given)
             session.seeing = sight
             try:
                 output = original(*args, **kwargs)
             finally:
                 session.seeing = None
+            if sight.tower is not None:
+                output = sight.tower.settle(output)
             pooled = output.pooler_output if hasattr(output, "pooler_output") else output[1]
             flat = isinstance(pooled, Tensor) and pooled.ndim == 3
             sight.features = (
@@ -186,6 +199,25 @@ def _watched_encoding(
         return get_image_features
 
     return wrap
+
+
+def _tower_pass(session: Session, sight: Sight, given: dict[str, Any]) -> TowerPass:
+    """A pass through a tower that may lose patches.
+
+    Raises:
+        LayoutError: If it is not known which patches will make the features.
+    """
+    anatomy = session.anatomy
+    given = {**given, **given.get("kwargs", {})}
+    layer = given.get("vision_feature_layer")
+    configured = getattr(anatomy.config, "vision_feature_layer", None)
+    if layer is not None and layer != configured:
+        raise LayoutError(
+            f"Features of layer {layer!r} are asked for, while the model's configuration says "
+            f"{configured!r}, by which a method chooses where patches leave.",
+            advice="Change config.vision_feature_layer instead.",
+        )
+    return TowerPass(session, sight, pictures_of_tiles(anatomy, given), given.get("image_grid_thw"))
 
 
 def _projector_hook(session: Session) -> Callable[..., Any]:
