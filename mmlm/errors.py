@@ -13,8 +13,8 @@ __all__ = [
     "MissingTensors",
     "MmlmError",
     "NeedsDynamicCache",
-    "UnknownTower",
     "UnknownPlaceholder",
+    "UnknownTower",
     "UnsupportedModel",
 ]
 

@@ -311,21 +311,25 @@ class DyVTE(Method):
         state.is_open = bool((state.has_image & (state.exits < 0)).any())
         return leaving
 
-    @torch.no_grad()
     def _fires(self, state: _State, gate: int, x: Float[Tensor, "B N D"]) -> Bool[Tensor, "B"]:
+        votes = self._votes(state, gate, x)
+        copies = state.prompt.copies
+        if copies > 1:  # beams differ in their last bits, and must not part here
+            votes = votes[::copies].repeat_interleave(copies)
+        votes = votes & state.has_image & (state.exits < 0)
+        if self.batch != "sync":
+            return votes
+        state.voted = state.voted | votes
+        share = state.voted.sum() / state.has_image.sum()
+        return state.has_image & (share >= self.sync_share)
+
+    @torch.no_grad()
+    def _votes(self, state: _State, gate: int, x: Float[Tensor, "B N D"]) -> Bool[Tensor, "B"]:
+        """Rows whose router says exit."""
         assert state.routers is not None
         z = state.routers.at(gate)(state.pooling.features(x, state.prompt.kept)).float()
         state.logits[gate] = z
-        fires = (z[:, 1] - z[:, 0] > self.threshold) & (state.pooling.rule != NO_TEXT)
-        copies = state.prompt.copies
-        if copies > 1:  # beams differ in their last bits, and must not part here
-            fires = fires[::copies].repeat_interleave(copies)
-        fires = fires & state.has_image & (state.exits < 0)
-        if self.batch != "sync":
-            return fires
-        state.voted = state.voted | fires
-        share = state.voted.sum() / state.has_image.sum()
-        return state.has_image & (share >= self.sync_share)
+        return (z[:, 1] - z[:, 0] > self.threshold) & (state.pooling.rule != NO_TEXT)
 
     def record(self, state: _State, tokens: Sequence[int] | None) -> list[dict[str, Any]]:
         """Per answer: exit layer (-1: never), rule, and logits of every router asked before it.
