@@ -65,7 +65,7 @@ def choose_what_learns(model: PreTrainedModel, settings: ModelSettings) -> None:
     embeddings belong to the language model.
 
     Raises:
-        InputError: methods shall learn, and there are none with weights.
+        InputError: methods shall learn, and there are none with weights, or none of that name.
     """
     parts = _parts(model)
     learning = [p for p in settings.learns if not (p == "language" and settings.lora)]
@@ -76,15 +76,39 @@ def choose_what_learns(model: PreTrainedModel, settings: ModelSettings) -> None:
                 f"{part!r} shall learn, but the model has no methods with weights.",
                 advice="Give model.methods, such as ['CrossLMM()'], or leave it out of `learns`.",
             )
-        for module in parts[part]:
+        for module in _chosen(parts, part, settings):
             module.requires_grad_(True)
+
+
+def _chosen(parts: dict[str, list[Any]], part: str, settings: ModelSettings) -> list[Any]:
+    """The modules of a part that learn.
+
+    Raises:
+        InputError: no module has a name in `method_parts`.
+    """
+    if part != "methods" or not settings.method_parts:
+        return parts[part]
+    named = {
+        f"{name}.{inner}" if inner else name: module
+        for name, whole in zip(parts["names"], parts[part], strict=True)
+        for inner, module in whole.named_modules()
+    }
+    unknown = [name for name in settings.method_parts if name not in named]
+    if unknown:
+        short = [name for name in named if name.count(".") < 2]
+        raise InputError(
+            f"method_parts names {', '.join(unknown)}, which no method has.",
+            advice=f"There are {', '.join(short)} and what lies below them.",
+        )
+    return [named[name] for name in settings.method_parts]
 
 
 def whole_modules(model: PreTrainedModel, settings: ModelSettings) -> tuple[str, ...]:
     """Names of the modules that learn as a whole beside adapters (PEFT's `modules_to_save`)."""
     wanted = [part for part in settings.learns if part != "language"]
     names = {id(module): name for name, module in model.named_modules()}
-    return tuple(names[id(module)] for part in wanted for module in _parts(model)[part])
+    parts = _parts(model)
+    return tuple(names[id(m)] for part in wanted for m in _chosen(parts, part, settings))
 
 
 def count_parameters(model: Any) -> tuple[int, int]:
@@ -131,8 +155,10 @@ def _parts(model: PreTrainedModel) -> dict[str, list[Any]]:
     from mmlm.engine.method import MODULES
 
     anatomy = Anatomy(model)
+    methods = getattr(model, MODULES, {})
     return {
-        "methods": list(getattr(model, MODULES, {}).values()),
+        "names": list(methods),
+        "methods": list(methods.values()),
         "language": [anatomy.text, anatomy.head],
         "projector": [anatomy.projector],
         "tower": [anatomy.tower],

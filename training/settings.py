@@ -59,6 +59,8 @@ class ModelSettings:
             given no others.
         learns: the parts that learn. With `lora` the language model's part are its adapters;
             "methods" are the weights of the built-in methods.
+        method_parts: which of those weights learn, by the names of their modules from the class
+            on, such as "CrossLMM.v2v"; the others are frozen as they are. Empty: all of them.
         lora: adapters in place of the language model's own weights; None trains those.
         chat_template: "model", "simple", or the path of a Jinja file, as in `mmlm generate`.
 
@@ -72,6 +74,7 @@ class ModelSettings:
     attention: str = "sdpa"
     methods: tuple[str, ...] = ()
     learns: tuple[Part, ...] = ("language",)
+    method_parts: tuple[str, ...] = ()
     lora: LoraSettings | None = None
     chat_template: str = "model"
 
@@ -79,6 +82,11 @@ class ModelSettings:
         if not self.learns:
             raise ValueError(
                 "learns is empty: give language, projector, tower, methods or some of them"
+            )
+        if self.method_parts and "methods" not in self.learns:
+            raise ValueError(
+                f"method_parts = {list(self.method_parts)}, but learns = {list(self.learns)}: add "
+                "methods, or leave method_parts out"
             )
         if self.lora is not None and "language" not in self.learns:
             raise ValueError(

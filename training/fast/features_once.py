@@ -28,7 +28,7 @@ from training.fast.models import anatomy_of, refuse_sites, vision_parameters
 __all__ = ["FeaturesOnce", "install_features_once"]
 
 _NAME = "get_image_features"
-_SITES = frozenset({"vision_layer", "patches", "visual_tokens", "tokens"})
+_SITES = frozenset({"vision_layer", "patches", "pool", "visual_tokens", "tokens"})
 #: Of what the encoder returns, the entries that inner models merge.
 _FEATURES = ("pooler_output", "deepstack_features")
 

@@ -42,6 +42,7 @@ DECODERS = ("llama", "mistral", "qwen2", "qwen2_5_vl_text", "qwen3", "qwen3_vl_t
 """Text models with attention layers alone, which take positions and masks from outside."""
 
 _FLASH_ROWS = 1
+_ONE_DOCUMENT = frozenset({"attended", "patches", "pool", "tokens", "visual_tokens"})
 
 
 def check_packing(model: PreTrainedModel, rows_per_pass: int) -> None:
@@ -54,8 +55,18 @@ def check_packing(model: PreTrainedModel, rows_per_pass: int) -> None:
     Raises:
         UnsupportedModel: If the family was not compared with separate rows.
         InputError: With flash attention and more than one row: its kernels find the documents in
-            the positions of a single row only.
+            the positions of a single row only. With built-in methods that take positions out of
+            the rows, or look from text at pictures: they do not know the documents of a row.
     """
+    from mmlm.engine.build_in import built_in
+
+    for method in built_in(model):
+        found = sorted(method.sites & _ONE_DOCUMENT)
+        if found:
+            raise InputError(
+                f"{method.label} acts at {', '.join(found)} and takes a row for one document.",
+                advice="Train with packing: false (group_by_length saves most of the padding too).",
+            )
     family, text = model.config.model_type, model.config.get_text_config()
     if family in WRONG:
         raise UnsupportedModel(

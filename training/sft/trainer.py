@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from transformers import Trainer
 from transformers.loss.loss_utils import ForCausalLMLoss
 
+from mmlm.engine.method import MODULES
 from training.sft.buckets import LengthBuckets
 
 if TYPE_CHECKING:
@@ -73,6 +74,11 @@ class SFTTrainer(Trainer):
             * arguments.world_size,
             arguments.seed,
         )
+
+    def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
+        """The library's choice, without the gates of built-in methods: 0 would close them."""
+        names: list[str] = super().get_decay_parameter_names(model)
+        return [n for n in names if not (MODULES in n and n.endswith(".gate"))]
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """The library's, with the projector's parameters in groups of their own."""
