@@ -49,6 +49,7 @@ _WORKING = frozenset(
         "logits",
         "mask",
         "mlp",
+        "patches",
         "pool",
         "scores",
         "search",
