@@ -14,6 +14,7 @@ from training.preference.encoding import EncodedPair, Length, PairEncoder, Side
 from training.preference.rows import PreferenceRow, as_row
 from training.preference.texts import EndToken
 from training.preference.usable import UsableRows, usable_rows
+from training.turns import Turns
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -53,6 +54,7 @@ class VisionPreferenceCollator:
         pad_to_multiple_of: L is a multiple of it.
         with_ids: Adds ``ids``, the names of the rows in the batch. TRL's trainer would hand them
             to the model, so a wrapper that needs them must take them out.
+        turns: What the model's methods must know about turns (`training.turns`).
 
     Attributes:
         dropped: How many rows were left out, by reason.
@@ -72,6 +74,7 @@ class VisionPreferenceCollator:
         on_bad_image: BadRow = "error",
         pad_to_multiple_of: int | None = None,
         with_ids: bool = False,
+        turns: Turns = "unread",
     ) -> None:
         for name, choice in (("overlong", overlong), ("on_bad_image", on_bad_image)):
             if choice not in ("error", "drop"):
@@ -90,7 +93,7 @@ class VisionPreferenceCollator:
         self.pad_to_multiple_of = pad_to_multiple_of
         self.with_ids = with_ids
         self.dropped: Counter[str] = Counter()
-        self.encoder = PairEncoder(processor, end_token)
+        self.encoder = PairEncoder(processor, end_token, turns=turns)
 
     def __call__(self, examples: Sequence[PreferenceRow | Mapping[str, Any]]) -> dict[str, Any]:
         """Makes a batch.

@@ -18,6 +18,7 @@ from training.errors import EqualResponses, ImageTokenMismatch
 from training.expansion import PictureText, Sizes
 from training.preference.rows import PreferenceRow
 from training.preference.texts import EndToken, PairText, PairWriter
+from training.turns import ROLES, Turns, roles_of_ids
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -74,6 +75,7 @@ class PairEncoder:
     Args:
         processor: A Hugging Face processor with a chat template and a fast tokenizer.
         end_token: See `EndToken`.
+        turns: What the model's methods must know about turns (`training.turns`).
 
     Raises:
         InputError: If the tokenizer cannot say which characters a token stands for, or there is no
@@ -81,14 +83,16 @@ class PairEncoder:
         ValueError: If `end_token` is none of the three.
     """
 
-    def __init__(self, processor: Any, end_token: EndToken = "own") -> None:
+    def __init__(
+        self, processor: Any, end_token: EndToken = "own", *, turns: Turns = "unread"
+    ) -> None:
         if not processor.tokenizer.is_fast:
             raise InputError(
                 f"{type(processor.tokenizer).__name__} does not say which characters a token "
                 "stands for, so it would not be known where an answer begins.",
                 advice="Use the fast tokenizer of this model (package tokenizers).",
             )
-        self._processor = processor
+        self._processor, self._turns = processor, turns
         self._tokenizer = processor.tokenizer
         self._text = PairWriter(processor, end_token)
         self._pictures = PictureText(processor)
@@ -213,13 +217,24 @@ class PairEncoder:
                 )
             whole = [*bos, *prompt[:kept], *ids[same:]]
             own = self._types(types, len(bos), len(bos) + kept, len(whole))
-            sides.append(Side(whole, len(bos) + kept + start - same, own))
+            begins = len(bos) + kept + start - same
+            if self._turns != "unread":
+                own[ROLES] = self._roles(row, whole, begins)
+            sides.append(Side(whole, begins, own))
         pair = EncodedPair(*sides)
         if _same_answers(row, pair):
             raise EqualResponses(
                 f"row {row.id!r}: `chosen` and `rejected` are equal.", advice="Remove the row."
             )
         return pair
+
+    def _roles(self, row: PreferenceRow, ids: list[int], start: int) -> list[int]:
+        try:
+            return roles_of_ids(
+                self._processor, ids, start, image_ids=self._pictures.image_ids, turns=self._turns
+            )
+        except InputError as error:
+            raise InputError(f"row {row.id!r}: {error}", advice=error.advice) from error
 
     def _joint(self, begun: str, answer: str) -> tuple[list[int], int]:
         """Ids of both texts in one piece, and which is the first of the answer."""

@@ -167,6 +167,7 @@ class Preference(Finetuning):
         from training.preference.features import check_features
         from training.preference.table import row_table
         from training.preference.trainer import VLPreferenceTrainer
+        from training.turns import turns_of
 
         collator = VisionPreferenceCollator(
             parts.processor,
@@ -174,6 +175,7 @@ class Preference(Finetuning):
             overlong=self.data.overlong,
             end_token=self.data.end_token,
             on_bad_image=self.data.on_bad_image,
+            turns=turns_of(parts.model),
         )
         _refuse_mixed_under_zero3(parts)
         tables = {}
@@ -231,9 +233,12 @@ class Preference(Finetuning):
         from training.sft.data import Examples
         from training.sft.encoding import Encoder
         from training.sft.rows import read_conversations
+        from training.turns import refuse_several_answers, turns_of
 
-        examples = Examples(read_conversations(self.auxiliary))
-        collate = SFTCollator(Encoder(parts.processor))
+        rows = read_conversations(self.auxiliary)
+        refuse_several_answers(parts.model, rows)
+        examples = Examples(rows)
+        collate = SFTCollator(Encoder(parts.processor, turns=turns_of(parts.model)))
         return AuxiliaryBatches(examples, collate, self.optimisation.rows_per_pass)
 
     def before_training(self, run: Run, trainer: Any) -> None:

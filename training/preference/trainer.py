@@ -31,6 +31,7 @@ from training.preference.cache_settings import refuse_trl_cache
 from training.preference.collator import VisionPreferenceCollator
 from training.preference.rows import PreferenceRow
 from training.preference.table import row_table
+from training.turns import refuse_other_masks, turns_of
 
 __all__ = ["VLPreferenceTrainer"]
 
@@ -100,7 +101,11 @@ class VLPreferenceTrainer(DPOTrainer):
         if peft_config is not None:
             refuse_targets_outside(model, peft_config)
         if data_collator is None:
-            data_collator = VisionPreferenceCollator(processing_class, max_length=args.max_length)
+            data_collator = VisionPreferenceCollator(
+                processing_class, max_length=args.max_length, turns=turns_of(model)
+            )
+        if ref_model is not None:
+            refuse_other_masks(model, ref_model)
         if not isinstance(train_dataset, Dataset):
             if not any(row.images for row in train_dataset):
                 warnings.warn(

@@ -8,7 +8,7 @@ before an answer and reaches into it counts as answer.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from mmlm.answers import prompt_is_apart
 from mmlm.errors import InputError
@@ -17,6 +17,7 @@ from training.expansion import PictureText
 from training.sft.documents import IGNORED, TOKEN_TYPES, Document
 from training.sft.labels import EndToken, Rendered, Renderer
 from training.sft.rows import Conversation
+from training.turns import ROLES, Turns, roles_of_spans
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -31,13 +32,16 @@ class Encoder:
     Args:
         processor: A Hugging Face processor with a chat template and a fast tokenizer.
         end_token: See `training.sft.labels.EndToken`.
+        turns: What the model's methods must know about turns (`training.turns`).
 
     Raises:
         InputError: If the tokenizer cannot say where its tokens stand in the text, or there is no
             chat template.
     """
 
-    def __init__(self, processor: Any, end_token: EndToken = "template") -> None:
+    def __init__(
+        self, processor: Any, end_token: EndToken = "template", *, turns: Turns = "unread"
+    ) -> None:
         if not processor.tokenizer.is_fast:
             raise InputError(
                 f"{type(processor.tokenizer).__name__} does not say which characters a token "
@@ -53,7 +57,15 @@ class Encoder:
         self._apart = prompt_is_apart(processor)
         self._pictures = PictureText(processor)
         # PaliGemma's processor writes the end token itself.
-        self._renderer = Renderer(processor, "none" if self._apart else end_token)
+        self._renderer = Renderer(
+            processor, "none" if self._apart else end_token, headers=turns == "needed"
+        )
+        self._turns = turns
+        if turns != "unread" and self._apart:
+            raise InputError(
+                "PaliGemma reads its whole prompt both ways; its rows have no turns to tell apart.",
+                advice="Train it without methods that open its attention.",
+            )
 
     @property
     def pad_token_id(self) -> int:
@@ -130,12 +142,15 @@ class Encoder:
                 padding_side="right",
                 return_tensors="pt",
             )
-            batch["labels"] = _labels(batch, texts, seen=pictures is not None)
+            moved = _moved(batch, texts, seen=pictures is not None)
+            batch["labels"] = _labels(batch, [spans for spans, _ in moved])
+            if self._turns != "unread":
+                batch[ROLES] = _roles(batch, moved)
         lengths = batch.pop("attention_mask").sum(dim=1).tolist()
         ids, labels = batch.pop("input_ids"), batch.pop("labels")
         for name in ("offset_mapping", "text_replacement_offsets"):
             batch.pop(name, None)
-        types = {name: batch.pop(name) for name in TOKEN_TYPES if name in batch}
+        types = {name: batch.pop(name) for name in (*TOKEN_TYPES, ROLES) if name in batch}
         if "token_type_ids" not in self._processor.model_input_names or not _says_anything(types):
             # Many fast tokenizers make them, and most models refuse them.
             types.pop("token_type_ids", None)
@@ -230,25 +245,57 @@ def _says_anything(types: dict[str, Tensor]) -> bool:
     return any(bool(values.any()) for values in types.values())
 
 
-def _labels(batch: Any, texts: Sequence[Rendered], *, seen: bool) -> Tensor:
+_Spans: TypeAlias = list[tuple[int, int]]
+
+
+def _moved(
+    batch: Any, texts: Sequence[Rendered], *, seen: bool
+) -> list[tuple[_Spans, list[tuple[int, int] | None]]]:
+    """Answers and headers of each text, where they are once the placeholders are expanded."""
+    expanded = batch["text_replacement_offsets"] if seen else [[]] * len(texts)
+
+    def moved(span: tuple[int, int], placeholders: Sequence[Any]) -> tuple[int, int]:
+        # Neither answers nor headers hold pictures, so both ends move alike.
+        by = sum(
+            (one["new_span"][1] - one["new_span"][0]) - (one["span"][1] - one["span"][0])
+            for one in placeholders
+            if one["span"][1] <= span[0]
+        )
+        return span[0] + by, span[1] + by
+
+    return [
+        (
+            [moved(span, own) for span in text.spans],
+            [span and moved(span, own) for span in text.headers],
+        )
+        for text, own in zip(texts, expanded, strict=True)
+    ]
+
+
+def _labels(batch: Any, spans: Sequence[_Spans]) -> Tensor:
     """Ids where a token's characters overlap an answer, `IGNORED` elsewhere [B, L]."""
     import torch
 
     ids, offsets = batch["input_ids"], batch["offset_mapping"]
-    expanded = batch["text_replacement_offsets"] if seen else [[]] * len(texts)
     labels = torch.full_like(ids, IGNORED)
-    for row, (text, placeholders) in enumerate(zip(texts, expanded, strict=True)):
-        for start, end in text.spans:
-            # Answers hold no pictures, so both ends move alike.
-            moved = sum(
-                (one["new_span"][1] - one["new_span"][0]) - (one["span"][1] - one["span"][0])
-                for one in placeholders
-                if one["span"][1] <= start
-            )
-            token_start, token_end = offsets[row].unbind(-1)
-            inside = (token_start < end + moved) & (token_end > start + moved)
+    for row, own in enumerate(spans):
+        token_start, token_end = offsets[row].unbind(-1)
+        for start, end in own:
+            inside = (token_start < end) & (token_end > start)
             labels[row, inside] = ids[row, inside]
     return labels
+
+
+def _roles(batch: Any, moved: Sequence[tuple[_Spans, list[tuple[int, int] | None]]]) -> Tensor:
+    """What methods read about the turns of each text [B, L]."""
+    import torch
+
+    return torch.stack(
+        [
+            roles_of_spans(batch["offset_mapping"][row], batch["labels"][row], spans, headers)
+            for row, (spans, headers) in enumerate(moved)
+        ]
+    )
 
 
 def _check(tokenizer: Any, row: Conversation, document: Document) -> None:

@@ -37,10 +37,13 @@ class Rendered:
     Attributes:
         text: What the template prints, image placeholders not expanded yet.
         spans: Start and end (characters) of every answer in it, its end token included.
+        headers: Likewise of the assistant's header before each answer, None where the template
+            writes none of its own; empty if nobody asks for them.
     """
 
     text: str
     spans: tuple[tuple[int, int], ...]
+    headers: tuple[tuple[int, int] | None, ...] = ()
 
 
 class Renderer:
@@ -49,13 +52,17 @@ class Renderer:
     Args:
         processor: A Hugging Face processor with a chat template.
         end_token: See `EndToken`.
+        headers: Whether the assistant's headers are wanted too.
 
     Raises:
         InputError: If the processor has no chat template.
     """
 
-    def __init__(self, processor: Any, end_token: EndToken = "template") -> None:
+    def __init__(
+        self, processor: Any, end_token: EndToken = "template", *, headers: bool = False
+    ) -> None:
         self._template = _Template(processor)
+        self._headers = headers
         self._image_token = getattr(processor, "image_token", None)
         self._end_token = end_token
 
@@ -83,12 +90,17 @@ class Renderer:
                 f"{len(answers)}.",
                 advice="Its {% generation %} block must stand once around every assistant message.",
             )
+        lengths = _header_lengths(template, messages, text, spans) if self._headers else []
         # From the last to the first, so that an inserted end token moves no span still to be read.
         exact: list[tuple[int, int]] = []
         for answer, (start, stop) in reversed(list(zip(answers, spans, strict=True))):
             text, end, gained = _ended(template, text, start, stop, answer.strip(), self._end_token)
             exact = [(start, end), *((s + gained, e + gained) for s, e in exact)]
-        return Rendered(text, tuple(exact))
+        headers = [
+            None if n is None else (start - n, start)
+            for (start, _), n in zip(exact, lengths, strict=False)
+        ]
+        return Rendered(text, tuple(exact), tuple(headers))
 
 
 class _Template:
@@ -147,6 +159,22 @@ def _turn_by_turn(
                 raise _not_stable(place, earlier, later)
         spans.append((len(before), len(spoken)))
     return text, spans
+
+
+def _header_lengths(
+    template: _Template,
+    messages: Sequence[Message],
+    text: str,
+    spans: Sequence[tuple[int, int]],
+) -> list[int | None]:
+    """Characters between the end of each question and its answer, None where that is unknown."""
+    found: list[int | None] = []
+    places = [n for n, message in enumerate(messages) if message["role"] == "assistant"]
+    for place, (start, _) in zip(places, spans, strict=True):
+        asked = template(messages[:place])
+        known = text.startswith(asked) and len(asked) < start
+        found.append(start - len(asked) if known else None)
+    return found
 
 
 def _not_stable(place: int, earlier: str, later: str) -> InputError:

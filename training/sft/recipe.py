@@ -133,8 +133,11 @@ class SFT(Finetuning):
         from training.sft.encoding import Encoder
         from training.sft.packing import check_packing, rope_index
         from training.sft.trainer import SFTTrainer
+        from training.turns import refuse_several_answers, turns_of
 
-        encoder = Encoder(parts.processor, self.data.end_token)
+        encoder = Encoder(parts.processor, self.data.end_token, turns=turns_of(parts.model))
+        for rows in parts.rows.values():
+            refuse_several_answers(parts.model, rows)
         if self.data.packing:
             check_packing(parts.model, self.optimisation.rows_per_pass)
         examples = {
@@ -166,7 +169,9 @@ class SFT(Finetuning):
 
         names = ()
         if "projector" in self.model.learns:
-            names = whole_modules(model, replace(self.model, learns=("projector",), lora=None))
+            names = whole_modules(
+                model, replace(self.model, learns=("projector",), method_parts=(), lora=None)
+            )
         inner: Any = model
         if self.model.lora is not None:
             from peft import get_peft_model
