@@ -362,8 +362,8 @@ def no_square_tensor(method, family):
     """No tensor with two dimensions of the prompt's length beyond what the plain model has.
 
     Families with attention in both directions make a mask in every pass: one per auxiliary prompt.
-    Attention rows come in chunks, which a prompt as short as this one would fit into whole. A method
-    that opens attention needs the mask itself: bool, one for all heads.
+    Attention rows come in chunks, which a prompt as short as this one would fit into whole. What
+    opens attention needs the mask itself: bool, one for all heads.
     """
     model, processor = tiny.shared(family)
     inputs = tiny.inputs(processor, PROMPTS[:1], [[tiny.picture(1)]])
