@@ -155,7 +155,8 @@ class RowEditor:
         if not acting:
             return kernel(call)
         if all(session.methods[i].sites.isdisjoint(_ON_ROWS) for i in acting):
-            gain = self._gain(acting, session.past + call.query.shape[2])
+            past, length = session.past, session.layout.length  # of which some may be gone
+            gain = self._gain(acting, past + call.query.shape[2] if past else length)
             return on_scaled_keys(session, layer, call, gain, kernel)
         rows = AttentionRows(call, session.rows, session.past)
         session.attending = rows
