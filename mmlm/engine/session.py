@@ -433,7 +433,7 @@ class Session:
         """The layout with documents, turns and answers told apart, for those who ask for them."""
         wish = wanted_turns(self)
         if self._given_layout is None:
-            layout = apart(layout, inputs, self.anatomy.text.config) if self.openings else layout
+            layout = apart(layout, inputs, self.anatomy.text.config)
             if self.handed.roles is not None:
                 layout = self.handed.told(layout)
             elif wish != "unread":
