@@ -257,26 +257,17 @@ def choose_features(session: Session, full: TokenLayout) -> Compaction | None:
     Returns:
         None if all of them do.
     """
-    users, sight, pooling = session.users("visual_tokens"), session.sight, session.pooling
+    choosing, pooling = session.users("visual_tokens"), session.pooling
+    users = sorted({*choosing, *session.users("patches"), *session.users("pool")})
+    methods = [session.methods[i] for i in users]
+    renumber = any(method.renumbers(session.anatomy) for method in methods)
+    alive, sight = _wanted(session, choosing), session.sight
     if pooling is not None and pooling.passes:
-        alive = _wanted(session, users)
+        # Methods that choose features have a say in the originals, not in what is pooled.
         staying = pooling.alive({} if alive is None else {"image": alive})
-        if staying is None:
-            return None
-        numbers = {*users, *session.users("pool"), *session.users("patches")}
-        renumber = any(session.methods[i].renumbers(session.anatomy) for i in numbers)
-        return Compaction.of(full, staying, renumber)
-    if not users or sight is None or sight.before is None:
+        return None if staying is None else Compaction.of(full, staying, renumber)
+    if alive is None or sight is None or bool(alive.all()):
         return None
-    features = sight.before
-    alive = torch.ones(features.shape[:2], dtype=torch.bool, device=features.device)
-    for i in users:
-        keep = session.methods[i].visual_tokens(sight.states[i], features)
-        if keep is not None:
-            alive &= marked(keep, features.shape[1], session.methods[i].label)
-    if bool(alive.all()):
-        return None
-    methods = [session.methods[i] for i in sorted({*choosing, *session.users("patches")})]
     # What stays, what is a patch at all, and what belongs to a picture's overview.
     marks = torch.stack([alive.float(), torch.ones_like(alive).float(), _overview(session)], -1)
     packed = sight.pack(marks)
@@ -298,21 +289,24 @@ def choose_features(session: Session, full: TokenLayout) -> Compaction | None:
         )
     kept[kept.clone()] = staying
     kept = kept.repeat_interleave(copies, dim=0)
-    renumber = any(method.renumbers(session.anatomy) for method in methods)
     return Compaction.of(full, full.real & (~full.visual | kept), renumber)
 
 
-def _wanted(session: Session, users: list[int]) -> Bool[Tensor, "T P"] | None:
+def _wanted(session: Session, choosing: list[int]) -> Bool[Tensor, "T P"] | None:
     """The features that all methods keep; None where none has a say."""
     sight = session.sight
-    if not users or sight is None or sight.before is None:
+    if sight is None or sight.before is None:
         return None
-    alive = torch.ones(sight.before.shape[:2], dtype=torch.bool, device=sight.before.device)
-    for i in users:
-        keep = session.methods[i].visual_tokens(sight.states[i], sight.before)
+    left = None if sight.tower is None else sight.tower.features
+    if not choosing and left is None:
+        return None
+    features = sight.before
+    alive = torch.ones(features.shape[:2], dtype=torch.bool, device=features.device)
+    for i in choosing:
+        keep = session.methods[i].visual_tokens(sight.states[i], features)
         if keep is not None:
-            alive &= marked(keep, alive.shape[1], session.methods[i].label)
-    return alive
+            alive &= marked(keep, features.shape[1], session.methods[i].label)
+    return alive if left is None else alive & left
 
 
 def _overview(session: Session) -> Float[Tensor, "T P"]:

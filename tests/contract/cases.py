@@ -15,7 +15,7 @@ STRONG: dict[str, str] = {
     "ACT": "ACT(heads_by_layer=((1, (0, 1, 2, 5)), (2, (3, 4, 5, 6, 7))), beta=0.1, theta=0.03)",
     "DARA": "DARA(layers=(0, 1), images=3, align='query_last', init=3.0)",
     # Tiny pictures have four features in some families.
-    "CrossLMM": "CrossLMM(grid=1, gate=1.0)",
+    "CrossLMM": "CrossLMM(grid=2, gate=1.0)",
     # A fixed exit: routers would have to be trained. Theirs: tests/methods/test_dyvte.py.
     "DyVTE": "DyVTE(exit_layer=0)",
     # The score that every tower without rotary positions can give; test_imbalanced_attention.py
