@@ -32,7 +32,7 @@ _UNASKED: weakref.WeakKeyDictionary[nn.Module, int] = weakref.WeakKeyDictionary(
 
 @dataclass(frozen=True, kw_only=True)
 class MMA(Method):
-    """Modality-mutual attention: image tokens also attend to the question behind them.
+    """Modality-mutual attention: image tokens also see the question behind.
 
     Idea:
         Under a causal mask an image in front of its question is read in the same way whatever is

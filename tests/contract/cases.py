@@ -32,6 +32,12 @@ STRONG: dict[str, str] = {
 MAY_BE_INFINITE = {("INTER", "k"), ("DyVTE", "threshold")}
 
 
-def strong(cls):
+#: Another setting of the first method beside the second, which would have nothing to act on.
+BESIDE = {("DyVTE", "MMA"): "DyVTE(exit_layer=2)"}
+
+
+def strong(cls, beside=None):
     """The method at a setting that visibly changes a tiny random model."""
-    return mmlm.parse_method(STRONG.get(cls.__name__, cls.__name__))
+    name = cls.__name__
+    text = STRONG.get(name, name)
+    return mmlm.parse_method(BESIDE.get((name, beside and beside.__name__), text))

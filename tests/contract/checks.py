@@ -16,7 +16,7 @@ import torch
 from shapes import record_shapes
 from transformers import TextIteratorStreamer
 
-from mmlm import attach
+from mmlm import TokenLayout, attach
 from mmlm.engine import attention
 
 PROMPTS = ["describe the image in detail .", "is there a dog in the picture ?"]
@@ -342,7 +342,8 @@ def _squares(shapes, n, *, masks=False):
     """How often each operator made a tensor with two sides of ``n``; ``masks``: may be allowed."""
     found = Counter()
     for (name, shape, dtype), count in shapes.items():
-        mask = dtype == torch.bool and (len(shape) < 4 or shape[1] == 1)
+        # On a CPU sdpa makes an additive mask of a bool one.
+        mask = shape[1] == 1 if len(shape) == 4 else dtype == torch.bool
         if shape.count(n) >= 2 and not (masks and mask):
             found[name] += count
     return found
@@ -363,7 +364,7 @@ def no_square_tensor(method, family):
 
     Families with attention in both directions make a mask in every pass: one per auxiliary prompt.
     Attention rows come in chunks, which a prompt as short as this one would fit into whole. What
-    opens attention needs the mask itself: bool, one for all heads.
+    opens attention needs the mask itself, one for all heads.
     """
     model, processor = tiny.shared(family)
     inputs = tiny.inputs(processor, PROMPTS[:1], [[tiny.picture(1)]])
@@ -417,6 +418,8 @@ def _tensors(value):
         return [value]
     if isinstance(value, dict):
         return [t for v in value.values() for t in _tensors(v)]
+    if isinstance(value, TokenLayout):
+        return list(vars(value).values())
     return []
 
 
