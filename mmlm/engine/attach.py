@@ -22,7 +22,7 @@ from mmlm.engine.hooks import attended_hooks, heads_hook, layer_in_hook, layer_o
 from mmlm.engine.layout import TokenLayout
 from mmlm.engine.masks import install_masks
 from mmlm.engine.method import IN_BRANCHES, Method
-from mmlm.engine.pooling_hooks import install_pooling
+from mmlm.engine.pooling_hooks import install_doors, install_pooling
 from mmlm.engine.pruning import install_deep_features, install_pruning
 from mmlm.engine.session import Session
 from mmlm.engine.template import known_processor
@@ -209,6 +209,7 @@ def install(session: Session, stack: ExitStack) -> None:
     install_rows(session, stack)
     install_pooling(session, stack)
     install_vision(session, stack)
+    install_doors(session, stack)
     if session.users("logits"):
         keep(anatomy.model.register_forward_hook(session.on_logits))
 

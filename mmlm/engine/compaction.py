@@ -265,7 +265,8 @@ def choose_features(session: Session, full: TokenLayout) -> Compaction | None:
     if pooling is not None and pooling.passes:
         # Methods that choose features have a say in the originals, not in what is pooled.
         staying = pooling.alive({} if alive is None else {"image": alive})
-        return None if staying is None else Compaction.of(full, staying, renumber)
+        if staying is not None:
+            return Compaction.of(full, staying, renumber)
     if alive is None or sight is None or bool(alive.all()):
         return None
     # What stays, what is a patch at all, and what belongs to a picture's overview.

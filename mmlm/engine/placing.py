@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from mmlm.engine.cells import central, closeness
+from mmlm.engine.cells import central, closeness, spread
 from mmlm.errors import LayoutError
 
 if TYPE_CHECKING:
@@ -178,7 +178,10 @@ class Placing:
         dense = torch.stack(marks, -1)[:, None].expand(-1, frame.size, -1)
         if pictures.cells is not None:
             near = closeness((frame.height, frame.width), pictures.cells[0], device)
-            dense = torch.cat([dense, near.expand(tiles, -1, -1)], dim=-1)
+            near = near.expand(tiles, -1, -1)
+            if pictures.full is not None:
+                near = near * torch.stack(pictures.full).flatten(1)[:, None]
+            dense = torch.cat([dense, near], dim=-1)
         assert pictures.pack is not None
         parts = pictures.pack(dense.contiguous())
         sizes = torch.tensor([len(part) for part in parts], device=device)
@@ -211,8 +214,13 @@ class Placing:
                 stays = torch.ones(int(mine.sum()), dtype=torch.bool, device=mine.device)
             elif pictures.pack is None:
                 each = zip(pictures.frames, cells, strict=True)
-                flags = [central((f.height, f.width), c, mine.device).flatten() for f, c in each]
-                stays = torch.cat(flags)
+                flags = [central((f.height, f.width), c, mine.device) for f, c in each]
+                if pictures.full is not None:
+                    flags = [
+                        flag & spread(full[None, ..., None], (f.height, f.width))[0, ..., 0]
+                        for f, flag, full in zip(pictures.frames, flags, pictures.full, strict=True)
+                    ]
+                stays = torch.cat([flag.flatten() for flag in flags])
             else:
                 stays = self._nearest(self._packed[modality], len(pictures.frames), line_ends)
             alive[mine] = stays

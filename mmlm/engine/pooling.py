@@ -14,7 +14,7 @@ has been called: :meth:`Pooling.originals`. It also works for videos, whose fram
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from mmlm.engine.cells import spread
 from mmlm.engine.columns import Survivors
+from mmlm.engine.patch_rows import PackedRows
 from mmlm.engine.placing import Frame, Placing, windows_undone
 from mmlm.errors import LayoutError
 
@@ -85,6 +86,8 @@ class Pictures:
         frames: The tiles or frames, in order.
         side: Patches along a side that the projector merges into one feature.
         cells: (down, across) of the pooled grid of each frame; None if nothing is pooled.
+        there: bool [T, P], like ``tower``: states whose patches did not leave the tower; None: all.
+        full: bool per cell of each frame, whether it holds any such state; None: all do.
         tiles: Tiles of each picture, where the model packs features by a function of its own.
         pack: That function on marks [T, p, C], one tensor [n, C] for each picture.
     """
@@ -97,6 +100,8 @@ class Pictures:
     frames: list[Frame] = field(default_factory=list)
     side: int = 1
     cells: list[tuple[int, int]] | None = None
+    there: Tensor | None = None
+    full: list[Tensor] | None = None
     tiles: list[int] = field(default_factory=list)
     pack: Callable[[Tensor], list[Tensor]] | None = None
 
@@ -125,26 +130,46 @@ class Pooling:
     # ---- while pictures are encoded ------------------------------------------------------------
 
     def pooled(
-        self, pictures: Pictures, x: Float[Tensor, "T h w D"], side: int
-    ) -> Float[Tensor, "T a b D"]:
-        """The states pooled by the methods, ``x`` itself if none does."""
+        self,
+        pictures: Pictures,
+        x: Float[Tensor, "T h w D"],
+        side: int,
+        there: Bool[Tensor, "T h w"] | None = None,
+    ) -> tuple[Float[Tensor, "T a b D"], Bool[Tensor, "T a b"] | None]:
+        """The states pooled by the methods, ``x`` itself if none does.
+
+        Args:
+            pictures: The pass.
+            x: The states.
+            side: States along a side that become one feature.
+            there: Which states there are; pooling is linear, so that of the others is taken out.
+
+        Returns:
+            The smaller grid, and which of its states hold anything.
+        """
+        if there is not None:
+            weight = there[..., None].to(x.dtype)
+            some = self.pooled(pictures, x * weight, side)[0]
+            share = self.pooled(pictures, weight, side)[0]
+            return some / share.clamp(min=1e-6), share[..., 0] > 0
         for i in self.users:
             new = self.session.methods[i].pool(pictures.states[i], x, side)
             x = x if new is None else new
-        return x
+        return x, None
 
     def before(self, x: Tensor) -> Tensor:
         """What enters the projector, in the place of ``x`` [T, P, D] or [n, D]."""
         pictures = self._seeing()
-        tiles = x if x.ndim == 3 else x[None]
-        pictures.tower = tiles
+        pictures.tower, pictures.there = self._restored(x)
+        tiles = pictures.tower
         if self.how == "after" or pictures.grids:
             return x
         grid = _grid(tiles.shape[1], self.session.methods, self.users)
         pictures.side = side = self._side(grid)
         whole = (grid[0] // side, grid[1] // side)
         pictures.frames = [Frame(*whole) for _ in range(len(tiles))]
-        y = self.pooled(pictures, tiles.unflatten(1, grid), side)
+        there = None if pictures.there is None else pictures.there.unflatten(1, grid)
+        y, full = self.pooled(pictures, tiles.unflatten(1, grid), side, there)
         if y.shape[1:3] == grid:
             return x
         if y.shape[1] % side or y.shape[2] % side:
@@ -155,6 +180,11 @@ class Pooling:
             )
         cells = (y.shape[1] // side, y.shape[2] // side)
         pictures.cells = [cells] * len(tiles)
+        if full is not None:
+            whole_cells = full.unflatten(1, (-1, side)).unflatten(3, (-1, side)).all((2, 4))
+            pictures.full = list(whole_cells)
+        if self.session.seeing is not None and self.session.seeing.tower is not None:
+            self.session.seeing.tower.survivors(tiles.shape[1] // side**2)
         if self.how == "averaged":
             # This projector takes the whole grid and averages squares of it: constant ones.
             small = y.unflatten(1, (-1, side)).unflatten(3, (-1, side)).mean((2, 4))
@@ -173,7 +203,7 @@ class Pooling:
             pictures.projected = tiles
             if pictures.tower is not None:
                 pictures.side = math.isqrt(pictures.tower.shape[1] // tiles.shape[1])
-            y = self.pooled(pictures, tiles.unflatten(1, grid), 1)
+            y, _ = self.pooled(pictures, tiles.unflatten(1, grid), 1)
             if y.shape[1:3] == grid:
                 return x
             pictures.cells = [(y.shape[1], y.shape[2])] * len(tiles)
@@ -194,6 +224,8 @@ class Pooling:
         if not pictures.grids:
             return
         parts = list(output.pooler_output)
+        left = self._features_left()
+        there = None if left is None else left.split([len(part) for part in parts])
         pictures.projected = torch.cat(parts)[None]
         pictures.frames = [
             Frame(height, width, picture=i, number=t)
@@ -203,27 +235,60 @@ class Pooling:
         if pictures.tower is not None:
             ratio = pictures.tower.shape[1] // pictures.projected.shape[1]
             pictures.side = math.isqrt(ratio)
-            pictures.tower = windows_undone(
-                self.session.anatomy, pictures.tower, pictures.grids, pictures.side
-            )
-        cells: list[tuple[int, int]] = []
-        new = [self._one(pictures, x, i, cells) for i, x in enumerate(parts)]
+            anatomy, grids, side = self.session.anatomy, pictures.grids, pictures.side
+            pictures.tower = windows_undone(anatomy, pictures.tower, grids, side)
+            if pictures.there is not None:
+                marks = windows_undone(anatomy, pictures.there[..., None], grids, side)
+                pictures.there = marks[..., 0]
+        pooled = [self._one(pictures, x, i, there) for i, x in enumerate(parts)]
+        cells = [shape for _, shapes, _ in pooled for shape in shapes]
         if all((f.height, f.width) == c for f, c in zip(pictures.frames, cells, strict=True)):
             return
         pictures.cells = cells
-        output.pooler_output = new
+        if there is not None:
+            pictures.full = [full for _, _, some in pooled for full in some]
+        output.pooler_output = [x for x, _, _ in pooled]
         if getattr(output, "deepstack_features", None) is not None:
             output.deepstack_features = [
-                [self._one(pictures, x, i, []) for i, x in enumerate(level)]
+                [self._one(pictures, x, i, there)[0] for i, x in enumerate(level)]
                 for level in output.deepstack_features
             ]
 
-    def _one(self, pictures: Pictures, x: Tensor, i: int, cells: list[tuple[int, int]]) -> Tensor:
+    def _one(
+        self, pictures: Pictures, x: Tensor, i: int, there: Sequence[Tensor] | None
+    ) -> tuple[Tensor, list[tuple[int, int]], list[Tensor]]:
+        """Features [n, D] of one picture, the grid of each frame, and which cells hold anything."""
         times, height, width = pictures.grids[i]
-        y = self.pooled(pictures, x.view(times, height, width, -1), 1)
-        cells.extend([(y.shape[1], y.shape[2])] * times)
-        same = y.shape[1:3] == (height, width)
-        return x if same else spread(y, (height, width)).flatten(0, 2).to(x.dtype)
+        marks = None if there is None else there[i].view(times, height, width)
+        y, full = self.pooled(pictures, x.view(times, height, width, -1), 1, marks)
+        cells = [(y.shape[1], y.shape[2])] * times
+        if y.shape[1:3] != (height, width):
+            x = spread(y, (height, width)).flatten(0, 2).to(x.dtype)
+        return x, cells, [] if full is None else list(full)
+
+    def _restored(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
+        """States [T, P, D] of all places, and which of them did not leave the tower."""
+        tower = None if self.session.seeing is None else self.session.seeing.tower
+        tiles = x if x.ndim == 3 else x[None]
+        if tower is None or not tower.cut or tower.rows is None:
+            return tiles, None
+        rows = tower.rows
+        if isinstance(rows, PackedRows):
+            full = x.new_zeros(rows.length, x.shape[-1]).index_copy(0, rows.flat, x)
+            marks = torch.zeros(rows.length, dtype=torch.bool, device=x.device)
+            return full[None], marks.index_fill(0, rows.flat, True)[None]
+        alive = rows.alive()
+        if alive.shape[1] != tiles.shape[1]:
+            raise LayoutError(
+                f"{alive.shape[1]} patches per tile leave the tower as {tiles.shape[1]} states.",
+                advice="Pooling beside methods that take patches out of the tower cannot run here.",
+            )
+        return tiles, alive
+
+    def _features_left(self) -> Bool[Tensor, "n"] | None:
+        """Which features of a packed sequence are left; None if all are."""
+        tower = None if self.session.sight is None else self.session.sight.tower
+        return None if tower is None or tower.features is None else tower.features.flatten()
 
     def _side(self, grid: tuple[int, int]) -> int:
         """Patches along a side that this projector merges into one feature."""
@@ -329,6 +394,8 @@ class Pooling:
                     )
                 ]
             )
+        if pictures.there is not None and kind == "tower":
+            kept = kept & pictures.there.flatten()
         return states.flatten(0, 1), torch.cat(frames), kept, torch.cat(places)
 
     def placing_first(self, modality: str) -> int:

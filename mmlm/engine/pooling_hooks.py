@@ -16,13 +16,15 @@ from mmlm.engine.pooling import Pictures, Pooling
 if TYPE_CHECKING:
     from mmlm.engine.session import Session
 
-__all__ = ["MODALITIES", "install_pooling"]
+__all__ = ["MODALITIES", "install_doors", "install_pooling"]
 
 MODALITIES = ("image", "video")
 
 
 def install_pooling(session: Session, stack: ExitStack) -> None:
-    """Watches the encoding of pictures and videos if a method pools them or wants the originals.
+    """Hooks the projector if a method pools pictures and videos or wants the originals.
+
+    Before all others who hook it: what enters it is pooled first.
 
     Args:
         session: The attachment.
@@ -34,9 +36,6 @@ def install_pooling(session: Session, stack: ExitStack) -> None:
         return
     pooling = session.pooling = Pooling(session, users)
     composite: Any = session.anatomy.composite
-    for modality in MODALITIES:
-        if hasattr(composite, f"get_{modality}_features"):
-            _shadow(composite, f"get_{modality}_features", _encoding(pooling, modality), stack)
     if hasattr(composite, "pack_image_features"):
         _shadow(composite, "pack_image_features", _packing(pooling), stack)
     projector = session.anatomy.projector
@@ -52,6 +51,22 @@ def install_pooling(session: Session, stack: ExitStack) -> None:
 
     stack.callback(projector.register_forward_pre_hook(enter).remove)
     stack.callback(projector.register_forward_hook(leave).remove)
+
+
+def install_doors(session: Session, stack: ExitStack) -> None:
+    """Watches the encoding itself, around everybody else who does.
+
+    Args:
+        session: The attachment.
+        stack: Takes everything back on exit.
+    """
+    if session.pooling is None:
+        return
+    composite: Any = session.anatomy.composite
+    for modality in MODALITIES:
+        name = f"get_{modality}_features"
+        if hasattr(composite, name):
+            _shadow(composite, name, _encoding(session.pooling, modality), stack)
 
 
 def _shadow(

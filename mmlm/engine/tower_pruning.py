@@ -384,8 +384,8 @@ def _install_projector(session: Session, running: Running, stack: ExitStack) -> 
         current = running()
         if current is None or not current.cut or args[0].ndim != 3:
             return None
-        if not anatomy.family.projects_each:
-            return None
+        if not anatomy.family.projects_each or session.pooling is not None:
+            return None  # a pooled grid is no smaller for what left it
         current.chosen = current.survivors(args[0].shape[1])
         return (current.chosen.take(args[0]), *args[1:])
 
