@@ -14,7 +14,10 @@ from training.sft.encoding import Encoder
 from training.sft.packing import FAMILIES
 
 FOLDER = Path(configs.__file__).parent / "train"
-NAMES = ["llava/pretrain", "llava/sft", "llava/sft_lora", "world/sft"]
+NAMES = [
+    *("llava/pretrain", "llava/sft", "llava/sft_lora"),
+    *("world/mma", "world/mma_causal", "world/sft"),
+]
 
 
 def _recipe(name):
