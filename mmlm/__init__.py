@@ -20,10 +20,12 @@ __version__ = "0.1.0"
 
 _METHODS = {
     "ACT": "decoding.act",
+    "ClsPruner": "mmlm.methods.cls_pruner",
     "CrossLMM": "mmlm.methods.crosslmm",
     "DARA": "mmlm.methods.dara",
     "DoLa": "decoding.dola",
     "DyVTE": "mmlm.methods.dyvte",
+    "FlowCut": "mmlm.methods.flowcut",
     "ICD": "decoding.icd",
     "INTER": "decoding.inter",
     "ImbalancedAttention": "decoding.imbalanced_attention",
@@ -32,6 +34,7 @@ _METHODS = {
     "ONLY": "decoding.only",
     "OPERA": "decoding.opera",
     "PAI": "decoding.pai",
+    "RandomPruner": "mmlm.methods.random_pruner",
     "VAR": "decoding.var",
     "VCD": "decoding.vcd",
     "VHR": "decoding.vhr",
@@ -78,10 +81,13 @@ if TYPE_CHECKING:
     from mmlm.engine.build_in import build_in
     from mmlm.engine.layout import TokenLayout
     from mmlm.engine.method import Method
+    from mmlm.methods.cls_pruner import ClsPruner
     from mmlm.methods.crosslmm import CrossLMM
     from mmlm.methods.dara import DARA
     from mmlm.methods.dyvte import DyVTE
+    from mmlm.methods.flowcut import FlowCut
     from mmlm.methods.mma import MMA
+    from mmlm.methods.random_pruner import RandomPruner
     from mmlm.model.checkpoint import load
     from mmlm.model.compose import compose
     from mmlm.probes.confidence import Confidence
@@ -104,13 +110,16 @@ __all__ = [
     "VHR",
     "VISTA",
     "Anatomy",
+    "ClsPruner",
     "Confidence",
     "CrossLMM",
     "ImageAttention",
     "DoLa",
     "DyVTE",
+    "FlowCut",
     "ImbalancedAttention",
     "Method",
+    "RandomPruner",
     "TextDominance",
     "TokenLayout",
     "ZeroTuning",

@@ -18,6 +18,9 @@ STRONG: dict[str, str] = {
     "CrossLMM": "CrossLMM(grid=2, gate=1.0)",
     # A fixed exit: routers would have to be trained. Theirs: tests/methods/test_dyvte.py.
     "DyVTE": "DyVTE(exit_layer=0)",
+    "ClsPruner": "ClsPruner(keep=8)",
+    "FlowCut": "FlowCut(target=8)",
+    "RandomPruner": "RandomPruner(keep=8)",
     # The score that every tower without rotary positions can give; test_imbalanced_attention.py
     # runs the whole contract with the default one.
     "ImbalancedAttention": "ImbalancedAttention(tower_score='column_mean')",
