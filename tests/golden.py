@@ -34,3 +34,10 @@ def arrays(path: Path) -> dict[str, torch.Tensor]:
     """The arrays of one .npz file."""
     with np.load(path) as data:
         return {name: torch.from_numpy(np.asarray(data[name])) for name in data.files}
+
+
+def arrays_of_numbers(path: Path) -> dict[str, torch.Tensor]:
+    """The arrays of one .npz file without its texts."""
+    with np.load(path) as data:
+        names = [name for name in data.files if data[name].dtype.kind != "U"]
+        return {name: torch.from_numpy(np.asarray(data[name])) for name in names}

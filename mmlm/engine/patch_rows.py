@@ -89,9 +89,8 @@ class TileRows:
         seen = self.seen()
         if "flash" in implementation:
             return {**kwargs, "attention_mask": seen.long()}
-        n = seen.shape[1]
-        mask = typed_mask(seen[:, None, None].expand(-1, -1, n, -1), implementation, dtype)
-        return {**kwargs, "attention_mask": mask}
+        # One row of keys for all queries: nothing of S x S is made.
+        return {**kwargs, "attention_mask": typed_mask(seen[:, None, None], implementation, dtype)}
 
     def restored(self, x: Float[Tensor, "T s D"]) -> Float[Tensor, "T S D"]:
         """States at the places of all patches; 0 where a patch has left."""
@@ -210,7 +209,7 @@ class PackedRows:
                 advice="Keep whole units, or a multiple of the unit.",
             )
         step = torch.arange(len(first), device=first.device)
-        image = torch.bucketize(self.flat[::unit], self._starts, right=True)
+        image = torch.bucketize(self.flat[::unit].contiguous(), self._starts, right=True)
         ends = [*(self._starts // unit)[1:].tolist(), self.length // unit]
         places = first.clone()
         for i, end in enumerate(ends):  # pictures are few
