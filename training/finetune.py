@@ -88,6 +88,9 @@ class Finetuning(Recipe):
     def before_training(self, run: Run, trainer: Any) -> None:
         """What must be computed once, before the first step."""
 
+    def after_training(self, run: Run, trainer: Any) -> None:
+        """What is written beside the exports; all processes come here."""
+
     def run(self, run: Run, only: str | None) -> None:
         """See `training.config.Recipe.run`."""
         from training.arguments import deepspeed_file
@@ -183,6 +186,7 @@ class Finetuning(Recipe):
         self.before_training(run, trainer)
         with tracked(trainer, self.tracking, run_config=run.config, output=run.output):
             train(trainer, folder)
+        self.after_training(run, trainer)
         card = self._card(run, origin)
         for what in self.export:
             export(trainer.model, processor, run.output / what, what, card, replace=True)
