@@ -239,6 +239,14 @@ def test_the_last_of_several_answers_is_judged(folder, tmp_path, capsys):
     file = write(folder / "turns.jsonl", range(4), turns=2)
     output = train(folder, tmp_path / "out", data__files=[file], optimisation__steps=1)
     assert len(read_labels(output)) == 8
+    apart = train(
+        folder,
+        tmp_path / "apart",
+        data__files=[file],
+        exits__several_answers="apart",
+        optimisation__steps=2,
+    )
+    assert {row for row, _ in read_labels(apart)} == {f"r{n}#{k}" for n in range(4) for k in (1, 2)}
     bad = config(folder, tmp_path / "bad", data__files=[file], exits__several_answers="error")
     assert main(["--config", bad]) == 2
     assert "row 'r0' has 2 answers" in capsys.readouterr().err

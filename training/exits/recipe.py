@@ -47,7 +47,8 @@ class Exits:
         class_weights: of keep and exit in the loss (authors: 1 and 1).
         labels_from: output folder of an earlier training of this model: exits that it has judged
             are not judged again, which makes another rule cheap to try.
-        several_answers: what a row with several answers is: judged by its "last", or an "error".
+        several_answers: what a row with several answers is: judged by its "last"; taken "apart",
+            every question about the pictures with its answer as a row; or an "error".
 
     Raises:
         ValueError: a value is out of its range.
@@ -57,7 +58,7 @@ class Exits:
     rule: ExitRule = field(default_factory=ExitRule)
     class_weights: tuple[float, float] = (1.0, 1.0)
     labels_from: str | None = None
-    several_answers: Literal["last", "error"] = "last"
+    several_answers: Literal["last", "apart", "error"] = "last"
 
     def __post_init__(self) -> None:
         if self.per_step < 1:
@@ -121,6 +122,8 @@ class DyVTETraining(SFT):
                 )
             if self.exits.several_answers == "error":
                 _refuse_several(seen)
+            elif self.exits.several_answers == "apart":
+                seen = [part for row in seen for part in _apart(row)]
             found[name] = seen
         return found
 
@@ -210,6 +213,31 @@ def _refuse_sharded(arguments: Any) -> None:
             "follow.",
             advice="Give deepspeed: zero2; only the routers have an optimizer state.",
         )
+
+
+def _apart(row: Conversation) -> list[Conversation]:
+    """Each question of a conversation with its answer, about the pictures of the first question."""
+    from dataclasses import replace
+
+    system = [one for one in row.messages if one["role"] == "system"]
+    turns = [one for one in row.messages if one["role"] != "system"]
+    if len(turns) == 2:
+        return [row]
+    pictures = [part for part in turns[0]["content"] if part["type"] == "image"]
+    later = [part for one in turns[1:] for part in one["content"] if part["type"] == "image"]
+    if later:
+        raise InputError(
+            f"{row.place}: row {row.id!r} has pictures in later turns, so its turns do not stand "
+            "alone.",
+            advice="Set exits.several_answers: last.",
+        )
+    parts = []
+    for number, (asked, answer) in enumerate(zip(turns[::2], turns[1::2], strict=True)):
+        if number:
+            asked = {**asked, "content": [*pictures, *asked["content"]]}
+        messages = (*system, asked, answer)
+        parts.append(replace(row, id=f"{row.id}#{number + 1}", messages=messages))
+    return parts
 
 
 def _refuse_several(rows: list[Conversation]) -> None:
