@@ -455,7 +455,7 @@ class Method(Checked, abc.ABC):
 
     def patches(
         self, state: Any, block: int, x: Float[Tensor, "T S D"], look: PatchLook
-    ) -> Int[Tensor, "T p"] | None:
+    ) -> Int[Tensor, "tiles p"] | None:
         """Which patches go on after tower block ``block``; at most one method has this site.
 
         Patches that leave are gone from the rest of the tower, from the projector where that maps

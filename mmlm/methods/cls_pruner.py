@@ -113,7 +113,7 @@ class ClsPruner(PatchPruner):
 
     def patches(
         self, state: Any, block: int, x: Float[Tensor, "T S D"], look: PatchLook
-    ) -> Int[Tensor, "T P"] | None:
+    ) -> Int[Tensor, "tiles P"] | None:
         """The best patches of each tile."""
         if look.numbers.shape[1] <= self.keep:
             return None

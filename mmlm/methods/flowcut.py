@@ -298,7 +298,7 @@ class FlowCut(PatchPruner):
 
     def patches(
         self, state: _Pass, block: int, x: Float[Tensor, "T S D"], look: PatchLook
-    ) -> Int[Tensor, "T P"] | None:
+    ) -> Int[Tensor, "tiles P"] | None:
         """Scores the block's patches; after every second block drops some."""
         if look.numbers.shape[1] <= self.target:  # reached, or never exceeded
             return None

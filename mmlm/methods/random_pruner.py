@@ -86,7 +86,7 @@ class RandomPruner(PatchPruner):
 
     def patches(
         self, state: Any, block: int, x: Float[Tensor, "T S D"], look: PatchLook
-    ) -> Int[Tensor, "T P"] | None:
+    ) -> Int[Tensor, "tiles P"] | None:
         """The first patches of each tile's permutation."""
         if look.numbers.shape[1] <= self.keep:
             return None

@@ -8,8 +8,10 @@ import golden
 import numpy as np
 import tiny
 import torch
+from PIL import Image
 from transformers import (
     CLIPVisionConfig,
+    GenerationConfig,
     LlamaConfig,
     LlavaConfig,
     LlavaForConditionalGeneration,
@@ -133,3 +135,77 @@ def around_qwen(config, weights, implementation):
     assert not missing
     assert not unexpected
     return model
+
+
+def deep(blocks=8, seed=0):
+    """A LLaVA whose tower has enough blocks for several cuts, and its processor."""
+    cls, config, processor = tiny._llava(4)
+    config.vision_config.num_hidden_layers = blocks
+    torch.manual_seed(seed)
+    model = cls(config).eval()
+    sharpen(model.model.vision_tower.encoder.layers, "self_attn", ("q_proj", "k_proj"))
+    model.generation_config = GenerationConfig(pad_token_id=1, bos_token_id=2, eos_token_id=3)
+    return model, processor
+
+
+def sharpen(blocks, attention, projections, by=16.0):
+    """Makes a random tower's attention uneven, so that its spread says something."""
+    with torch.no_grad():
+        for block in blocks:
+            for name in projections:
+                getattr(getattr(block, attention), name).weight.mul_(by)
+
+
+def naive_pass(tower, pixels, target):
+    """FlowCut on one picture, sentence by sentence as it is defined, with loops.
+
+    Returns:
+        Numbers of the patches kept, the features of these [K, D], and patches after each block.
+    """
+    x = tower.pre_layrnorm(tower.embeddings(pixels[None]))[0]  # [1 + N, D], class token first
+    blocks = list(tower.encoder.layers)
+    last = len(blocks) - 2  # the block whose output LLaVA reads
+    kept, running, lengths = list(range(x.shape[0] - 1)), None, []
+    for number, block in enumerate(blocks[: last + 1]):
+        attention, n = block.self_attn, len(kept)
+        y = block.layer_norm1(x)
+        heads, size = attention.num_heads, attention.head_dim
+        q, k, v = (
+            getattr(attention, f"{name}_proj")(y).view(-1, heads, size) for name in ("q", "k", "v")
+        )
+        scores = None
+        if n > target:
+            a, e = torch.zeros(n), torch.zeros(n)
+            for h in range(heads):
+                a += torch.softmax(k[:, h] @ q[0, h] / size**0.5, 0)[1:] / heads
+                e += torch.softmax(v[:, h] @ v[0, h], 0)[1:] / heads
+            m = v[1:].mean(1).abs().sum(-1)
+            scores = (a / a.sum() + e / e.sum()) * m
+            running = scores if running is None else 0.5 * running + 0.5 * scores
+        mixed = torch.zeros_like(q)
+        for h in range(heads):
+            mixed[:, h] = torch.softmax(q[:, h] @ k[:, h].T / size**0.5, -1) @ v[:, h]
+        x = x + attention.out_proj(mixed.flatten(1))
+        x = x + block.mlp(block.layer_norm2(x))
+        remaining = last - number - 1
+        if scores is not None and remaining >= 0 and remaining % 2 == 0:
+            p = a / a.sum()
+            spread = float(-(p * p.log()).sum() / np.log(n))
+            drop = n - target if remaining == 0 else (n - target) / remaining**0.5 * (1 - spread**2)
+            new = max(n - round(drop), target)
+            best = sorted(range(n), key=lambda j: -float(running[j]))[:new]
+            best.sort()
+            x = x[[0, *[1 + j for j in best]]]
+            running = running[best]
+            kept = [kept[j] for j in best]
+        lengths.append(len(kept))
+    return kept, x[1:], lengths
+
+
+def pictures(n):
+    """Pictures of different content and spread of attention."""
+    made = []
+    for i in range(n):
+        picture = np.asarray(tiny.picture(i, (56, 56))).astype(float)
+        made.append(Image.fromarray((picture * (i + 1) / n).astype(np.uint8)))
+    return made

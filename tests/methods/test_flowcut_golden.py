@@ -2,8 +2,8 @@
 
 import re
 
-import pytest
 import pruning_cases
+import pytest
 import torch
 from golden import golden
 
@@ -123,7 +123,7 @@ def test_acceptance_1_the_decoders_cut_is_the_authors(path, kernel):
 @pytest.mark.golden
 @pytest.mark.parametrize("path", golden("flowcut/llm_stage_*.npz"))
 def test_original_positions_choose_the_same_and_compute_others(path):
-    arrays, record, states, _, keys = stage(path, "sdpa", "original")
+    arrays, record, _, _, keys = stage(path, "sdpa", "original")
     found = torch.tensor([row["flowcut"]["llm_kept"] for row in record])
     assert torch.equal(found, arrays["keep_idx"])  # scored before anything is renumbered
     assert not torch.allclose(keys, arrays["k_cache_last_layer"], atol=1e-2)
