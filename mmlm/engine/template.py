@@ -251,8 +251,9 @@ class Template:
             after = line.after(end)
             if said:
                 closed = not last and after < len(ids) and not self.is_word(ids[after])
-                answers.append((said[0], after + 1 if closed else said[-1] + 1))
-                after += closed
+                # Blanks behind an answer are the next turn's.
+                after = after + 1 if closed else said[-1] + 1
+                answers.append((said[0], after))
             if not last:
                 begins.append(after)
             if header and frame:
