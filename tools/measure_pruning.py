@@ -1,0 +1,149 @@
+"""Measures what fewer visual tokens change on the embedded model, for docs/effects.md.
+
+    python tools/measure_pruning.py                          everything that is not there yet
+    python tools/measure_pruning.py --methods FlowCut        only these
+
+The settings stand in configs/effects/pruning.yaml. Each is one file under docs/results/pruning:
+captions and yes/no answers as in `measure_effects.py`, text dominance while the first 100 pictures
+are captioned, and the time of a prefill with its pictures beside a plain one, the two taking turns.
+A killed run goes on with the setting that was running. `tools/pruning_page.py` makes the tables.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import measure_effects
+from measure_effects import PLAIN, ROOT, Setting, identity, measure
+from measure_embedded import QUESTION, SPLIT, Pictures, _picture
+
+import mmlm
+from benchmarks import text_dominance
+from mmlm.cli.configs import effect_settings
+from mmlm.decoding_settings import GenerateSettings
+from mmlm.runner import Request, generate_all
+
+RESULTS = ROOT / "docs" / "results" / "pruning"
+DOMINANCE_PICTURES = 100
+PREFILL_ROWS, REPEATS = 16, 15
+
+
+@dataclass(frozen=True)
+class PruningSetting(Setting):
+    """One way of dropping visual tokens."""
+
+    @property
+    def path(self) -> Path:
+        """Where the result is stored."""
+        return RESULTS / super().path.name
+
+
+def settings() -> list[PruningSetting]:
+    """Plain, then every method at every budget."""
+    found = [
+        PruningSetting(name, text, rank)
+        for name, texts in effect_settings("pruning").items()
+        for rank, text in enumerate(texts)
+    ]
+    found.sort(key=lambda setting: setting.rank)
+    return [PruningSetting(PLAIN, PLAIN, 0), *found]
+
+
+def dominance(model: Any, processor: Any, setting: Setting, pictures: Pictures) -> dict[str, Any]:
+    """Text dominance while pictures are captioned: sums of every answer, by column."""
+    scenes = pictures.scenes()[:DOMINANCE_PICTURES]
+    requests = [Request(str(s.index), (_picture(s),), QUESTION) for s in scenes]
+    options = GenerateSettings(max_new_tokens=84, batch_size=25)
+    methods = (*setting.methods, mmlm.TextDominance())
+    lines = []
+    for result in generate_all(model, processor, requests, methods, options):
+        if result.error:
+            raise mmlm.errors.MmlmError(f"request {result.id} failed: {result.error}")
+        lines.append({"id": result.id, "text": result.text, **result.measures})
+    table = text_dominance.score_stored(lines).table
+    columns = [[round(float(x), 6) for x in column] for column in table.counts.T]
+    return {
+        "images": list(table.images),
+        "columns": dict(zip(table.columns, columns, strict=True)),
+    }
+
+
+def prefill(model: Any, processor: Any, setting: Setting, pictures: Pictures) -> dict[str, Any]:
+    """Milliseconds of a prefill with its pictures, plain and with the methods by turns."""
+    import torch
+
+    scenes = pictures.scenes()[:PREFILL_ROWS]
+    content = [{"type": "image"}, {"type": "text", "text": QUESTION}]
+    text = processor.apply_chat_template(
+        [{"role": "user", "content": content}], add_generation_prompt=True, tokenize=False
+    )
+    inputs = processor(
+        text=[text] * len(scenes),
+        images=[[_picture(s)] for s in scenes],
+        return_tensors="pt",
+        padding=True,
+        padding_side="left",
+    )
+
+    def timed(methods: Sequence[Any]) -> float:
+        with torch.no_grad(), mmlm.attach(model, *methods, processor=processor):
+            began = time.perf_counter()
+            model(**inputs, use_cache=True, logits_to_keep=1)
+            return 1000 * (time.perf_counter() - began)
+
+    timed(()), timed(setting.methods)
+    pairs = [(timed(()), timed(setting.methods)) for _ in range(REPEATS)]
+    plain, with_method = (statistics.median(side) for side in zip(*pairs, strict=True))
+    return {
+        "rows": len(scenes),
+        "repeats": REPEATS,
+        "plain_ms": round(plain, 2),
+        "ms": round(with_method, 2),
+        "ratio": round(statistics.median(a / b for a, b in pairs), 3),
+    }
+
+
+def main() -> int:
+    """Measures what is missing."""
+    import torch
+
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--methods", nargs="+", help="names of methods, or plain; default: all")
+    parser.add_argument("--images", type=int, default=300, help="pictures to caption")
+    parser.add_argument("--again", action="store_true", help="measure again what is there")
+    parser.add_argument("--threads", type=int, default=1)
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    model, processor = mmlm.load("embedded")
+    pictures = Pictures(SPLIT, arguments.images)
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    for setting in settings():
+        if arguments.methods and setting.group not in arguments.methods:
+            continue
+        who = identity(model, setting, pictures)
+        if not arguments.again and measure_effects._is_there(setting.path, who):
+            continue
+        record = measure(model, processor, setting, pictures)
+        record["dominance"] = dominance(model, processor, setting, pictures)
+        record["prefill"] = prefill(model, processor, setting, pictures)
+        versions = {name: version(name) for name in ("torch", "transformers")}
+        commit = measure_effects._commit()
+        information = {"commit": commit, "threads": arguments.threads, **versions}
+        measure_effects._store(
+            setting.path, {"identity": who, **record, "information": information}
+        )
+        print(json.dumps({setting.text: record["prefill"]}), file=sys.stderr, flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
