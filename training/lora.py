@@ -17,15 +17,19 @@ if TYPE_CHECKING:
 __all__ = ["llm_linear_regex", "lora_config", "refuse_targets_outside"]
 
 
-def llm_linear_regex(model: Any, targets: tuple[str, ...] | None = None) -> str:
+def llm_linear_regex(
+    model: Any, targets: tuple[str, ...] | None = None, layers: tuple[int, ...] | None = None
+) -> str:
     """A pattern for PEFT's `target_modules` that fits exactly the language model's linear layers.
 
     Args:
         model: a Hugging Face vision-language model.
         targets: last names of the layers to take, None for all of them.
+        layers: decoder layers to take, None for all of them.
 
     Raises:
-        ValueError: a target is the name of no linear layer of the language model.
+        ValueError: a target is the name of no linear layer of the language model, or there is no
+            such decoder layer.
     """
     from torch import nn
 
@@ -47,6 +51,13 @@ def llm_linear_regex(model: Any, targets: tuple[str, ...] | None = None) -> str:
                 f"{', '.join(sorted(last))}"
             )
         inner = {name for name in inner if name.rpartition(".")[2] in targets}
+    if layers is not None:
+        from mmlm.engine.selections import check_layers
+
+        check_layers("lora", layers, anatomy.n_layers)
+        blocks = [_name_of(anatomy.text, anatomy.layers[layer]) for layer in layers]
+        inner = {name for name in inner if name.startswith(tuple(f"{one}." for one in blocks))}
+        return rf"{re.escape(prefix)}\.({'|'.join(sorted(map(re.escape, inner)))})"
     # Layers differ by their number only.
     shapes = sorted({re.sub(r"\\\.\d+\\\.", r"\\.\\d+\\.", re.escape(name)) for name in inner})
     return rf"{re.escape(prefix)}\.({'|'.join(shapes)})"
@@ -70,7 +81,7 @@ def lora_config(model: Any, settings: LoraSettings, *, whole: tuple[str, ...] = 
         r=settings.r,
         lora_alpha=settings.alpha,
         lora_dropout=settings.dropout,
-        target_modules=llm_linear_regex(model, settings.targets),
+        target_modules=llm_linear_regex(model, settings.targets, settings.layers),
         modules_to_save=list(whole) or None,
         bias="none",
         task_type="CAUSAL_LM",

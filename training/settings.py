@@ -27,6 +27,7 @@ class LoraSettings:
         dropout: on the adapters' input. TRL switches it off in preference training, where two
             passes must agree.
         targets: last names of the layers, such as "q_proj"; None takes every linear layer.
+        layers: decoder layers that get them, 0-based; None for all.
 
     Raises:
         ValueError: a value is out of its range.
@@ -36,8 +37,11 @@ class LoraSettings:
     alpha: int = 256
     dropout: float = 0.05
     targets: tuple[str, ...] | None = None
+    layers: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
+        if self.layers is not None and (not self.layers or min(self.layers) < 0):
+            raise ValueError(f"layers = {list(self.layers)}: at least one, from 0 on, or null")
         if self.r < 1 or self.alpha < 1:
             raise ValueError(f"r = {self.r}, alpha = {self.alpha}: both must be at least 1")
         if not 0 <= self.dropout < 1:

@@ -75,11 +75,24 @@ def install_rows(session: Session, stack: ExitStack) -> None:
         if layer in editors:
             setattr(module, _EDITOR, editors[layer])
             stack.callback(delattr, module, _EDITOR)
-    for config in configs.values():
-        base = config._attn_implementation or "eager"
-        # The internal name: the public setter would reach into sub-configurations.
-        stack.callback(setattr, config, "_attn_implementation_internal", base)
-        config._attn_implementation_internal = _registered(base)
+    bases: dict[int, str] = {}
+
+    def put_in(*_: Any) -> None:
+        """Also before every pass: the user may have chosen another implementation since."""
+        for key, config in configs.items():
+            now = config._attn_implementation or "eager"
+            if not now.startswith(_PREFIX):
+                bases[key] = now
+                # The internal name: the public setter would reach into sub-configurations.
+                config._attn_implementation_internal = _registered(now)
+
+    def take_out() -> None:
+        for key, config in configs.items():
+            config._attn_implementation_internal = bases.get(key, config._attn_implementation)
+
+    put_in()
+    stack.callback(take_out)
+    stack.callback(anatomy.composite.register_forward_pre_hook(put_in).remove)
 
 
 def _registered(base: str) -> str:
@@ -265,10 +278,10 @@ class RowEditor:
         changed = None
         if gain is not None:
             s = rows.scores(start, end, gain)
-            changed = (gain != 1).any(-1)[:, :, None]
+            changed = _learned_or(gain, (gain != 1).any(-1)[:, :, None])
         if delta is not None:
             s = s + delta
-            moved = _anywhere(delta)
+            moved = _learned_or(delta, _anywhere(delta))
             changed = moved if changed is None else changed | moved
         return rows.softmax(s, start, end), changed
 
@@ -333,6 +346,14 @@ class RowEditor:
                 given = torch.full_like(given, first_value)
             new = torch.cat([given, new.expand(*part.shape[:3], -1)], dim=2)
         return new
+
+
+def _learned_or(edit: Tensor, changed: Tensor) -> Tensor:
+    """Where rows change: everywhere if the edit is being learned, whose gradients come from there.
+
+    An edit that starts at the identity changes nothing yet, and would never learn to.
+    """
+    return torch.ones_like(changed) if edit.requires_grad else changed
 
 
 def _anywhere(x: Tensor) -> Tensor:

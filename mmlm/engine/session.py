@@ -78,7 +78,6 @@ class Session:
         self._new_mask: Tensor | None = None  # 2-D, if the running pass has one
         self._prefilling = False  # the running main pass is a prompt's first
         self.past = 0  # positions before the running main pass
-        self.keeps_weights = anatomy.text.config._attn_implementation == "eager"
         self.attending: AttentionRows | None = None  # the attention call that is being edited
         self.wanted = Wanted(methods)  # which rows of attention they get
         self._auxiliary: Auxiliary | None = None
@@ -114,8 +113,7 @@ class Session:
         return [
             i
             for i, method in enumerate(self.methods)
-            if site in method.sites
-            and (layer is None or method.acts_at(self.anatomy, site, layer))
+            if site in method.sites and (layer is None or method.acts_at(self.anatomy, site, layer))
         ]
 
     def vision_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
@@ -198,6 +196,11 @@ class Session:
             index = torch.arange(self.layout.length, device=self.layout.seg.device)
             return torch.where(self.layout.real, index, -1)
         return self.pruning.kept()
+
+    @property
+    def keeps_weights(self) -> bool:
+        """Whether the model's own attention returns its weights."""
+        return (self.anatomy.text.config._attn_implementation or "eager").endswith("eager")
 
     @property
     def full_layout(self) -> TokenLayout:

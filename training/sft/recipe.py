@@ -126,8 +126,8 @@ class SFT(Finetuning):
             "dataloader_num_workers": self.data.workers,
         }
 
-    def build(self, run: Run, parts: Parts) -> Any:
-        """The trainer, its rows measured."""
+    def build(self, run: Run, parts: Parts, kind: type | None = None) -> Any:
+        """The trainer, its rows measured; ``kind`` is its class (default: `SFTTrainer`)."""
         from training.launch import world
         from training.sft.collator import SFTCollator
         from training.sft.encoding import Encoder
@@ -150,7 +150,7 @@ class SFT(Finetuning):
             dummy_picture=world() > 1,
         )
         model, projector = self._adapted(parts.model, parts.arguments)
-        return SFTTrainer(
+        return (kind or SFTTrainer)(
             model=model,
             args=parts.arguments,
             train_dataset=examples["train"],

@@ -1,0 +1,1 @@
+"""Training DARA's factors, or adapters to compare with, on episodes of `mmlm data micl`."""
