@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from embedded_tables import RESULTS, ROOT, table
-from run_loop import PROCESSES, Loop, Step
+from run_loop import Loop, Step
 
 from benchmarks.reports.stored_runs import read_run
 
@@ -79,7 +79,7 @@ def steps(output: Path) -> list[Step]:
             after=lambda: split(data / "conversations.jsonl", data / "single.jsonl"),
             needs=("data",),
         ),
-        *measuring(output, BEFORE),
+        measuring(output, BEFORE),
     ]  # fmt: skip
     for seed in SEEDS:
         pair = [f"causal_{seed}", f"mma_{seed}"]
@@ -87,8 +87,7 @@ def steps(output: Path) -> list[Step]:
         found.append(
             Step(f"train_{seed}", f"both trainings, seed {seed}", commands, needs=("split",))
         )
-        for name in pair:
-            found += measuring(output, name, f"train_{seed}")
+        found += [measuring(output, name, f"train_{seed}") for name in pair]
     return found
 
 
@@ -102,28 +101,21 @@ def training(output: Path, name: str, seed: int) -> tuple[str, ...]:
     )  # fmt: skip
 
 
-def measuring(output: Path, name: str, needs: str = "") -> list[Step]:
-    """Captions, yes/no questions and text dominance of a model."""
+def measuring(output: Path, name: str, needs: str = "") -> Step:
+    """Captions, yes/no questions and text dominance of a model, beside each other."""
     model = "embedded" if name == BEFORE else str(output / "training" / name / "model")
     tokens = {"chair": ("84", "25"), "pope": ("4", "50"), "text-dominance": ("40", "20")}
-    return [
-        Step(
-            f"{kind}_{name}",
-            f"{kind}: {name}",
-            tuple(
-                (
-                    "mmlm", "bench", kind, "--model", model, "--split", "natural",
-                    "--seed", str(UNSEEN_SEED), "--count", str(count),
-                    "--generate.max_new_tokens", tokens[kind][0],
-                    "--generate.batch_size", tokens[kind][1],
-                    "--output", str(output / kind / name), "--shard", f"{part}/{PROCESSES}",
-                )
-                for part in range(PROCESSES)
-            ),
-            needs=(needs,) if needs else (),
+    commands = tuple(
+        (
+            "mmlm", "bench", kind, "--model", model, "--split", "natural",
+            "--seed", str(UNSEEN_SEED), "--count", str(count),
+            "--generate.max_new_tokens", tokens[kind][0],
+            "--generate.batch_size", tokens[kind][1],
+            "--output", str(output / kind / name),
         )
         for kind, count in COUNTS.items()
-    ]  # fmt: skip
+    )  # fmt: skip
+    return Step(f"measure_{name}", f"measured: {name}", commands, needs=(needs,) if needs else ())
 
 
 def split(conversations: Path, single: Path) -> None:
@@ -267,11 +259,8 @@ def main() -> int:
                     raise SystemExit(f"error: {step.name} needs {', '.join(missing)} before it.")
                 loop.run(step, number)
                 finished.add(step.name)
-        whole = tuple(
-            s for s in SEEDS
-            if {f"{kind}_{name}" for kind in METRICS for name in models((s,))} <= finished
-        )  # fmt: skip
-        if whole and {f"{kind}_{BEFORE}" for kind in METRICS} <= finished:
+        whole = tuple(s for s in SEEDS if {f"measure_{name}" for name in models((s,))} <= finished)
+        if whole and f"measure_{BEFORE}" in finished:
             store(options.output, whole, loop.seconds())
     if STORED.exists():
         record = json.loads(STORED.read_text(encoding="utf-8"))
