@@ -13,6 +13,7 @@ __all__ = [
     "MissingTensors",
     "MmlmError",
     "NeedsDynamicCache",
+    "RefusedMode",
     "UnknownPlaceholder",
     "UnknownTower",
     "UnsupportedModel",
@@ -54,6 +55,10 @@ class IncompatibleMethods(MmlmError, RuntimeError):  # noqa: N818
 
 class NeedsDynamicCache(IncompatibleMethods, NotImplementedError):  # noqa: N818
     """A method makes caches shorter, and the cache given has a fixed size."""
+
+
+class RefusedMode(IncompatibleMethods, ValueError):  # noqa: N818
+    """A way of generating that would silently give methods something else than the prompt."""
 
 
 class LayoutError(MmlmError, ValueError):

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from mmlm.engine.search import searching, through_search
-from mmlm.errors import IncompatibleMethods, LayoutError, NeedsDynamicCache
+from mmlm.errors import IncompatibleMethods, LayoutError, NeedsDynamicCache, RefusedMode
 
 if TYPE_CHECKING:
     from mmlm.engine.method import Method
@@ -72,7 +72,7 @@ def _check(session: Session, args: tuple[Any, ...], kwargs: dict[str, Any]) -> N
     config = kwargs.get("generation_config") or getattr(session.model, "generation_config", None)
     for key, what in _REFUSED.items():
         if kwargs.get(key) is not None or getattr(config, key, None) is not None:
-            raise IncompatibleMethods(f"{names} cannot run with {what} ({key}).", advice=_ADVICE)
+            raise RefusedMode(f"{names} cannot run with {what} ({key}).", advice=_ADVICE)
     use_cache = kwargs.get("use_cache", getattr(config, "use_cache", True))
     if use_cache is False:
         raise IncompatibleMethods(
