@@ -16,6 +16,7 @@ __all__ = [
     "RefusedMode",
     "UnknownPlaceholder",
     "UnknownTower",
+    "UnsupportedAttention",
     "UnsupportedModel",
 ]
 
