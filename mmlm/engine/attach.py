@@ -293,6 +293,8 @@ def _refuse_pruning(anatomy: Anatomy, methods: tuple[Method, ...]) -> None:
         for other in methods:
             # Scaled keys follow the positions that are left (mmlm.engine.scaled_keys).
             rows = sorted(set(ROW_SITES) & other.sites - {"keys"})
+            if rows == ["weights"] and other.sites <= other.only_looks and other.rows == "last":
+                continue  # gets the last row in the sequence's positions
             behind = range(layers[0], anatomy.n_layers)
             after = [x for x in behind if other.acts_in(anatomy, x)]
             seen = [x for x in behind if any(other.acts_at(anatomy, site, x) for site in rows)]

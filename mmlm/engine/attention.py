@@ -26,7 +26,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from mmlm.engine.attention_rows import AttentionRows, Call
+from mmlm.engine.attention_rows import AttentionRows, Call, RowsOfWhatIsLeft
 from mmlm.engine.combine import chain, product, total
 from mmlm.engine.scaled_keys import PerHead, on_scaled_keys
 from mmlm.errors import UnsupportedModel
@@ -171,6 +171,9 @@ class RowEditor:
             past, length = session.past, session.layout.length  # of which some may be gone
             gain = self._gain(acting, past + call.query.shape[2] if past else length)
             return on_scaled_keys(session, layer, call, gain, kernel)
+        if session.pruning is not None and (lacking := session.pruning.lacking(layer)) is not None:
+            self._look(RowsOfWhatIsLeft(call, session.rows, session.past, *lacking), acting)
+            return kernel(call)
         rows = AttentionRows(call, session.rows, session.past)
         session.attending = rows
         try:
@@ -179,6 +182,14 @@ class RowEditor:
             return self._edit(rows, *kernel(call), acting)
         finally:
             session.attending = None
+
+    def _look(self, rows: RowsOfWhatIsLeft, acting: list[int]) -> None:
+        """Shows the last row of a layer that lacks positions; all of these methods only look."""
+        last = rows.new - 1
+        a = rows.softmax(rows.scores(last, rows.new), last, rows.new)
+        index = self.session.wanted.positions(rows.past + last, rows.total)
+        for i in acting:
+            self.session.methods[i].weights(self.session.states[i], self.layer, index, a)
 
     def _replaces_all(self, call: Call, acting: list[int]) -> bool:
         """Whether the kernel's output for the main rows would be written over as a whole."""

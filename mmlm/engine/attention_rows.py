@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-__all__ = ["AttentionRows", "Call"]
+__all__ = ["AttentionRows", "Call", "RowsOfWhatIsLeft"]
 
 
 @dataclass
@@ -143,3 +143,43 @@ class AttentionRows:
             return seen[None, None]
         real = functional.pad(mask.bool(), (self.dropped, 0), value=True)
         return (seen & real[:, None])[:, None]
+
+
+class RowsOfWhatIsLeft(AttentionRows):
+    """The last row of a layer that lacks positions, in sequence positions all the same.
+
+    Columns of positions that have left hold weight 0. For methods that only look: nothing is
+    written back.
+
+    Args:
+        call: What the kernel was given.
+        rows: Number of main rows B.
+        past: Positions before the new ones, those that left included.
+        kept: int64 [B, n]; positions of the prompt that the layer holds, -1 for columns of nothing.
+        length: Positions of the whole prompt.
+    """
+
+    def __init__(self, call: Call, rows: int, past: int, kept: Tensor, length: int) -> None:
+        super().__init__(call, rows, 0)
+        self.total = past + self.new if past else length
+        self.past = self.total - self.new  # the last row has the last position
+        tail = torch.arange(length, self.total, device=kept.device).expand(rows, -1)
+        held = torch.cat([kept, tail], dim=1)
+        # A window has dropped the oldest columns.
+        self.key, self.value = call.key[:rows], call.value[:rows]
+        self.held = held[:, held.shape[1] - self.key.shape[2] :]
+        self.mask, self.dropped = None, 0
+        mask = call.mask
+        if mask is not None and mask.ndim == 4:
+            self.mask = mask[:rows, :, -1:, : self.key.shape[2]]
+
+    def softmax(self, s: Tensor, start: int, end: int) -> Tensor:
+        """Weights at the positions they belong to, 0 where nothing is left."""
+        seen = (self.held >= 0)[:, None, None]
+        if self.mask is not None and self.mask.dtype == torch.bool:
+            seen = seen & self.mask
+        elif self.mask is not None:
+            s = s + self.mask.float()
+        a = s.masked_fill(~seen, torch.finfo(s.dtype).min).softmax(-1)
+        index = torch.where(self.held < 0, self.total, self.held)[:, None, None].expand_as(a)
+        return a.new_zeros(*a.shape[:3], self.total + 1).scatter(3, index, a)[..., :-1]

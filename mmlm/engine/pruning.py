@@ -111,6 +111,11 @@ class Pruning:
         stage = self._stage(layer)
         return None if stage is None else stage.groups
 
+    def lacking(self, layer: int) -> tuple[Tensor, int] | None:
+        """Positions that a layer still holds, and the prompt's length; None if it holds all."""
+        stage = self._stage(layer)
+        return None if stage is None else (stage.kept, self._width)
+
     def missing(self, layer: int) -> int:
         """How many columns fewer than the prompt's a layer's cache holds."""
         stage = self._stage(layer)

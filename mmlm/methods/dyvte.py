@@ -236,12 +236,16 @@ class DyVTE(Method):
         self.gates(anatomy.n_layers)
         return []
 
-    def acts_in(self, anatomy: Anatomy, layer: int) -> bool:
-        """Behind an asked layer, or behind the fixed exit; and the last layer, to look at it."""
+    def acts_at(self, anatomy: Anatomy, site: str, layer: int) -> bool:
+        """Positions leave behind an asked layer or a fixed exit; the last layer is looked at."""
         gates = self.gates(anatomy.n_layers)
-        if self.exit_layer is not None:
-            return layer in (self.exit_layer + 1, anatomy.n_layers - 1)
-        return bool(gates) and (layer - 1 in gates or layer == anatomy.n_layers - 1)
+        if site == "layer_out":
+            return self.acts and layer == anatomy.n_layers - 1
+        return layer - 1 in ((self.exit_layer,) if self.exit_layer is not None else gates)
+
+    def acts_in(self, anatomy: Anatomy, layer: int) -> bool:
+        """Where it acts at one of its sites."""
+        return any(self.acts_at(anatomy, site, layer) for site in sorted(self.sites))
 
     def begin(self, prompt: Prompt) -> _State | None:
         """Finds the text that the routers read."""

@@ -736,3 +736,35 @@ def test_flex_attention_is_refused():
     model.get_decoder().config._attn_implementation_internal = "flex_attention"
     with pytest.raises(UnsupportedModel, match="block masks"), attach(model, DyVTE.fixed(layer=1)):
         pass
+
+
+# ---- probes beside an exit ----
+
+
+@pytest.mark.parametrize("implementation", ["sdpa", "eager"])
+@pytest.mark.parametrize("family", tiny.FAMILIES)
+def test_text_dominance_sees_no_picture_above_an_exit(family, implementation):
+    """As in a run in which visual keys are hidden instead, and ``exited`` is what it is called."""
+    model, processor = tiny.build(family)
+    model.set_attn_implementation(implementation)
+    inputs = inputs_of(processor, list(MIXED[:2]), COUNTS[:2])
+    gone = visual_of(model, inputs)
+    gone[1] = False
+    probe = mmlm.TextDominance(layers=(0, 1, 2, 3))
+
+    def records(model, inputs, *methods):
+        with attach(model, *methods, probe):
+            greedy(model, inputs)
+            return [record["text_dominance"] for record in measured(model)]
+
+    hidden = masked(model, inputs, gone, (2, 3), records)
+    exited = records(model, inputs, Forced(plan=(1, -1)))
+    for ours, expected in zip(exited, hidden, strict=True):
+        assert ours["n_visual"] == expected["n_visual"]
+        assert ours["queries"] == expected["queries"] == checks.NEW - 1
+        for name in ("text", "visual", "instruction", "first_token"):
+            assert ours[name] == pytest.approx(expected[name], abs=1e-4)
+    assert exited[0]["visual"][2:] == [0, 0]
+    if family != "gemma3":  # whose windows have passed the picture
+        assert exited[0]["visual"][1] > 0
+        assert min(exited[1]["visual"][2:]) > 0
