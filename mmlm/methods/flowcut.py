@@ -92,7 +92,7 @@ class _State:
 
 @dataclass(frozen=True, kw_only=True)
 class FlowCut(PatchPruner):
-    """Drops patches inside the vision tower, by attention, likeness and size of values.
+    """Drops patches inside the vision tower, step by step between its blocks.
 
     Idea:
         The class token gathers what patches know and hands it back, so its attention is a cheap

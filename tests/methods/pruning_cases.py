@@ -209,3 +209,12 @@ def pictures(n):
         picture = np.asarray(tiny.picture(i, (56, 56))).astype(float)
         made.append(Image.fromarray((picture * (i + 1) / n).astype(np.uint8)))
     return made
+
+
+def row_of(inputs, row):
+    """One row of a batch of prompts with one picture each, without its padding."""
+    skip = inputs["input_ids"].shape[1] - int(inputs["attention_mask"][row].sum())
+    text = ("input_ids", "attention_mask")
+    return {
+        k: v[row : row + 1, skip:] if k in text else v[row : row + 1] for k, v in inputs.items()
+    }
