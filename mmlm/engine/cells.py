@@ -6,6 +6,8 @@ cell at the place of the cell's centre.
 
 from __future__ import annotations
 
+import functools
+
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
@@ -19,6 +21,7 @@ def cell_of(size: int, cells: int, device: torch.device | None = None) -> Int[Te
     return (2 * index + 1) * cells // (2 * size)
 
 
+@functools.lru_cache(maxsize=64)
 def central(
     grid: tuple[int, int], cells: tuple[int, int], device: torch.device | None = None
 ) -> Bool[Tensor, "h w"]:

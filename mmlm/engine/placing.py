@@ -7,6 +7,7 @@ sent (see :mod:`mmlm.engine.vision`).
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -47,6 +48,7 @@ class Frame:
         """Number of features."""
         return self.height * self.width
 
+    @functools.lru_cache(maxsize=256)  # noqa: B019  (frames are values; tiles are all alike)
     def places(self, side: int, blocks: bool, device: torch.device) -> Float[Tensor, "n 2"]:
         """Where each state stands in the frame, down and across, in [0, 1).
 

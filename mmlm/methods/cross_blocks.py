@@ -16,7 +16,15 @@ from torch.nn import functional
 
 from mmlm.engine.anatomy import Anatomy
 
-__all__ = ["CrossAttention", "CrossBlocks", "RMSNorm", "Shape", "Store", "cross_attend"]
+__all__ = [
+    "CrossAttention",
+    "CrossBlocks",
+    "RMSNorm",
+    "Shape",
+    "Store",
+    "cross_attend",
+    "operations",
+]
 
 #: Rows of a table of learned frame numbers.
 FRAMES = 1024
@@ -58,6 +66,28 @@ class Shape:
             bias=getattr(query, "bias", None) is not None,
             out_bias=getattr(out, "bias", None) is not None,
         )
+
+
+def operations(shape: Shape, source: int, originals: int, queries: int) -> dict[str, int]:
+    """Floating-point operations of one block in a prompt's first pass, one row.
+
+    A multiplication and an addition count as two.
+
+    Args:
+        shape: Of the attention.
+        source: Width of the image states.
+        originals: How many of them there are.
+        queries: How many positions look.
+
+    Returns:
+        "keys_values", "queries" (with the output projection), and "attention".
+    """
+    inner, shared = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
+    return {
+        "keys_values": 2 * originals * source * 2 * shared,
+        "queries": 2 * queries * 2 * shape.width * inner,
+        "attention": 4 * queries * originals * inner,
+    }
 
 
 class RMSNorm(nn.Module):

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import ast
 import math
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
@@ -274,10 +275,12 @@ class CrossLMM(Method):
             _copy_norm(anatomy.mlp_norm(layer), made.q_norm)
             return made
 
-        return CrossBlocks(
-            {layer: block(layer) for layer in layers} if self.v2v else {},
-            {layer: block(layer) for layer in layers} if self.t2v else {},
-        )
+        shapes_only = anatomy.head.weight.is_meta
+        with torch.device("meta") if shapes_only else nullcontext():
+            return CrossBlocks(
+                {layer: block(layer) for layer in layers} if self.v2v else {},
+                {layer: block(layer) for layer in layers} if self.t2v else {},
+            )
 
     def check_weights(self, made_by: str) -> None:
         """Refuses weights that were made with settings on which they depend.
