@@ -125,7 +125,7 @@ def _frames_of_videos(pictures: Pictures, given: Mapping[str, Any], session: Ses
 
     def pack(marks: Tensor) -> list[Tensor]:
         halved = composite.apply_pooling(marks)
-        lines = halved.view(videos, -1, marks.shape[-1])
+        lines = halved.reshape(videos, -1, marks.shape[-1])
         return [torch.cat([x, x.new_zeros(1, x.shape[-1])]) for x in lines]  # a line end follows
 
     pictures.pack = pack
