@@ -54,6 +54,7 @@ class _Frames:
         question: Between an answer and the next question.
         prompt: After the last question, with the generation prompt.
         close: After the last question, without generation prompt.
+        blank: Whether blanks behind an assistant's header are the template's; else the answer's.
     """
 
     lead: str
@@ -62,6 +63,7 @@ class _Frames:
     question: str
     prompt: str
     close: str
+    blank: bool
 
 
 @dataclass(frozen=True)
@@ -228,8 +230,8 @@ class Template:
         Returns:
             Columns of the answers given so far, as ``(start, stop)``, each with the one special
             token that closes it (also of an answer that has only begun); the columns at which the
-            second turn and each later one begin; and of every assistant's header what stands behind
-            its first token, as ``(start, stop)``.
+            second turn and each later one begin (also behind a last answer); and of every
+            assistant's header what stands behind its first token, as ``(start, stop)``.
 
         Raises:
             LayoutError: If the prompt does not follow the template, or headers are wanted and the
@@ -251,10 +253,12 @@ class Template:
             after = line.after(end)
             if said:
                 closed = not last and after < len(ids) and not self.is_word(ids[after])
+                if not frames.blank:
+                    said[:0] = line.blanks_before(said[0])
                 # Blanks behind an answer are the next turn's.
                 after = after + 1 if closed else said[-1] + 1
                 answers.append((said[0], after))
-            if not last:
+            if said or not last:
                 begins.append(after)
             if header and frame:
                 headers.append(self._behind_marker(line, row, stop, frame, said, after))
@@ -353,7 +357,8 @@ class Template:
     def _learn(self) -> _Frames:
         """Renders conversations of sentinels and cuts the result at them."""
         a, b, c = _SENTINELS[:3]
-        lead, end = (self._bare(t) for t in self._split([_message("user", a)], 1))
+        raw = self._split([_message("user", a)], 1)
+        lead, end = (self._bare(t) for t in raw)
         _, close = (self._bare(t) for t in self._split([_message("user", a)], 1, prompt=False))
         answer, question = end, ""
         talk = [_message("user", a), _message("assistant", b), _message("user", c)]
@@ -362,7 +367,7 @@ class Template:
             answer, question = (self._bare(t) for t in parts[1:3])
         parts = self._try_split([_message("system", b), _message("user", a)], 2)
         system = None if parts is None else (self._bare(parts[0]), self._bare(parts[1]))
-        return _Frames(lead, system, answer, question, end, close)
+        return _Frames(lead, system, answer, question, end, close, raw[1][-1:].isspace())
 
     def _split(
         self, messages: list[dict[str, Any]], n: int, *, prompt: bool = True
@@ -440,6 +445,13 @@ class _Line:
         """Column of the first token that begins at or behind a character; all columns if none."""
         found = (c for c, a, b in self._spans if a >= place and a < b)
         return next(found, len(self._ids))
+
+    def blanks_before(self, column: int) -> list[int]:
+        """Columns of the blanks that stand directly before a token."""
+        first = column
+        while first > 0 and self._is_blank(first - 1):
+            first -= 1
+        return list(range(first, column))
 
     def words(self, questions: Sequence[tuple[int, int]]) -> list[int]:
         """Columns of the words of some questions, with the blanks between them."""
