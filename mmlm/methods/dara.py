@@ -220,7 +220,7 @@ class DARA(Method):
         known = state.acting.get(layer)
         if known is not None:
             return known
-        of_slots = state.module()[layer]  # [H, S]
+        of_slots = state.module()[self.layers.index(layer)]  # [H, S]
         neutral = 1 if self.mode == "score" else 0
         # Slot -1 is the last column: what is no image.
         acting = functional.pad(of_slots, (0, 1), value=neutral)[:, state.slots].transpose(0, 1)

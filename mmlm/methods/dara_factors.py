@@ -47,16 +47,17 @@ class Factors(nn.Module):
         """By layer: [H, S]."""
         return {int(n): x for n, x in getattr(self, _NAMES[self.mode]).items()}
 
-    def forward(self) -> dict[int, Tensor]:
-        """What acts on scores, by layer: F as a factor ("score"), log F as a summand ("weight").
+    def forward(self) -> Tensor:
+        """What acts on scores, [layers, H, S]: F as a factor, or log F as a summand ("weight").
 
         Read through here, not as an attribute: sharded weights (ZeRO-3) are there in here only.
         """
-        return {n: 1 + x if self.mode == "score" else x + 0 for n, x in self.theta.items()}
+        theta = torch.stack(list(self.theta.values()))
+        return 1 + theta if self.mode == "score" else theta
 
     def factors(self) -> Tensor:
         """F [layers, H, S]."""
-        acting = torch.stack(list(self().values()))
+        acting: Tensor = self()
         return acting if self.mode == "score" else acting.exp()
 
     @torch.no_grad()

@@ -101,9 +101,16 @@ def test_a_picture_of_several_tiles_is_one_image(family):
 # ---- the acceptance list ----
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(
+    ("family", "dtype"),
+    [
+        *((family, torch.float32) for family in tiny.FAMILIES),
+        ("llava", torch.bfloat16),
+        ("qwen2_5_vl", torch.bfloat16),
+    ],
+    ids=str,
+)
 @pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("family", tiny.FAMILIES)
 def test_acceptance_01_dara_that_is_off_or_all_ones_is_the_plain_model(family, mode, dtype):
     model, processor = tiny.shared(family)
     if dtype != torch.float32:
