@@ -92,6 +92,10 @@ class TileRows:
         # One row of keys for all queries: nothing of S x S is made.
         return {**kwargs, "attention_mask": typed_mask(seen[:, None, None], implementation, dtype)}
 
+    def fits(self, x: Tensor) -> bool:
+        """Whether states are of these rows."""
+        return x.shape[:2] == (self.tiles, self.numbers.shape[1] + self.first)
+
     def restored(self, x: Float[Tensor, "T s D"]) -> Float[Tensor, "T S D"]:
         """States at the places of all patches; 0 where a patch has left."""
         spare = self.count  # what only fills up a row goes to a column that is cut off again

@@ -19,6 +19,7 @@ from mmlm.errors import UnsupportedModel
 
 __all__ = [
     "ATTENTION_NAMES",
+    "NORM_NAMES",
     "ROTARY_NAMES",
     "attention_received",
     "class_attention",
@@ -29,7 +30,7 @@ __all__ = [
     "tower_query_key",
 ]
 
-_NORM_NAMES = ("layer_norm1", "layernorm_before", "norm1")
+NORM_NAMES = ("layer_norm1", "layernorm_before", "norm1")
 ATTENTION_NAMES = ("self_attn", "attention", "attn")
 #: Arguments by which a block gets rotary positions: its queries and keys are not projections alone.
 ROTARY_NAMES = frozenset({"position_embeddings", "rotary_pos_emb"})
@@ -66,8 +67,8 @@ def tower_attention_missing(anatomy: Anatomy) -> str:
             f"blocks of the vision tower ({name}) rotate their queries and keys by position, and "
             "some attend within windows only"
         )
-    if first_of(block, _NORM_NAMES) is None:
-        return f"blocks of the vision tower ({name}) have no {' or '.join(_NORM_NAMES)}"
+    if first_of(block, NORM_NAMES) is None:
+        return f"blocks of the vision tower ({name}) have no {' or '.join(NORM_NAMES)}"
     attention = first_of(block, ATTENTION_NAMES)
     if getattr(attention, "q_proj", None) is None or getattr(attention, "k_proj", None) is None:
         return f"the attention of the vision tower's blocks ({name}) has no q_proj and k_proj"
@@ -99,7 +100,7 @@ def tower_query_key(
         )
     module = anatomy.tower_blocks[block]
     attention: Any = first_of(module, ATTENTION_NAMES)
-    y = first_of(module, _NORM_NAMES)(x)
+    y = first_of(module, NORM_NAMES)(x)
     q, k = attention.q_proj(y[:, queries]), attention.k_proj(y)
     # Where these norms exist they run over all heads together, before the heads are split.
     q_norm, k_norm = getattr(attention, "q_norm", None), getattr(attention, "k_norm", None)

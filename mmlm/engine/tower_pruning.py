@@ -7,13 +7,18 @@ feature by itself gets the survivors only; one that merges patches first gets al
 zeros where nothing is left. Its output has a row for every feature again, and the positions of
 those that are gone are taken out of the prompt by :mod:`mmlm.engine.compaction`.
 
+A block under gradient checkpointing computes a second time in the backward pass, when no picture is
+in the tower: it is given the mask that it was given, by :class:`_Replays`.
+
 In towers that pack all pictures into one sequence, and reorder it by windows, the rows of features
 that are gone travel as NaN through the model's own code, which shows where they end up.
 """
 
 from __future__ import annotations
 
+import copy
 import inspect
+from collections import OrderedDict
 from collections.abc import Callable
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
@@ -30,7 +35,7 @@ from mmlm.engine.patch_look import (
     refuse_unknown_tower,
 )
 from mmlm.engine.patch_rows import PackedRows, TileRows
-from mmlm.engine.tower import feature_blocks
+from mmlm.engine.tower import NORM_NAMES, feature_blocks, first_of
 from mmlm.errors import LayoutError
 
 if TYPE_CHECKING:
@@ -38,6 +43,9 @@ if TYPE_CHECKING:
     from mmlm.engine.vision import Sight
 
 __all__ = ["TowerPass", "install_tower_pruning", "kept_by_row"]
+
+#: How many first runs of blocks under gradient checkpointing are remembered (indices only).
+_REMEMBERED = 4096
 
 
 class TowerPass:
@@ -272,6 +280,8 @@ def install_tower_pruning(session: Session, stack: ExitStack) -> None:
     tower, methods = anatomy.tower, session.methods
     last = max(feature_blocks(anatomy))
 
+    replays = _Replays()
+
     def running() -> TowerPass | None:
         return None if session.seeing is None else session.seeing.tower
 
@@ -282,16 +292,45 @@ def install_tower_pruning(session: Session, stack: ExitStack) -> None:
             continue
         users = [i for i in everybody if methods[i].acts_in_tower(anatomy, number)]
         attention = block_attention(block)
-        enter, mask = _block_hook(running), _attention_hook(running)
+        enter = _block_hook(running, replays, number)
+        mask = _attention_hook(running, replays, number)
         stack.callback(block.register_forward_pre_hook(enter, with_kwargs=True).remove)
         stack.callback(attention.register_forward_pre_hook(mask, with_kwargs=True).remove)
         if users:
             catch_projections(attention, _place(running), stack)
         stack.callback(block.register_forward_hook(_leaving(running, number, users)).remove)
+        if (norm := first_of(block, NORM_NAMES)) is not None:
+            again = _norm_hook(running, replays, number)
+            stack.callback(norm.register_forward_pre_hook(again).remove)
     _install_projector(session, running, stack)
 
 
 Running = Callable[[], TowerPass | None]
+
+
+class _Replays:
+    """Which patches there were when a block under gradient checkpointing ran, by its input."""
+
+    def __init__(self) -> None:
+        self._known: OrderedDict[tuple[int, int], TileRows] = OrderedDict()
+        self.now: dict[int, TileRows] = {}  # of blocks that run a second time
+
+    def note(self, block: int, x: Tensor, rows: TileRows) -> None:
+        """A block is about to run on ``x``."""
+        self._known[block, x.data_ptr()] = copy.copy(rows)
+        while len(self._known) > _REMEMBERED:
+            self._known.popitem(last=False)
+
+    def begin(self, block: int, x: Tensor) -> None:
+        """A block runs on ``x`` while no picture is in the tower."""
+        rows = self._known.get((block, x.data_ptr()))
+        self.now.pop(block, None)
+        if rows is not None and rows.fits(x):
+            self.now[block] = rows
+
+
+def _checkpointed(block: Any) -> bool:
+    return bool(block.training and getattr(block, "gradient_checkpointing", False))
 
 
 def _tower_hook(running: Running) -> Callable[..., Any]:
@@ -303,35 +342,40 @@ def _tower_hook(running: Running) -> Callable[..., Any]:
     return hook
 
 
-def _block_hook(running: Running) -> Callable[..., Any]:
+def _block_hook(running: Running, replays: _Replays, number: int) -> Callable[..., Any]:
     """Pre-hook of a block: its arguments for what is left."""
 
     def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         current = running()
+        x = args[0] if args else kwargs["hidden_states"]
         if current is None:
             return None
         if current.rows is None:
-            x = args[0] if args else kwargs["hidden_states"]
             names = list(inspect.signature(module.forward).parameters)
             bound = {**dict(zip(names, args, strict=False)), **kwargs}
             current.enter(x, bound.get("attention_mask"))
-        kwargs = current.rows.arguments(kwargs)  # type: ignore[union-attr]
+        rows = current.rows
+        assert rows is not None
+        if _checkpointed(module) and isinstance(rows, TileRows) and rows.cut_once:
+            replays.note(number, x, rows)
+        kwargs = rows.arguments(kwargs)
         current.caught["rotary"] = kwargs.get("position_embeddings")
         return args, kwargs
 
     return hook
 
 
-def _attention_hook(running: Running) -> Callable[..., Any]:
+def _attention_hook(running: Running, replays: _Replays, number: int) -> Callable[..., Any]:
     """Pre-hook of a block's attention: a mask for rows of different length."""
 
     def hook(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        current = running()
-        if current is None or not current.cut or current.rows is None:
+        current, again = running(), replays.now.get(number)
+        rows = again if current is None else current.rows
+        if rows is None or not rows.cut_once:
             return None
         implementation = module.config._attn_implementation or "eager"
         x = args[0] if args else kwargs["hidden_states"]
-        return args, current.rows.attention_arguments(kwargs, implementation, x.dtype)
+        return args, rows.attention_arguments(kwargs, implementation, x.dtype)
 
     return hook
 
@@ -342,6 +386,16 @@ def _place(running: Running) -> Callable[[], dict[str, Any] | None]:
         return None if current is None else current.caught
 
     return place
+
+
+def _norm_hook(running: Running, replays: _Replays, number: int) -> Callable[..., Any]:
+    """Pre-hook of what a block computes first; its own hooks stand outside of a checkpoint."""
+
+    def hook(module: nn.Module, args: tuple[Any, ...]) -> None:
+        if running() is None and module.training:
+            replays.begin(number, args[0])
+
+    return hook
 
 
 def _leaving(running: Running, number: int, users: list[int]) -> Callable[..., Any]:

@@ -495,7 +495,41 @@ def test_gradients_reach_the_pixels_and_the_weights_through_what_is_kept():
     assert blocks[-1].mlp.fc1.weight.grad is None  # behind the features nothing runs
 
 
-# ---- refusals: one test per row of the table ------------------------------------------------------
+@pytest.mark.parametrize("reentrant", [False, True])
+@pytest.mark.parametrize("family", ["llava", "qwen2_5_vl"])
+def test_gradient_checkpointing_repeats_the_selection(family, reentrant):
+    """Blocks run again in the backward pass lose what they lost; nothing is chosen anew."""
+    if family == "llava":
+        model, processor = deep()
+    else:
+        model, processor = tiny.build(family)
+        pruning_cases.sharpen(model.model.visual.blocks, "attn", ("qkv",), by=4.0)
+    inputs = checks.batch(processor)
+    other = tiny.inputs(processor, ["what is shown ?"], [[tiny.picture(9)]])
+    method, found = FlowCut(target=8), []
+    for checkpointing in (False, True):
+        model.zero_grad()
+        model.train()
+        if checkpointing:
+            model.activation_checkpointing_enable({"use_reentrant": reentrant})
+        with attach(model, method):
+            # Two passes before one backward, as trainers of preferences do.
+            losses = [
+                model(**given, use_cache=False).logits[:, -1].float().square().mean()
+                for given in (inputs, other)
+            ]
+            sum(losses).backward()
+        found.append({n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None})
+    tower = [n for n in found[0] if "vision_tower" in n or "visual" in n]
+    assert tower
+    # A reentrant checkpoint gives the very first block's input no gradient, but weights get theirs.
+    for name in tower:
+        if name in found[1] or not reentrant:
+            torch.testing.assert_close(found[1][name], found[0][name], atol=1e-5, rtol=1e-4)
+    assert sum(name in found[1] for name in tower) > len(tower) // 2
+
+
+# ---- refusals: one test per row of the table ---------------------------------------------------
 
 
 @pytest.mark.parametrize("target", [0, -3, 2.5, "64", None, True])
