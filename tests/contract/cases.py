@@ -16,8 +16,9 @@ STRONG: dict[str, str] = {
     "DARA": "DARA(layers=(0, 1), images=3, align='query_last', init=3.0)",
     # Tiny pictures have four features in some families.
     "CrossLMM": "CrossLMM(grid=2, gate=1.0)",
-    # A fixed exit: routers would have to be trained. Theirs: tests/methods/test_dyvte.py.
-    "DyVTE": "DyVTE(exit_layer=0)",
+    # A fixed exit: routers would have to be trained. Theirs: tests/methods/test_dyvte.py. (An
+    # exit after layer 0 would leave nothing to methods that change visual rows only.)
+    "DyVTE": "DyVTE(exit_layer=1)",
     "ClsPruner": "ClsPruner(keep=8)",
     "FlowCut": "FlowCut(target=8)",
     "RandomPruner": "RandomPruner(keep=8)",
