@@ -367,6 +367,10 @@ class Anatomy:
         """The norm before a decoder layer's attention."""
         return self._part(self.layers[layer], "input norm", _INPUT_NORM_PATHS)
 
+    def has_input_norm(self, layer: int) -> bool:
+        """Whether a decoder layer normalises what enters its attention."""
+        return any(_follow(self.layers[layer], p) is not None for p in _INPUT_NORM_PATHS)
+
     def feed_forward(self, layer: int, x: Tensor) -> Tensor:
         """The second half of a decoder layer on any states [..., D]: ``x + mlp(norm(x))``.
 

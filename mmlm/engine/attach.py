@@ -18,7 +18,7 @@ from mmlm.engine.anatomy import Anatomy, unwrap
 from mmlm.engine.attention import ROW_SITES, install_rows
 from mmlm.engine.compaction import install_compaction
 from mmlm.engine.guard import guarded_generate
-from mmlm.engine.hooks import attended_hooks, heads_hook, layer_in_hook, layer_out_hook, mlp_hook
+from mmlm.engine.hooks import heads_hook, install_attended, layer_in_hook, layer_out_hook, mlp_hook
 from mmlm.engine.layout import TokenLayout
 from mmlm.engine.masks import install_masks
 from mmlm.engine.method import IN_BRANCHES, Method
@@ -196,9 +196,7 @@ def install(session: Session, stack: ExitStack) -> None:
             hook = heads_hook(session, layer, acting)
             keep(anatomy.o_proj(layer).register_forward_pre_hook(hook))
         if acting := session.users("attended", layer):
-            before, after = attended_hooks(session, layer, acting)
-            keep(block.register_forward_pre_hook(before, with_kwargs=True))
-            keep(anatomy.attended(layer).register_forward_hook(after))
+            install_attended(session, layer, acting, stack)
         if acting := session.users("mlp", layer):
             hook = mlp_hook(session, layer, acting)
             keep(anatomy.mlp(layer).register_forward_hook(hook))

@@ -6,16 +6,18 @@ branches that share the pass, and rows without an image, are left as they are.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
+from contextlib import ExitStack
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from mmlm.engine.combine import chain, product, total
-from mmlm.engine.session import Session
+from mmlm.engine.session import Moment, Session
 
-__all__ = ["attended_hooks", "heads_hook", "layer_in_hook", "layer_out_hook", "mlp_hook"]
+__all__ = ["heads_hook", "install_attended", "layer_in_hook", "layer_out_hook", "mlp_hook"]
 
 
 def layer_in_hook(session: Session, layer: int, users: list[int]) -> Callable[..., Any]:
@@ -74,38 +76,77 @@ def _edit_states(session: Session, site: str, layer: int, users: list[int], x: T
     return new if main is x else torch.cat([new, x[rows:]])
 
 
-def attended_hooks(
-    session: Session, layer: int, users: list[int]
-) -> tuple[Callable[..., Any], Callable[..., Any]]:
-    """Pre-hook of a decoder layer, and hook of what it adds to its residual for the attention.
+def install_attended(session: Session, layer: int, users: list[int], stack: ExitStack) -> None:
+    """Hooks a decoder layer between its attention and its MLP.
 
-    The first keeps the residual; the second adds the methods' deltas on the sum of both.
+    The residual is what enters the layer's first norm; the methods' deltas on the sum go with what
+    the attention adds to it. Activations may be recomputed in a backward pass, when the session is
+    at another prompt: so a layer in training carries the moment of its own pass in its arguments.
+
+    Args:
+        session: The attachment.
+        layer: Number of the layer.
+        users: Numbers of the methods that act there.
+        stack: Takes everything back on exit.
     """
+    anatomy, block = session.anatomy, session.anatomy.layers[layer]
+    attention = anatomy.attention(layer)
+    latest: list[Moment | None] = [None]  # of the last pass
+    running: list[Moment | None] = [None]  # of the pass that is computed, maybe again
     residual: list[Tensor] = []
+    carries = any(
+        p.kind is p.VAR_KEYWORD for p in inspect.signature(block.forward).parameters.values()
+    )
 
-    def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        residual.clear()
-        if not session.quiet:
-            residual.append(args[0] if args else kwargs["hidden_states"])
+    def enter(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        latest[0] = session.moment() if module.training and not session.quiet else None
+        if latest[0] is None or not carries:
+            return None
+        return args, {**kwargs, _MOMENT: latest[0]}
 
-    def after(module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
-        if session.quiet or not residual:
+    def attend(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        running[0] = kwargs.get(_MOMENT, latest[0])
+        if not anatomy.has_input_norm(layer):
+            residual[:] = [args[0] if args else kwargs["hidden_states"]]
+        return args, {k: v for k, v in kwargs.items() if k != _MOMENT}
+
+    def first(module: nn.Module, args: tuple[Any, ...]) -> None:
+        residual[:] = [args[0]]
+
+    def added(module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+        if not residual or (running[0] is None and (session.quiet or block.training)):
+            residual.clear()
             return None
         y = output[0] if isinstance(output, tuple) else output
-        x = residual.pop() + y
-        rows, methods, states = session.rows, session.methods, session.states
-        main = x[:rows] if x.shape[0] != rows else x
-        delta = total(methods[i].attended(states[i], layer, main) for i in users)
-        if delta is None:
+        with session.at(running[0]):
+            new = _with_deltas(session, layer, users, residual.pop(), y)
+        if new is y:
             return None
-        if session.untouched is not None:
-            delta = delta.masked_fill(session.untouched[:, None, None], 0)
-        new = y[:rows] + delta
-        if main is not x:
-            new = torch.cat([new, y[rows:]])
         return (new, *output[1:]) if isinstance(output, tuple) else new
 
-    return before, after
+    stack.callback(block.register_forward_pre_hook(enter, with_kwargs=True).remove)
+    stack.callback(attention.register_forward_pre_hook(attend, with_kwargs=True).remove)
+    if anatomy.has_input_norm(layer):
+        stack.callback(anatomy.input_norm(layer).register_forward_pre_hook(first).remove)
+    stack.callback(anatomy.attended(layer).register_forward_hook(added).remove)
+
+
+#: Name of the argument of a layer that carries the moment of its pass.
+_MOMENT = "mmlm_moment"
+
+
+def _with_deltas(
+    session: Session, layer: int, users: list[int], residual: Tensor, y: Tensor
+) -> Tensor:
+    """What the attention adds, with the methods' deltas on its sum with the residual."""
+    x, rows = residual + y, session.rows
+    main = x[:rows] if x.shape[0] != rows else x
+    delta = total(session.methods[i].attended(session.states[i], layer, main) for i in users)
+    if delta is None:
+        return y
+    if session.untouched is not None:
+        delta = delta.masked_fill(session.untouched[:, None, None], 0)
+    return y + delta if main is x else torch.cat([y[:rows] + delta, y[rows:]])
 
 
 def heads_hook(session: Session, layer: int, users: list[int]) -> Callable[..., Any]:

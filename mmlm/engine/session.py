@@ -11,7 +11,7 @@ import inspect
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -45,7 +45,26 @@ if TYPE_CHECKING:
     from mmlm.engine.pooling import Originals, Pooling
     from mmlm.engine.pruning import Pruning
 
-__all__ = ["Session"]
+__all__ = ["Moment", "Session"]
+
+
+@dataclass(frozen=True)
+class Moment:
+    """Where a session stood when a layer ran, for when its activations are computed again.
+
+    Attributes:
+        states: The methods' states.
+        layout: Roles of the prompt's positions.
+        past: Positions before the pass.
+        kept: Positions of the columns that the layer got.
+        untouched: Rows without an image, if there are any.
+    """
+
+    states: list[Any]
+    layout: TokenLayout
+    past: int
+    kept: Tensor
+    untouched: Tensor | None
 
 
 class Session:
@@ -69,6 +88,7 @@ class Session:
         self.source: Source | None = None
         self.states: list[Any] = [None] * len(methods)
         self.finished: list[Any] = list(self.states)  # of the last prompt, for what was measured
+        self._back: Moment | None = None  # the moment that a layer is computed for again
         self.quiet = False  # an auxiliary pass is running: temporary methods are off
         self._deep: list[Tensor] = []  # what it adds to the outputs of the first layers
         self._captured: dict[tuple[Any, ...], Captured] = {}
@@ -192,6 +212,8 @@ class Session:
     @property
     def kept(self) -> Tensor:
         """Positions [B, n] of the columns that the running layer gets; -1 where a row has none."""
+        if self._back is not None:
+            return self._back.kept
         if self.pruning is None:
             index = torch.arange(self.layout.length, device=self.layout.seg.device)
             return torch.where(self.layout.real, index, -1)
@@ -311,6 +333,24 @@ class Session:
             yield
         finally:
             self.quiet = before
+
+    def moment(self) -> Moment:
+        """Where the session stands now."""
+        return Moment(list(self.states), self.layout, self.past, self.kept, self.untouched)
+
+    @contextmanager
+    def at(self, moment: Moment | None) -> Iterator[None]:
+        """Back at an earlier moment inside; None: as it is."""
+        if moment is None:
+            yield
+            return
+        before = (self.states, self._layout, self.past, self.untouched, self._back)
+        self.states, self._layout, self.past = moment.states, moment.layout, moment.past
+        self.untouched, self._back = moment.untouched, moment
+        try:
+            yield
+        finally:
+            self.states, self._layout, self.past, self.untouched, self._back = before
 
     def prompt_positions(self) -> Tensor | None:
         """Position ids [..., B, N] of the running pass, one row per main row."""

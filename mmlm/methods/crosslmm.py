@@ -155,7 +155,8 @@ class CrossLMM(Method):
         whose centre is padding stands at what is left of it, or leaves with it.
     Limits:
         Layers must add attention and MLP to the residual one after the other. In a later turn on a
-        kept cache new pictures are not looked at. Auxiliary prompts see the pooled tokens only.
+        kept cache new pictures are not looked at. Recomputed activations need torch's newer way
+        (``use_reentrant=False``) where tower or projector learn. Auxiliary prompts see the pooled tokens only.
 
     Raises:
         ValueError: for a parameter out of range, more cells than states, more layers than there
@@ -407,6 +408,8 @@ class CrossLMM(Method):
 
     def _let_go(self, state: _State) -> None:
         """The originals are not needed once every layer has its store."""
+        if state.blocks.training:  # activations may be computed again
+            return
         if not self.t2v or len(state.stores) == len(state.blocks.t2v):
             state.z = None
 
