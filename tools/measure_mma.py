@@ -28,7 +28,7 @@ from benchmarks.reports.stored_runs import read_run
 
 STORED = RESULTS / "mma.json"
 FIGURE = ROOT / "docs" / "images" / "mma.svg"
-SCENES, SCENE_SEED = 300, 70
+SCENES, SCENE_SEED = 200, 70
 UNSEEN_SEED = 72
 COUNTS = {"chair": 300, "pope": 100, "text-dominance": 80}
 """Scenes of each measurement."""
