@@ -156,7 +156,8 @@ class CrossLMM(Method):
     Limits:
         Layers must add attention and MLP to the residual one after the other. In a later turn on a
         kept cache new pictures are not looked at. Recomputed activations need torch's newer way
-        (``use_reentrant=False``) where tower or projector learn. Auxiliary prompts see the pooled tokens only.
+        (``use_reentrant=False``) where tower or projector learn. Auxiliary prompts see the pooled
+        tokens only.
 
     Raises:
         ValueError: for a parameter out of range, more cells than states, more layers than there
