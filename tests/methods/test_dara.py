@@ -702,6 +702,32 @@ def test_an_attention_that_is_measured_is_the_scaled_one():
         torch.testing.assert_close(last(model, inputs), expected, atol=1e-5, rtol=1e-5)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Everywhere(Method):
+    """A gain on every key of every row, text or not."""
+
+    paper: ClassVar[Paper] = PAPER
+
+    def neutral(self):
+        return self
+
+    def begin(self, prompt):
+        return prompt.layout.seg.shape
+
+    def keys(self, state, layer):
+        return torch.full((state[0], HEADS, state[1]), 2.0)
+
+
+def test_a_row_without_an_image_keeps_its_bits_whatever_its_gains():
+    model, processor = tiny.shared("llava")
+    inputs = prompt(processor, (1, 0))
+    plain = last(model, inputs)
+    with attach(model, Everywhere()):
+        found = last(model, inputs)
+    assert torch.equal(found[1], plain[1])
+    assert not torch.allclose(found[0], plain[0], atol=1e-3)
+
+
 def test_factors_of_two_methods_multiply():
     model, processor = tiny.shared("llava")
     inputs = prompt(processor, (2,))
