@@ -487,7 +487,7 @@ class Session:
                     needed=wish == "needed",
                     strange=self._one_turn,
                 )
-        supervised = self.handed.supervised(layout)
+        supervised, self.handed = self.handed.supervised(layout), Handed()
         if supervised is not None:
             for method in self.methods:
                 method.check_supervised(layout, supervised)

@@ -111,7 +111,10 @@ def wanted_turns(session: Session) -> str:
 
 
 def install_handing(session: Session, stack: ExitStack) -> None:
-    """Takes what a collator handed over out of the outer model's inputs, if a method asks for it.
+    """Takes what a collator handed over out of the model's inputs, if a method asks for it.
+
+    Twice: a wrapper may call the outer model's ``forward`` past its hooks, and what nobody took out
+    then arrives at the inner model.
 
     Args:
         session: The attachment.
@@ -125,13 +128,15 @@ def install_handing(session: Session, stack: ExitStack) -> None:
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
         if session.quiet:
             return None
-        session.handed = Handed(kwargs.get(ROLES), kwargs.get("labels"))
+        if module is session.anatomy.model:
+            session.handed = Handed(None, kwargs.get("labels"))
         if ROLES not in kwargs:
             return None
+        session.handed = Handed(kwargs[ROLES], session.handed.labels)
         return args, {name: value for name, value in kwargs.items() if name != ROLES}
 
-    model = session.anatomy.model
-    stack.callback(model.register_forward_pre_hook(take, with_kwargs=True).remove)
+    for module in (session.anatomy.model, session.anatomy.composite):
+        stack.callback(module.register_forward_pre_hook(take, with_kwargs=True).remove)
 
 
 def of_template(

@@ -239,6 +239,26 @@ def test_a_run_with_mma_is_stored_with_it_and_goes_on_from_a_checkpoint(folder, 
         torch.testing.assert_close(after[name], tensor, atol=1e-6, rtol=1e-5)
 
 
+def test_roles_reach_a_model_with_adapters(folder, tmp_path, monkeypatch):  # noqa: F811
+    seen = []
+    monkeypatch.setattr(
+        MMA, "check_supervised", lambda self, layout, learned: seen.append((layout, learned))
+    )
+    _train(
+        folder,
+        tmp_path / "out",
+        model__methods=[MMA_TEXT],
+        model__lora={"r": 2, "alpha": 4},
+        data__packing=True,
+        data__max_length=96,
+        export=[],
+    )
+    assert seen
+    for layout, learned in seen:
+        assert bool((learned <= (layout.seg == ANSWER)).all())
+        assert bool(learned.any())
+
+
 def test_several_answers_under_all_prompts_are_refused_before_the_first_step(folder, tmp_path):  # noqa: F811
     model, processor = tiny.build("llava")
     build_in(model, MMA(scope="all_prompts"), processor=processor)
@@ -322,6 +342,27 @@ def test_preference_training_starts_at_equal_models_and_learns(tmp_path, pairs):
     assert losses[1] < losses[0]
     full = _run(_trainer(tmp_path, pairs, reference=True, lora=False))
     assert full[0] == pytest.approx(0.69314718, abs=1e-6)
+
+
+@pytest.mark.parametrize("lora", [True, False])
+def test_roles_reach_policy_and_reference_through_the_trainer(tmp_path, pairs, lora, monkeypatch):
+    """TRL puts a forward of its own in the place of the model's."""
+    seen = []
+    check = MMA.check_supervised
+
+    def watch(self, layout, supervised):
+        seen.append((layout.seg == ANSWER, supervised))
+        check(self, layout, supervised)
+
+    monkeypatch.setattr(MMA, "check_supervised", watch)
+    made = _trainer(tmp_path, pairs, lora=lora, reference=None if lora else True)
+    expected = made.data_collator(pairs)
+    made.train()
+    assert len(seen) == 4  # two steps, policy and reference
+    for said, learned in seen:
+        assert bool((learned <= said).all())
+        assert int(learned.sum()) == int(expected["completion_mask"].sum())
+        assert int(said.sum()) > int(learned.sum())  # contexts
 
 
 def test_fast_paths_are_equal_or_refused(tmp_path, pairs):
