@@ -193,12 +193,33 @@ def _watched_encoding(
                 # All pictures in one row. A tower with windows shuffles its patches and puts the
                 # features in order only after the projector, so these are the ones in order.
                 sight.before = torch.cat(list(pooled))[None]
+            if sight.tower is not None and session.pooling is None:
+                _unmix(session, sight, output)
             session.sight = sight
             return output
 
         return get_image_features
 
     return wrap
+
+
+def _unmix(session: Session, sight: Sight, output: Any) -> None:
+    """Divides features that a model resizes by the share of them whose patches are left.
+
+    A resized feature is a mean over neighbours, in which what has left would count as zeros.
+    """
+    features = None if sight.tower is None else sight.tower.features
+    # The only family that resizes features says by this entry when.
+    if features is None or not hasattr(session.anatomy.config, "vision_aspect_ratio"):
+        return
+    share = sight.pack(features.float()[..., None])[:, 0]
+    mixed = (share > 0) & (share < 1)
+    factor = torch.where(mixed, 1 / share.clamp(min=1e-6), 1)
+    parts = output.pooler_output
+    factors = factor.split([len(part) for part in parts])
+    output.pooler_output = [
+        part * own[:, None].to(part.dtype) for part, own in zip(parts, factors, strict=True)
+    ]
 
 
 def _tower_pass(session: Session, sight: Sight, given: dict[str, Any]) -> TowerPass:

@@ -480,6 +480,70 @@ def test_line_ends_of_tiled_pictures(newline, ends):
     assert stayed == (len(lines) if ends == "some" else 0)
 
 
+def test_resized_features_are_means_of_what_is_left():
+    """OneVision shrinks large pictures: zeros of patches that left must not darken the others."""
+    model, processor = tiny.build("llava_onevision")
+    model.config.vision_aspect_ratio = processor.vision_aspect_ratio = "anyres_max_1"
+    inputs = tiny.inputs(processor, ["what is shown ?"], [[tiny.picture(1, (112, 112))]])
+    with torch.no_grad():  # one projected feature for all patches: every mean is that feature
+        for parameter in model.model.multi_modal_projector.parameters():
+            parameter.zero_()
+        model.model.multi_modal_projector.linear_2.bias.copy_(torch.arange(64.0))
+    entered = []
+    with torch.no_grad(), attach(model, FlowCut(target=6)):
+        hook = model.model.language_model.layers[0].register_forward_pre_hook(
+            lambda m, a: entered.append(a[0])
+        )
+        model(**inputs)
+        hook.remove()
+    own = (entered[0] - torch.arange(64.0)).abs().amax(-1)[0] < 1e-3
+    visual = int((inputs["input_ids"] == model.config.image_token_id).sum())
+    ends = (entered[0] - model.model.image_newline).abs().amax(-1)[0] < 1e-6
+    text = inputs["input_ids"].shape[1] - visual
+    assert int(own.sum()) > 6
+    assert int(own.sum()) + int(ends.sum()) + text == entered[0].shape[1] < visual + text
+
+
+def test_blocks_of_two_by_two_leave_together():
+    model, processor = shared_deep()
+    with attach(model, FlowCut(target=8, unit=4)):
+        logits(model, batch(processor, [1, 1]))
+        rows = kept(model)
+    for ((patches,),) in zip(rows, strict=True):
+        corners = {p // 4 // 2 * 2 + p % 4 // 2 for p in patches}
+        assert len(patches) == 8
+        assert len(corners) == 2
+
+
+def test_a_class_token_among_the_features_stays():
+    cls, config, processor = tiny._llava(2)
+    config.vision_config.num_hidden_layers = 5
+    config.vision_feature_select_strategy = "full"
+    processor.vision_feature_select_strategy = "full"
+    torch.manual_seed(0)
+    model = cls(config).eval()
+    inputs = batch(processor, [1])
+    entered = []
+    with torch.no_grad(), attach(model, FlowCut(target=5)):
+        hook = model.model.language_model.layers[0].register_forward_pre_hook(
+            lambda m, a: entered.append(a[0].shape[1])
+        )
+        model(**inputs)
+        hook.remove()
+        assert [len(tiles[0]) for tiles in kept(model)] == [5]
+    assert entered == [inputs["input_ids"].shape[1] - 16 + 5]
+
+
+def test_beams_report_what_their_row_kept():
+    model, processor = shared_deep()
+    inputs = batch(processor, [1, 2])
+    with attach(model, FlowCut(target=5)):
+        logits(model, inputs)
+        once = kept(model)
+        model.generate(**inputs, max_new_tokens=3, num_beams=2, do_sample=False)
+        assert kept(model) == [once[0], once[0], once[1], once[1]]
+
+
 # ---- training ----------------------------------------------------------------------------------
 
 
