@@ -534,9 +534,9 @@ def _copy_norm(norm: nn.Module, into: nn.Module) -> None:
     if weight is None or weight.is_meta:
         return
     if hasattr(weight, "ds_id"):  # ZeRO-3 has shared it out
-        from deepspeed.zero import GatheredParameters
+        import deepspeed
 
-        with GatheredParameters([weight]):
+        with deepspeed.zero.GatheredParameters([weight]), torch.no_grad():
             factors = norm.forward(torch.ones_like(weight))
     else:
         with torch.no_grad():
