@@ -15,8 +15,10 @@ from training.sft.packing import FAMILIES
 
 FOLDER = Path(configs.__file__).parent / "train"
 NAMES = [
+    *("crosslmm/stage1", "crosslmm/stage2"),
     *("llava/pretrain", "llava/sft", "llava/sft_lora"),
-    *("world/mma", "world/mma_causal", "world/sft"),
+    *("world/crosslmm_1", "world/crosslmm_2"),
+    *("world/mma", "world/mma_causal", "world/pooled_1", "world/pooled_2", "world/sft"),
 ]
 
 
@@ -58,6 +60,24 @@ def test_values_of_llava_1_5():
     assert two.deepspeed == "zero3"
     assert all(stage.optimisation.accumulation(8) for stage in (one, two, lora))
     assert "llava" in FAMILIES
+
+
+def test_values_of_crosslmm():
+    """The paper's, where it states one; both arms of the small comparison are alike."""
+    one, two = (_recipe(f"crosslmm/{n}").recipe for n in ("stage1", "stage2"))
+    assert (one.optimisation.learning_rate, one.optimisation.batch_size) == (1e-3, 512)
+    assert (two.optimisation.learning_rate, two.optimisation.batch_size) == (1e-5, 128)
+    assert one.model.methods == ("CrossLMM(grid=3, every=4)",)
+    assert (one.model.learns, one.model.method_parts) == (
+        ("projector", "methods"), ("CrossLMM.v2v",),
+    )  # fmt: skip
+    assert two.model.learns == ("language", "projector", "methods")
+    assert not two.model.method_parts
+    for stage in ("1", "2"):
+        cross, pooled = (_recipe(f"world/{n}_{stage}").recipe for n in ("crosslmm", "pooled"))
+        assert cross.optimisation == pooled.optimisation
+        assert cross.data == pooled.data
+        assert set(cross.model.learns) - {"methods"} == set(pooled.model.learns)
 
 
 def test_stage_one_shows_a_picture_and_its_caption_alone():
