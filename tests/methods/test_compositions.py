@@ -163,6 +163,7 @@ def test_crosslmm_pools_and_looks_at_what_flowcut_leaves(kv_source):
     build_in(model, method)
     blocks = model.mmlm_methods["CrossLMM"]
     found = outcome(model, inputs, FLOWCUT)
+    model, _ = deep()  # the same weights, without hooks
     project, image = model.model.multi_modal_projector, model.config.image_token_id
     for row, pixels in enumerate(inputs["pixel_values"]):
         ids = inputs["input_ids"][row][inputs["attention_mask"][row].bool()]
