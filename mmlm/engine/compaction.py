@@ -21,11 +21,11 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
 
+from mmlm.engine.base_masks import written_out
 from mmlm.engine.branches import BranchPrompt
 from mmlm.engine.columns import Survivors, marked, step_mask, typed_mask
 from mmlm.engine.kinds import SLIDING, first_layer, kinds, window
 from mmlm.engine.layout import TokenLayout
-from mmlm.engine.masks import written_out
 from mmlm.errors import LayoutError
 
 if TYPE_CHECKING:

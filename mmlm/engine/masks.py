@@ -25,15 +25,13 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor, nn
 from torch.nn import functional
-from transformers.masking_utils import create_causal_mask, create_sliding_window_causal_mask
 
-from mmlm.engine.columns import open_mask, typed_mask
-from mmlm.engine.flex import asking, block_mask
+from mmlm.engine.base_masks import written_out
+from mmlm.engine.columns import open_mask
+from mmlm.engine.flex import block_mask
 from mmlm.engine.kinds import (
     BLOCKS,
     DENSE,
-    FULL,
-    SLIDING,
     SPLIT,
     first_layer,
     kind_of_mask,
@@ -48,12 +46,10 @@ from mmlm.errors import IncompatibleMethods, LayoutError, UnsupportedAttention
 if TYPE_CHECKING:
     from mmlm.engine.session import Session
 
-__all__ = ["Openings", "Rule", "install_masks", "opened", "written_out"]
+__all__ = ["Openings", "Rule", "install_masks", "opened", "opened_at"]
 
 #: Rows, queries and keys, broadcastable against each other, to what is opened.
 Rule: TypeAlias = Callable[[Tensor, Tensor, Tensor], Tensor]
-
-_BUILDERS = {FULL: create_causal_mask, SLIDING: create_sliding_window_causal_mask}
 
 
 def install_masks(session: Session, stack: ExitStack) -> None:
@@ -311,56 +307,3 @@ def _refuse_stale(names: str, rules: list[Rule], layout: TokenLayout, past: int)
             "from there on is stale.",
             advice=f"Crop it by {past - first} positions and pass everything behind them again.",
         )
-
-
-def written_out(config: Any, kwargs: dict[str, Any]) -> Any:
-    """The decoder's own mask as 4-D tensors: one, or one per kind of layer if there are several.
-
-    For flex kernels they are masks of blocks, or the rules of such masks.
-
-    Args:
-        config: The decoder's configuration.
-        kwargs: The arguments that it is called with.
-    """
-    given = kwargs.get("attention_mask")
-    if isinstance(given, dict):
-        return {kind: _base(config, kind, mask, kwargs) for kind, mask in given.items()}
-    masks = {kind: _base(config, kind, given, kwargs) for kind in kinds(config)}
-    return masks if len(masks) > 1 else next(iter(masks.values()))
-
-
-def _base(config: Any, kind: str, mask: Any, kwargs: dict[str, Any]) -> Any:
-    """The mask that the decoder would use itself, written out: [rows or 1, 1, L, K]."""
-    embeds, cache = kwargs["inputs_embeds"], kwargs.get("past_key_values")
-    how = kind_of_mask(config)
-    if how == BLOCKS:
-        if mask is not None and not isinstance(mask, Tensor):
-            return mask  # the inner model made it
-        config = asking(config)
-    if not (isinstance(mask, Tensor) and mask.ndim == 4):
-        places = kwargs.get("position_ids")
-        if places is not None and places.ndim == 3:  # the text's own axis, if there is one
-            places = places[0] if places.shape[0] == 4 else None
-        caching = kwargs.get("use_cache")
-        if cache is None and (config.use_cache if caching is None else caching):
-            places = None  # the decoder makes a cache, and then takes no row for a packed one
-        mask = _BUILDERS[kind](
-            config=config,
-            inputs_embeds=embeds,
-            attention_mask=mask,
-            past_key_values=cache,
-            position_ids=places,
-        )
-    if how == BLOCKS:
-        return mask
-    if mask is None:  # the library leaves out a mask that is causal and nothing else
-        new = embeds.shape[1]
-        ones = torch.ones(1, 1, new, new, dtype=torch.bool, device=embeds.device)
-        return typed_mask(ones.tril(), config._attn_implementation or "eager", embeds.dtype)
-    if mask.dtype != torch.bool and not mask.is_floating_point():
-        raise LayoutError(
-            f"The 4-D attention mask holds {mask.dtype}; True / False or additive numbers are "
-            "allowed.",
-            advice="Pass the processor's 2-D attention_mask.",
-        )
-    return mask
