@@ -32,7 +32,7 @@ from mmlm.engine.prefix import Filled
 from mmlm.engine.riders import with_riders
 from mmlm.engine.sizes import tell_images_apart
 from mmlm.engine.squares import apart, is_square, refuse_numbers
-from mmlm.engine.tower_pruning import kept_by_row
+from mmlm.engine.tower_pass import kept_by_row
 from mmlm.engine.turns import Handed, of_template, wanted_turns
 from mmlm.engine.vision import Sight, encode_first
 from mmlm.engine.wanted import Wanted
