@@ -163,6 +163,7 @@ class FlowCut(PatchPruner):
     Example:
         with FlowCut(target=64)(model):
             ids = model.generate(**inputs, max_new_tokens=64)
+            kept = [row["flowcut"]["kept"] for row in mmlm.measured(model)]  # by row, by tile
     """
 
     paper: ClassVar[Paper] = Paper(

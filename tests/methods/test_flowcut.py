@@ -2,6 +2,7 @@
 
 import functools
 import math
+import pickle
 
 import checks
 import pruning_cases
@@ -13,6 +14,7 @@ from shapes import assert_no_square, record_shapes
 from torch.utils.flop_counter import FlopCounterMode
 
 import mmlm
+from decoding.vhr import VHR
 from mmlm import Anatomy, attach, measured
 from mmlm.engine import flops
 from mmlm.errors import LayoutError, UnknownTower, UnsupportedModel
@@ -542,6 +544,19 @@ def test_beams_report_what_their_row_kept():
         once = kept(model)
         model.generate(**inputs, max_new_tokens=3, num_beams=2, do_sample=False)
         assert kept(model) == [once[0], once[0], once[1], once[1]]
+
+
+def test_built_in_it_does_the_same_and_goes_with_the_model():
+    plain, processor = shared_deep()
+    inputs = batch(processor, [1, 2])
+    with attach(plain, FlowCut(target=5)):
+        expected = logits(plain, inputs)
+    model = mmlm.build_in(deep()[0], FlowCut(target=5))
+    twin = pickle.loads(pickle.dumps(model))
+    assert torch.equal(logits(model, inputs), expected)
+    assert torch.equal(logits(twin, inputs), expected)
+    with attach(model, VHR()):  # auxiliary prompts beside a built-in method of the tower
+        assert not torch.allclose(logits(model, inputs), expected, atol=1e-3)
 
 
 # ---- training ----------------------------------------------------------------------------------
