@@ -71,10 +71,12 @@ def on_scaled_keys(
         touched = ~session.untouched
     touched = functional.pad(touched, (0, below))
     whole = functional.pad(gain, (0, 0, 0, 0, 0, below), value=1)
-    plain, scaled = kernel(call), kernel(call.scaled(whole))
+    plain, weights = kernel(call)
+    scaled, scaled_weights = kernel(call.scaled(whole))
     where = touched[:, None, None, None]
-    weights = None if plain[1] is None else torch.where(where, scaled[1], plain[1])
-    return torch.where(where, scaled[0], plain[0]), weights
+    if weights is not None and scaled_weights is not None:
+        weights = torch.where(where, scaled_weights, weights)
+    return torch.where(where, scaled, plain), weights
 
 
 def columns_of(session: Session, layer: int, gain: Tensor, width: int) -> Tensor:

@@ -7,6 +7,7 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import ClassVar
 
+import checks
 import pytest
 import tiny
 import torch
@@ -440,6 +441,23 @@ def test_acceptance_12_dara_learns_and_nothing_else_does(mode):
     assert losses[-1] < losses[0] - 0.01
     assert all(torch.equal(p, before[n]) for n, p in model.named_parameters() if n in before)
     assert bool((factors.factors() != 1).all())
+
+
+@pytest.mark.parametrize(
+    ("check", "family"),
+    [
+        (checks.batch_equals_single_rows, "gemma3"),
+        (checks.beams_equal_static_beams, "qwen2_5_vl"),
+        (checks.sdpa_equals_eager, "llava_next"),
+        (checks.no_square_tensor, "llava"),
+        (checks.two_images, "idefics3"),
+        (checks.leaves_no_trace, "paligemma"),
+    ],
+    ids=lambda x: getattr(x, "__name__", x),
+)
+def test_the_weight_mode_keeps_the_contract(check, family):
+    """The other mode stands in the matrix of all methods."""
+    check(DARA(mode="weight", layers=(0, 1), images=3, align="query_last", init=6.0), family)
 
 
 # ---- the error table ----

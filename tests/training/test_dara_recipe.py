@@ -156,7 +156,8 @@ def test_the_answer_to_the_query_is_all_that_is_learned(folder, tmp_path, monkey
     def look(self, model, inputs, *args, **more):
         seen["labels"], seen["ids"] = inputs["labels"].clone(), inputs["input_ids"].clone()
         loss = original(self, model, inputs, *args, **more)
-        seen["training"] = [m for m in model.modules() if m.training]
+        if torch.is_grad_enabled():  # and not in an evaluation
+            seen.setdefault("training", []).extend(m for m in model.modules() if m.training)
         return loss
 
     monkeypatch.setattr(CalmTrainer, "compute_loss", look)
