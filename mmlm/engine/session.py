@@ -121,6 +121,7 @@ class Session:
         self.parameters = self._signature.parameters  # of the inner model's forward
         self.beginning: dict[str, Any] | None = None  # of a prompt's first pass, while it begins
         self.seeing: Sight | None = None  # pictures are in the vision tower
+        self.filming = False  # a video is in the vision tower
         self.sight: Sight | None = None  # the last pictures that were, until their prompt begins
         # Set by the guard around generate().
         self.generating = False

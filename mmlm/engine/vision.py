@@ -136,6 +136,8 @@ def install_vision(session: Session, stack: ExitStack) -> None:
         return
     composite: Any = session.anatomy.composite
     _replace(composite, "get_image_features", _watched_encoding(session, users, pruning), stack)
+    if hasattr(composite, "get_video_features"):
+        _replace(composite, "get_video_features", _filming(session), stack)
     install_tower_pruning(session, stack)  # first: what follows sees features of all places
     if hasattr(composite, "pack_image_features"):
         _replace(composite, "pack_image_features", _watched_packing(session), stack)
@@ -170,7 +172,7 @@ def _watched_encoding(
         signature = inspect.signature(original)
 
         def get_image_features(*args: Any, **kwargs: Any) -> Any:
-            if session.quiet:
+            if session.quiet or session.filming:
                 return original(*args, **kwargs)
             sight = Sight(states=[None] * len(session.methods))
             for i in users:
@@ -200,6 +202,22 @@ def _watched_encoding(
             return output
 
         return get_image_features
+
+    return wrap
+
+
+def _filming(session: Session) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Some families encode videos by their own function for pictures; no method sees these."""
+
+    def wrap(original: Callable[..., Any]) -> Callable[..., Any]:
+        def get_video_features(*args: Any, **kwargs: Any) -> Any:
+            session.filming = True
+            try:
+                return original(*args, **kwargs)
+            finally:
+                session.filming = False
+
+        return get_video_features
 
     return wrap
 

@@ -5,6 +5,7 @@ import math
 import pickle
 
 import checks
+import numpy as np
 import pruning_cases
 import pytest
 import tiny
@@ -480,6 +481,19 @@ def test_line_ends_of_tiled_pictures(newline, ends):
     lines = {(tile - 1) // 2 * 4 + p // 4 for tile in range(1, 5) for p in tiles[tile]}
     assert len(tiles) == 5
     assert stayed == (len(lines) if ends == "some" else 0)
+
+
+@pytest.mark.parametrize("family", ["llava_onevision", "qwen2_5_vl", "qwen3_vl"])
+def test_videos_are_left_as_they_are(family):
+    model, processor = tiny.shared(family)
+    frames = np.stack([np.asarray(tiny.picture(i, (56, 56))) for i in range(4)])
+    video = processor.video_token
+    text = video if family == "llava_onevision" else f"<|vision_start|>{video}<|vision_end|>"
+    inputs = processor(text=[f"look {text} what is it"], videos=[frames], return_tensors="pt")
+    plain = logits(model, inputs)
+    with attach(model, FlowCut(target=4)):
+        assert torch.equal(logits(model, inputs), plain)
+        assert kept(model) == [[]]
 
 
 def test_resized_features_are_means_of_what_is_left():
