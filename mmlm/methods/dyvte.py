@@ -119,9 +119,11 @@ class DyVTE(Method):
     Limits:
         Routers are trained for one model; on another one accuracy may collapse. Static caches are
         refused: they hold all positions whatever leaves. ``output_hidden_states``: entries above
-        an exit are shorter. Methods on attention rows behind the first router are refused; beside
-        "split" also those that act inside layers. Auxiliary prompts keep their pictures. A later
-        turn on the same cache goes on with what the upper layers hold; the record counts them.
+        an exit are shorter; ``output_attentions``: "split" gives two entries per layer. Methods
+        that edit attention rows behind the first router are refused; beside "split" also those
+        that act inside layers. Auxiliary prompts keep their pictures. A later turn on the same
+        cache goes on with what the upper layers hold; the record counts them. A router whose
+        answer would be NaN keeps. Not tested on a GPU, nor with flash kernels.
 
     Raises:
         ValueError: for a parameter out of range, a layer that the model does not have, or a file
