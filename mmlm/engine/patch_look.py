@@ -100,13 +100,20 @@ class PatchLook:
         return self._rows.seen()
 
     def _states(self, name: str, part: slice = slice(None)) -> Float[Tensor, "T H S d"]:
-        if name not in self._caught:
+        caught = self._caught
+        if "qkv" in caught:
+            states = caught["qkv"].select(-3, "qkv".index(name))
+            if name != "v":
+                cosine, sine = (angle.float()[:, None] for angle in caught["rotary"])
+                states = _rotated(states.float(), cosine, sine)
+        elif name in caught:
+            states = caught[name]
+        else:
             raise UnsupportedModel(
                 f"The tower's block returned no {name} states.",
                 advice="Use a model whose tower has query, key and value projections.",
             )
-        states = self._rows.tokens(self._caught[name])[:, part].float()
-        return states.transpose(1, 2)
+        return self._rows.tokens(states)[:, part].float().transpose(1, 2)
 
 
 def block_attention(block: Any) -> Any:
@@ -163,10 +170,8 @@ def catch_projections(
     def fused(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
         caught = place()
         if caught is not None:
-            q, k, v = output.detach().unflatten(-1, (3, heads, -1)).unbind(-3)
-            cosine, sine = (part.float()[:, None] for part in caught["rotary"])
-            caught["q"], caught["k"] = (_rotated(x.float(), cosine, sine) for x in (q, k))
-            caught["v"], caught["head"] = v, v.shape[-1]
+            caught["qkv"] = output.detach().unflatten(-1, (3, heads, -1))
+            caught["head"] = caught["qkv"].shape[-1]
 
     if hasattr(attention, "qkv"):
         stack.callback(attention.qkv.register_forward_hook(fused).remove)
