@@ -94,18 +94,20 @@ def install_attended(session: Session, layer: int, users: list[int], stack: Exit
     latest: list[Moment | None] = [None]  # of the last pass
     running: list[Moment | None] = [None]  # of the pass that is computed, maybe again
     residual: list[Tensor] = []
+    entered: list[bool] = []  # somebody may run the parts of a layer by themselves
     carries = any(
         p.kind is p.VAR_KEYWORD for p in inspect.signature(block.forward).parameters.values()
     )
 
     def enter(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        entered[:] = [True]
         latest[0] = session.moment() if module.training and not session.quiet else None
         if latest[0] is None or not carries:
             return None
         return args, {**kwargs, _MOMENT: latest[0]}
 
     def attend(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        running[0] = kwargs.get(_MOMENT, latest[0])
+        running[0] = kwargs.get(_MOMENT) if carries else latest[0]
         if not anatomy.has_input_norm(layer):
             residual[:] = [args[0] if args else kwargs["hidden_states"]]
         return args, {k: v for k, v in kwargs.items() if k != _MOMENT}
@@ -114,7 +116,9 @@ def install_attended(session: Session, layer: int, users: list[int], stack: Exit
         residual[:] = [args[0]]
 
     def added(module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
-        if not residual or (running[0] is None and (session.quiet or block.training)):
+        alive = running[0] is not None if block.training else bool(entered) and not session.quiet
+        entered.clear()
+        if not residual or not alive:
             residual.clear()
             return None
         y = output[0] if isinstance(output, tuple) else output
