@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from mmlm.cli.frame import DONE, Command, Terminal
 from mmlm.cli.options import EMBEDDED, check_model_name
+from mmlm.errors import UnsupportedModel
 
 if TYPE_CHECKING:
     from mmlm.engine.anatomy import Anatomy
@@ -97,7 +98,10 @@ def examine(model: Any, processor: Any) -> dict[str, Any]:
 
 def _reasons(anatomy: Anatomy, method: Method, template: bool) -> list[str]:
     """Why a method at its defaults cannot run; empty if it can."""
-    reasons = anatomy.supports(method)
+    try:
+        reasons = anatomy.supports(method)
+    except (UnsupportedModel, ValueError) as refusal:  # said with the default parameters
+        reasons = [str(refusal)]
     rewrites = any(getattr(branch, "needs_template", False) for branch in method.branches)
     if rewrites and not template:
         reasons.append(

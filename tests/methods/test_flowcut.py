@@ -17,6 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import mmlm
 from decoding.vhr import VHR
 from mmlm import Anatomy, attach, measured
+from mmlm.cli.doctor import examine
 from mmlm.engine import flops
 from mmlm.errors import LayoutError, UnknownTower, UnsupportedModel
 from mmlm.methods.flowcut import FlowCut, block_scores, drop_count
@@ -642,6 +643,15 @@ def test_error_an_unknown_tower_is_named():
     ):
         pass
     assert isinstance(caught.value, UnknownTower)
+
+
+def test_a_doctor_tells_of_an_unknown_tower_and_goes_on():
+    model, processor = tiny.build("llava")
+    for block in model.model.vision_tower.encoder.layers:
+        del block.self_attn.q_proj
+    found = examine(model, processor)["methods"]
+    assert "CLIPVisionModel" in found["FlowCut"][0]
+    assert found["VHR"] == []
 
 
 def test_error_tiled_pictures_without_their_sizes():
