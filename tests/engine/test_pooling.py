@@ -395,3 +395,19 @@ def test_spread_repeats_cells():
     pooled = torch.arange(4.0).view(1, 2, 2, 1)
     expected = torch.tensor([[0, 0, 1, 1], [0, 0, 1, 1], [2, 2, 3, 3], [2, 2, 3, 3]]).float()
     assert torch.equal(spread(pooled, (4, 4))[0, ..., 0], expected)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_attended_in_a_training_is_what_it_is_otherwise(family):
+    """Layers in training carry their moment in an argument, which no kernel may get to see."""
+    model, processor = tiny.shared(family)
+    inputs = {**checks.batch(processor), "use_cache": False}
+    with attach(model, Mean(), Add(by=0.5)), torch.no_grad():
+        expected = model(**inputs).logits
+        model.get_decoder().train()
+        try:
+            found = model(**inputs).logits
+        finally:
+            model.eval()
+    assert torch.equal(found, expected)
+    Add.seen.clear()
