@@ -147,6 +147,25 @@ def test_acceptance_9_packed_documents_equal_separate_rows(family):
     assert (build_free(**packed).loss - loss).abs() > 1e-3  # so that MMA is known to have acted
 
 
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+@pytest.mark.parametrize("kernel", ["flex_attention", "flash_attention_2"])
+def test_acceptance_9_packed_documents_under_other_kernels(kernel, monkeypatch):
+    from transformers.integrations import flex_attention as flex
+
+    monkeypatch.setattr(
+        flex,
+        "compile_friendly_flex_attention",
+        lambda q, k, v, training=False, **more: flex.flex_attention(q, k, v, **more),
+    )
+    model, processor = tiny.build("llava")
+    build_in(model, MMA(), processor=processor)
+    batch = SFTCollator(Encoder(processor, "eos", turns="known"), packed=True)([example(*PAIRS)])
+    with torch.no_grad():
+        expected = model(**batch).logits
+        model.get_decoder().config._attn_implementation_internal = kernel
+        torch.testing.assert_close(model(**batch).logits, expected, atol=1e-5, rtol=1e-5)
+
+
 def test_acceptance_9_the_librarys_or_function_would_open_other_cells():
     """Eleven tokens in two documents: a closure over row indices is asked about positions."""
     model, _ = tiny.shared("llava")
