@@ -363,7 +363,7 @@ class Method(Checked, abc.ABC):
 
     @property
     def originals(self) -> Literal["", "tower", "projected"]:
-        """Which unpooled image states ``prompt.originals`` gives to a method with the site ``pool``.
+        """Which unpooled image states ``prompt.originals`` gives to a method that pools.
 
         ``"tower"``: what enters the projector; ``"projected"``: what it makes of all of that.
         """

@@ -9,22 +9,24 @@ contradicts itself, the docstring says what was chosen.
 from __future__ import annotations
 
 import ast
+import functools
 import math
+from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
 from mmlm.engine.anatomy import Anatomy
 from mmlm.engine.layout import VISUAL
 from mmlm.engine.method import Method, Paper, Prompt
-from mmlm.engine.pooling import Originals
 from mmlm.errors import LayoutError
 from mmlm.methods.cross_blocks import FRAMES, CrossAttention, CrossBlocks, Shape, Store
+from mmlm.methods.cross_state import State, lay_out, looked, seen_by_text, seen_by_visual
 
 __all__ = ["CrossLMM", "pool_grid"]
 
@@ -51,47 +53,6 @@ def pool_grid(
             grid, size=(cells, cells), mode="bilinear", align_corners=False
         )
     return pooled.permute(0, 2, 3, 1)
-
-
-@dataclass(eq=False)
-class _State:
-    """What is kept for one prompt.
-
-    Attributes:
-        prompt: The running prompt.
-        blocks: The method's weights.
-        z: States of the originals [R, O, E], row by row; None once they are not needed any more.
-        keys: bool [R, O]; which of those columns hold an original that counts.
-        number: int64 [R, O]; number of the frame within its picture.
-        frame: int64 [R, O]; number of the frame.
-        picture: int64 [R, O]; number of the picture.
-        start: int64 [R, O]; where the frame's placeholders begin.
-        at: int64 [R, N]; frame at each column of the prompt, -1 for none.
-        originals: Facts about the frames.
-        whole: Whether all columns of ``keys`` count.
-        alone: Whether no row has more than one picture.
-        still: Whether no frame belongs to a video.
-        level: Whether all frames of a row begin at one column.
-        groups: For a pooled store: group of each original.
-        stores: Keys and values of each layer, for later passes.
-    """
-
-    prompt: Prompt
-    blocks: CrossBlocks
-    z: Tensor | None
-    keys: Tensor
-    number: Tensor
-    frame: Tensor
-    picture: Tensor
-    start: Tensor
-    at: Tensor
-    originals: Originals
-    whole: bool
-    alone: bool
-    still: bool
-    level: bool
-    groups: Tensor | None = None
-    stores: dict[int, Store] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -326,7 +287,7 @@ class CrossLMM(Method):
 
     # ---- cross-attention -----------------------------------------------------------------------
 
-    def begin(self, prompt: Prompt) -> _State | None:
+    def begin(self, prompt: Prompt) -> State | None:
         """Lays the originals of each row side by side.
 
         Raises:
@@ -343,38 +304,10 @@ class CrossLMM(Method):
             )
         blocks = prompt.module(self)
         assert isinstance(blocks, CrossBlocks)
-        index, valid = _by_row(found.row, found.rows)
-        if self.temporal_pos and int(found.number.max()) >= FRAMES:
-            raise LayoutError(
-                f"CrossLMM: a video has {int(found.number.max()) + 1} frames; temporal_pos knows "
-                f"{FRAMES}.",
-                advice="Use fewer frames, or temporal_pos=False.",
-            )
-        keys = valid & found.kept[index]
-        picture, start = found.picture[index], found.start[index]
-        state = _State(
-            prompt=prompt,
-            blocks=blocks,
-            z=found.states[index] * valid[..., None].to(found.states.dtype),
-            keys=keys,
-            number=found.number[index],
-            frame=found.frame[index],
-            picture=picture,
-            start=start,
-            at=found.at,
-            originals=found,
-            whole=bool(keys.all()),
-            alone=_level(picture, valid),
-            still=not bool(found.video.any()),
-            level=_level(start, valid),
-        )
-        kind, _, side = self.t2v_cache.partition(":")
-        if kind == "pooled":
-            state.groups = _groups(state.frame, found.where[index], int(side), valid)
-        return state
+        return lay_out(prompt, blocks, found, self.t2v_cache, numbered=self.temporal_pos)
 
     def attended(
-        self, state: _State | None, layer: int, x: Float[Tensor, "B L D"]
+        self, state: State | None, layer: int, x: Float[Tensor, "B L D"]
     ) -> Float[Tensor, "B L D"] | None:
         """What both cross-attentions of a layer add; None where nobody looks."""
         if state is None:
@@ -388,33 +321,34 @@ class CrossLMM(Method):
         delta = None
         if self.v2v:
             block = state.blocks.v2v[str(layer)]
-            delta = _looked(block, state, x, visual, place, self._seen_by_visual)
+            seen = functools.partial(seen_by_visual, scope=self.v2v_scope)
+            delta = looked(block, state, x, visual, place, seen)
         if self.t2v:
             block = state.blocks.t2v[str(layer)]
-            new = _looked(block, state, x, text, place, self._seen_by_text, self._keep(layer))
+            new = looked(block, state, x, text, place, seen_by_text, self._keep(layer))
             delta = new if delta is None else delta if new is None else delta + new
         if layer == max(map(int, state.blocks.t2v or state.blocks.v2v)):
             self._let_go(state)
         return delta
 
-    def _keep(self, layer: int):  # type: ignore[no-untyped-def]  # noqa: ANN202
+    def _keep(self, layer: int) -> Callable[[State, Tensor, Tensor], None]:
         """Stores keys and values of a layer, unless no token can follow."""
 
-        def keep(state: _State, k: Tensor, v: Tensor) -> None:
+        def keep(state: State, k: Tensor, v: Tensor) -> None:
             if not state.blocks.training:
                 kind = self.t2v_cache.partition(":")[0]
                 state.stores[layer] = Store(kind, k, v, state.keys, state.groups)
 
         return keep
 
-    def _let_go(self, state: _State) -> None:
+    def _let_go(self, state: State) -> None:
         """The originals are not needed once every layer has its store."""
         if state.blocks.training:  # activations may be computed again
             return
         if not self.t2v or len(state.stores) == len(state.blocks.t2v):
             state.z = None
 
-    def _later(self, state: _State, layer: int, x: Tensor) -> Tensor | None:
+    def _later(self, state: State, layer: int, x: Tensor) -> Tensor | None:
         """Generated text, and words of a later turn."""
         if not self.t2v:
             return None
@@ -432,99 +366,6 @@ class CrossLMM(Method):
         k, v = store.get()
         whole = bool(store.keys.all()) if state.groups is not None else state.whole
         return block(x, k, v, None if whole else store.keys)
-
-    def _seen_by_visual(
-        self, state: _State, place: Int[Tensor, "B n"]
-    ) -> Bool[Tensor, "B n O"] | None:
-        """Which originals each pooled token sees; None: all of its row."""
-        if state.alone and (self.v2v_scope != "own" or state.still):
-            return None
-        found, copies = state.originals, place.shape[0] // state.at.shape[0]
-
-        def rows(t: Tensor) -> Tensor:
-            return t.repeat_interleave(copies, 0) if copies > 1 else t
-
-        frame = rows(state.at).gather(1, place)
-        of, known = frame.clamp(min=0), (frame >= 0)[..., None]
-        if self.v2v_scope == "all":
-            return known & (rows(state.start)[:, None] <= place[..., None])
-        seen = rows(state.picture)[:, None] == found.picture_of[of][..., None]
-        if self.v2v_scope == "own":
-            own = rows(state.frame)[:, None] == of[..., None]
-            seen = torch.where(found.video[of][..., None], own, seen)
-        return known & seen
-
-    def _seen_by_text(
-        self, state: _State, place: Int[Tensor, "B n"]
-    ) -> Bool[Tensor, "B n O"] | Bool[Tensor, "B n 1"]:
-        """Which originals each text position sees; [B, n, 1] where it is all of its row or none."""
-        copies = place.shape[0] // state.at.shape[0]
-        start = state.start.repeat_interleave(copies, 0) if copies > 1 else state.start
-        if state.level:
-            start = start[:, :1]
-        return start[:, None] <= place[..., None]
-
-
-def _looked(  # type: ignore[no-untyped-def]
-    block: nn.Module,
-    state: _State,
-    x: Tensor,
-    who: Bool[Tensor, "B L"],
-    place: Int[Tensor, "B L"],
-    seen_by,  # noqa: ANN001
-    keep=None,  # noqa: ANN001
-) -> Tensor | None:
-    """What one block adds at the columns ``who``, zeros elsewhere; None where there are none."""
-    assert state.z is not None
-    assert isinstance(block, CrossAttention)
-    k, v = block.keys_values(state.z, state.number)
-    if keep is not None:
-        keep(state, k, v)
-    n = int(who.sum(-1).max())
-    if n == 0:
-        return None
-    index = who.long().argsort(dim=1, descending=True, stable=True)[:, :n]
-    valid = who.gather(1, index)
-    seen = seen_by(state, place.gather(1, index))
-    rows = None
-    if seen is not None and seen.shape[-1] == 1:
-        valid = valid & seen[..., 0]
-    else:
-        rows = seen
-    wide = index[..., None].expand(-1, -1, x.shape[-1])
-    y = block(x.gather(1, wide), k, v, None if state.whole else state.keys, rows)
-    y = y.masked_fill(~valid[..., None], 0)
-    return torch.zeros_like(x).scatter_add(1, wide, y.to(x.dtype))
-
-
-def _by_row(row: Int[Tensor, "n"], rows: int) -> tuple[Int[Tensor, "R O"], Bool[Tensor, "R O"]]:
-    """Numbers of the originals of each row, and which of them are there."""
-    count = torch.bincount(row, minlength=rows)
-    most = int(count.max())
-    column = torch.arange(most, device=row.device)
-    order = row.argsort(stable=True)
-    first = count.cumsum(0) - count
-    valid = column < count[:, None]
-    index = (first[:, None] + column).clamp(max=len(row) - 1)
-    return order[index], valid
-
-
-def _level(values: Int[Tensor, "R O"], valid: Bool[Tensor, "R O"]) -> bool:
-    """Whether each row has one value where it is valid."""
-    return bool((~valid | (values == values[:, :1])).all())
-
-
-def _groups(
-    frame: Int[Tensor, "R O"],
-    where: Float[Tensor, "R O 2"],
-    side: int,
-    valid: Bool[Tensor, "R O"],
-) -> Int[Tensor, "R O"]:
-    """The cell of each original, numbered within its row."""
-    cell = (where * side).long().clamp(max=side - 1)
-    first = torch.where(valid, frame, frame.max()).amin(-1, keepdim=True)
-    number = ((frame - first) * side + cell[..., 0]) * side + cell[..., 1]
-    return torch.where(valid, number, 0)
 
 
 def _copy_norm(norm: nn.Module, into: nn.Module) -> None:

@@ -13,6 +13,7 @@ from mmlm import attach, build_in
 from mmlm.engine.attach import MARK
 from mmlm.engine.build_in import take_out
 from mmlm.methods.cross_blocks import CrossAttention, Shape, Store, cross_attend
+from mmlm.methods.cross_state import seen_by_visual
 from mmlm.methods.crosslmm import CrossLMM, pool_grid
 
 WITHOUT = {"v2v": False, "t2v": False}
@@ -370,8 +371,7 @@ def test_the_originals_are_let_go_after_the_first_pass():
 
 @pytest.mark.parametrize("scope", ["own", "video", "all"])
 def test_pooled_tokens_see_what_the_scope_says(scope):
-    """Which originals each pooled token of each frame sees, asked of the method itself."""
-    method = CrossLMM(grid=1, v2v_scope=scope)
+    """Which originals each pooled token of each frame sees, asked of the rule itself."""
     model, processor = tiny.shared("llava")
     text, own = ["a <image> b <image> c"], [[tiny.picture(1), tiny.picture(2)]]
     with attach(model, CrossLMM(grid=1, gate=1.0)):
@@ -379,7 +379,7 @@ def test_pooled_tokens_see_what_the_scope_says(scope):
         state = getattr(model, MARK).states[0]
         layout = getattr(model, MARK).layout
     place = layout.visual[0].nonzero().flatten()[None]
-    seen = method._seen_by_visual(state, place)
+    seen = seen_by_visual(state, place, scope)
     frames = torch.arange(2).repeat_interleave(16)
     for token, other in itertools.product(range(2), range(2)):
         sees = seen[0, token, frames == other]

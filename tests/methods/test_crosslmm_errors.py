@@ -240,10 +240,10 @@ def test_layers_that_scale_their_sums_are_refused():
 
 
 def test_more_frames_than_the_table_has(monkeypatch):
-    from mmlm.methods import crosslmm
+    from mmlm.methods import cross_blocks
 
     model, processor = tiny.shared("llava_next")
-    monkeypatch.setattr(crosslmm, "FRAMES", 2)
+    monkeypatch.setattr(cross_blocks, "FRAMES", 2)
     with (
         attach(model, CrossLMM(grid=2, temporal_pos=True)),
         pytest.raises(LayoutError, match="temporal_pos knows 2"),
