@@ -157,7 +157,8 @@ def measure(
                 "plain": lambda p=prompts: p.seconds(None),
                 "asked": lambda p=prompts, m=never: p.seconds(m),
             },
-            2 * repeats,
+            # Little to be seen: as many rounds as make some seconds.
+            repeats * max(2, 6000 // count),
         )
         cost = 100 * (_ratio(times["asked"], times["plain"]) - 1)
         limit = 2.0 if model.device.type == "cuda" else 5.0
