@@ -43,8 +43,8 @@ if TYPE_CHECKING:
     from mmlm.engine.anatomy import Anatomy
     from mmlm.engine.branches import Branch, Captured
     from mmlm.engine.layout import TokenLayout
+    from mmlm.engine.originals import Originals
     from mmlm.engine.patch_look import PatchLook
-    from mmlm.engine.pooling import Originals
     from mmlm.engine.search import Search
 
 __all__ = ["IN_BRANCHES", "MODULES", "SITES", "Cost", "Method", "Paper", "Prompt", "Rows"]

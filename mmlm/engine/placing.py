@@ -21,7 +21,7 @@ from mmlm.errors import LayoutError
 
 if TYPE_CHECKING:
     from mmlm.engine.anatomy import Anatomy
-    from mmlm.engine.pooling import Pictures
+    from mmlm.engine.originals import Pictures
     from mmlm.engine.session import Session
 
 __all__ = ["Frame", "Placing", "windows_undone"]

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from mmlm.engine.pooling import Pictures, Pooling
+from mmlm.engine.originals import Pictures
+from mmlm.engine.pooling import Pooling
 
 if TYPE_CHECKING:
     from mmlm.engine.session import Session

@@ -42,7 +42,8 @@ from mmlm.errors import IncompatibleMethods, LayoutError
 if TYPE_CHECKING:
     from mmlm.engine.attention_rows import AttentionRows
     from mmlm.engine.masks import Openings
-    from mmlm.engine.pooling import Originals, Pooling
+    from mmlm.engine.originals import Originals
+    from mmlm.engine.pooling import Pooling
     from mmlm.engine.pruning import Pruning
 
 __all__ = ["Moment", "Session"]
