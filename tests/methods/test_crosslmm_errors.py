@@ -215,12 +215,23 @@ def test_stored_weights_come_back(tmp_path):
         assert method.weights_file == path
 
 
-def test_scores_of_a_float16_model_do_not_overflow():
-    """Queries and keys whose product is far beyond 65504, the largest number of float16."""
+def test_scores_of_a_float16_model_do_not_overflow(monkeypatch):
+    """Queries and keys whose product is far beyond 65504, the largest number of float16.
+
+    What a kernel does inside differs from one to the other, so it must not get float16 at all.
+    """
+    seen, kernel = [], torch.nn.functional.scaled_dot_product_attention
+
+    def watched(q, k, v, **options):
+        seen.append({q.dtype, k.dtype, v.dtype})
+        return kernel(q, k, v, **options)
+
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", watched)
     q = torch.full((1, 1, 1, 8), 200.0, dtype=torch.float16)
     k = torch.cat([q, q * 0.99], dim=2) * 10
     v = torch.tensor([[[[1.0] * 8, [3.0] * 8]]], dtype=torch.float16)
     y = cross_attend(q, k, v)
+    assert seen == [{torch.float32}]
     assert y.dtype == torch.float16
     torch.testing.assert_close(y, v[:, :, :1])
 
