@@ -159,13 +159,14 @@ class CrossAttention(nn.Module):
         shape: Of the language model's attention.
         source: Width of the image states.
         eps: Of both norms.
-        std: Standard deviation of the fresh projections.
+        std: Standard deviation of the fresh projections; None: ``in_features ** -0.5``, so that
+            they keep the size of what enters at every width (0.02, the usual one, at 2,500).
         gate: First value of the gate, before its tanh.
         frames: Rows of the table of frame numbers; 0: none.
     """
 
     def __init__(
-        self, shape: Shape, source: int, *, eps: float, std: float, gate: float, frames: int
+        self, shape: Shape, source: int, *, eps: float, std: float | None, gate: float, frames: int
     ) -> None:
         super().__init__()
         inner, shared = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
@@ -177,7 +178,7 @@ class CrossAttention(nn.Module):
         self.v_proj = nn.Linear(source, shared, bias=shape.bias)
         self.o_proj = nn.Linear(inner, shape.width, bias=shape.out_bias)
         for part in (self.q_proj, self.k_proj, self.v_proj, self.o_proj):
-            nn.init.normal_(part.weight, std=std)
+            nn.init.normal_(part.weight, std=part.in_features**-0.5 if std is None else std)
             if part.bias is not None:
                 nn.init.zeros_(part.bias)
         self.frame = nn.Embedding(frames, source) if frames else None

@@ -231,7 +231,7 @@ class CrossLMM(Method):
                 shape,
                 source,
                 eps=getattr(config, "rms_norm_eps", 1e-6),
-                std=getattr(config, "initializer_range", 0.02),
+                std=None,
                 gate=self.gate,
                 frames=FRAMES if self.temporal_pos else 0,
             )

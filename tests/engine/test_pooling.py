@@ -411,3 +411,23 @@ def test_attended_in_a_training_is_what_it_is_otherwise(family):
             model.eval()
     assert torch.equal(found, expected)
     Add.seen.clear()
+
+
+@pytest.mark.parametrize("limit", [1, 2])
+def test_tiles_that_the_model_resizes(limit):
+    """Four tiles of 4 x 4 features, resized together to 4 x 4 or 5 x 5: one place for each tile."""
+    model, processor = tiny.build("llava_onevision", layers=1)
+    model.config.vision_aspect_ratio = processor.vision_aspect_ratio = f"anyres_max_{limit}"
+    inputs = tiny.inputs(processor, checks.PROMPTS[:1], [[tiny.picture(1, (112, 112))]])
+    side = {1: 4, 2: 5}[limit]
+    placeholders = torch.isin(inputs["input_ids"], torch.tensor(Anatomy(model).image_ids))
+    assert int(placeholders.sum()) == 16 + side * (side + 1)
+    embeds, _, layout, found = entered(model, inputs, Mean())
+    visual = embeds[layout.visual]
+    assert len(visual) == 5
+    assert found.at[0, layout.visual[0]].tolist() == [0, 1, 2, 3, 4]
+    means = expected_means("llava_onevision", model, inputs)
+    if limit == 1:  # every place lies within one tile, so nothing is mixed
+        torch.testing.assert_close(visual, means, atol=1e-5, rtol=1e-4)
+    else:
+        torch.testing.assert_close(visual[:2], means[:2], atol=1e-5, rtol=1e-4)

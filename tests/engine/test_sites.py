@@ -150,7 +150,7 @@ def test_sites_are_derived_from_what_a_class_overrides():
     assert ScaleOut().sites == {"layer_out"}
     assert VHR().sites == {"heads"}
     assert VCD().sites == {"logits"}
-    assert len(SITES) == len(set(SITES)) == 14
+    assert len(SITES) == len(set(SITES)) == 16
     assert all(hasattr(Method, site) for site in SITES)
 
 
