@@ -4,7 +4,7 @@
     for stage in crosslmm_1 crosslmm_2 pooled_1 pooled_2
     do mmlm train --config train/world/$stage; done
     python tools/measure_crosslmm.py                what is not there yet
-    python tools/measure_crosslmm.py --page         prints the tables from what is stored
+    python tools/measure_crosslmm.py --page         prints the tables, draws the figure
 
 Four models: the embedded one as it is (100 visual tokens), the same on pooled tokens without any
 training, and the two that were trained alike on pooled tokens. Captions and yes/no questions as in
@@ -34,6 +34,7 @@ from mmlm.inputs import message, prepare
 from mmlm.runner import fingerprint
 
 RESULT = ROOT / "docs" / "results" / "crosslmm.json"
+FIGURE = ROOT / "docs" / "images" / "crosslmm.svg"
 RUNS = ROOT / "runs" / "crosslmm"
 POOLED = "CrossLMM(grid=4, v2v=False, t2v=False)"
 MODELS: dict[str, tuple[str, str]] = {
@@ -145,6 +146,39 @@ def page(record: dict[str, Any]) -> str:
     return "\n\n".join(parts)
 
 
+def draw(record: dict[str, Any]) -> None:
+    """The figure: what the four models invent, recall and answer, with 95 % intervals."""
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    from effects_page import COLOURS, Effect
+    from matplotlib import pyplot as plt
+
+    found = {name: Effect(Setting(PLAIN, name, 0), kept) for name, kept in record["models"].items()}
+    panels = (("CHAIR_i, %", "chair_i"), ("recall, %", "recall"), ("POPE, %", "mean_accuracy"))
+    mpl.rcParams.update({"svg.hashsalt": "mmlm", "font.size": 9, "svg.fonttype": "none"})
+    size = (2.6 * len(panels) + 1.4, 0.42 * len(found) + 0.9)
+    figure, axes = plt.subplots(1, len(panels), sharey=True, figsize=size, layout="constrained")
+    for axis, (title, metric) in zip(axes, panels, strict=True):
+        axis.set_title(title, fontsize=9)
+        axis.grid(axis="x", color="0.9")
+        axis.spines[["top", "right", "left"]].set_visible(False)
+        axis.tick_params(axis="y", length=0)
+        for row, effect in enumerate(found.values()):
+            counts = effect.mean_poll if metric == "mean_accuracy" else effect.captions
+            measured = counts.measure(metric)
+            if measured.value is None:
+                continue
+            if measured.interval is not None:
+                ends = [100 * measured.interval.low, 100 * measured.interval.high]
+                axis.plot(ends, [row, row], color=COLOURS[0], linewidth=1.6)
+            axis.plot(100 * measured.value, row, marker="o", color=COLOURS[0], markersize=4)
+    axes[0].set_yticks(range(len(found)), list(found))
+    axes[0].set_ylim(len(found) - 0.5, -0.5)
+    figure.savefig(FIGURE, metadata={"Date": None})
+    plt.close(figure)
+
+
 def _means(stored: dict[str, Any]) -> dict[str, float]:
     """Means of the text dominance of a model."""
     import numpy as np
@@ -172,6 +206,7 @@ def main() -> int:
         record = json.loads(RESULT.read_text(encoding="utf-8"))
     if arguments.page:
         print(page(record))
+        draw(record)
         return 0
     torch.set_num_threads(arguments.threads)
     pictures = Pictures(SPLIT, arguments.images)
@@ -198,6 +233,7 @@ def main() -> int:
         }
         store(record)
     print(page(record))
+    draw(record)
     return 0
 
 
