@@ -193,7 +193,8 @@ def _score(effect: Effect, kind: str) -> float:
     """Recall of captions, or accuracy over the three kinds of POPE, in percent."""
     if kind == "captions":
         return 100 * (effect.captions.measure("recall").value or 0)
-    return 100 * (effect.mean_poll.measure("accuracy").value or 0)
+    polls = effect.polls.values()
+    return 100 * statistics.mean(answers.measure("accuracy").value or 0 for answers in polls)
 
 
 def figure(record: dict[str, Any]) -> None:

@@ -38,8 +38,8 @@ LAYERS = 8
 QUESTIONS = 200
 """Yes/no questions whose exits are looked at."""
 THRESHOLDS = (0.0, -1.0, -2.0, 1.0)
-DOMINANCE = ("plain", "0.0")
-"""Settings whose text dominance is measured: plain, and the routers as they were trained."""
+DOMINANCE = ("plain", "0.0", "fixed 3")
+"""Settings whose text dominance is measured: plain, the routers, and an exit for all prompts."""
 
 
 def router_text(file: Path, threshold: float) -> str:
@@ -157,12 +157,14 @@ def run(arguments: argparse.Namespace) -> None:
     missing = [name for name in known if name not in record["settings"]]
     for name in missing[: arguments.at_most]:
         setting = known[name]
-        found = measure(model, processor, setting, pictures)
-        if name in DOMINANCE:
-            found["dominance"] = dominance(model, processor, setting, pictures)
-        record["settings"][name] = found
+        found = record["settings"][name] = measure(model, processor, setting, pictures)
         _store(record)
         print(f"{name}: {found['seconds']:.0f} s", file=sys.stderr, flush=True)
+    for name in DOMINANCE:
+        found = record["settings"].get(name)
+        if found is not None and "dominance" not in found:
+            found["dominance"] = dominance(model, processor, known[name], pictures)
+            _store(record)
 
 
 def main() -> int:

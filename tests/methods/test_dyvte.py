@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import re
+from dataclasses import dataclass
+from typing import ClassVar
 
 import checks
 import pytest
@@ -768,3 +770,43 @@ def test_text_dominance_sees_no_picture_above_an_exit(family, implementation):
     if family != "gemma3":  # whose windows have passed the picture
         assert exited[0]["visual"][1] > 0
         assert min(exited[1]["visual"][2:]) > 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class LastRow(mmlm.Method):
+    """Notes the position and the weights of the last row."""
+
+    paper: ClassVar = mmlm.TextDominance.paper
+    only_looks: ClassVar[frozenset[str]] = frozenset({"weights"})
+
+    @property
+    def rows(self):
+        return "last"
+
+    def neutral(self):
+        return self
+
+    def begin(self, prompt):
+        return []
+
+    def weights(self, state, layer, rows, a):
+        state.append((layer, rows[:, 0].tolist(), a))
+
+
+@torch.no_grad()
+def test_the_last_row_above_an_exit_has_the_last_position():
+    model, processor = tiny.shared("llava")
+    inputs = alone(processor, MIXED, COUNTS, 0)
+    n, gone = inputs["input_ids"].shape[1], visual_of(model, inputs)[0]
+    with attach(model, DyVTE.fixed(layer=1), LastRow()):
+        cache = model(**inputs, use_cache=True).past_key_values
+        model(input_ids=torch.tensor([[5]]), past_key_values=cache, use_cache=True)
+        seen = model._mmlm_session.states[1]
+    assert [(layer, rows) for layer, rows, _ in seen] == [
+        *((layer, [n - 1]) for layer in range(LAYERS)),
+        *((layer, [n]) for layer in range(LAYERS)),
+    ]
+    for layer, _, a in seen:
+        close(a.sum(-1), torch.ones_like(a[..., 0]))
+        left = a[..., :n][..., gone]
+        assert bool((left == 0).all()) if layer > 1 else bool((left > 0).any())
