@@ -97,6 +97,10 @@ def inputs_of(processor, prompts, counts):
 
 def alone(processor, prompts, counts, row):
     """One of these rows without the others."""
+    if not counts[row]:  # some processors write a text alone otherwise than beside pictures
+        together = inputs_of(processor, list(prompts), counts)
+        n, shape = int(together["attention_mask"][row].sum()), together["input_ids"].shape
+        return {k: v[row : row + 1, -n:] for k, v in together.items() if v.shape == shape}
     pictures = [tiny.picture(10 * row + k) for k in range(counts[row])]
     return tiny.inputs(processor, [prompts[row]], [pictures])
 
