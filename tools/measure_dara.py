@@ -3,9 +3,9 @@
     python tools/teach_dara_reader.py --output runs/dara/reader
     python tools/measure_dara.py --folder runs/dara
 
-Makes the episodes, trains the factors and the adapter (`train/world/dara`, `dara_lora`), answers
+Makes the episodes, trains the factors and the adapter (`train/world/dara_reader`, `dara_reader_lora`), answers
 the same queries without demonstrations, without their pictures, with wrong answers, and with all of
-them, plain and with either, and writes docs/results/dara.json. Resumable: what is there is kept.
+them, plain and with either, and writes docs/results/dara_micl.json. Resumable: what is there is kept.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def make(folder: Path, n: int) -> None:
 
 def train(folder: Path) -> None:
     """Factors and adapters; a finished training is left as it is."""
-    for config, name in (("dara", "factors"), ("dara_lora", "adapters")):
+    for config, name in (("dara_reader", "factors"), ("dara_reader_lora", "adapters")):
         given = [
             "--output", str(folder / name),
             "--recipe.init_args.model.name", str(folder / "reader" / "model"),
@@ -161,7 +161,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--folder", type=Path, default=Path("runs/dara"))
     parser.add_argument("--episodes", type=int, default=200, help="per task")
-    parser.add_argument("--output", type=Path, default=Path("docs/results/dara.json"))
+    parser.add_argument("--output", type=Path, default=Path("docs/results/dara_micl.json"))
     given = parser.parse_args()
     folder = given.folder
     make(folder, given.episodes)

@@ -91,7 +91,7 @@ def processor() -> LlavaProcessor:
         eos_token="<eos>", padding_side="left", extra_special_tokens={"image_token": "<image>"},
     )  # fmt: skip
     pictures = CLIPImageProcessor(
-        size={"height": SIDE, "width": SIDE}, do_center_crop=False, resample=4,
+        size={"height": SIDE, "width": SIDE}, do_center_crop=False, resample=2,
         image_mean=[0.5] * 3, image_std=[0.5] * 3,
     )  # fmt: skip
     return LlavaProcessor(
@@ -190,7 +190,7 @@ class Pictures:
         pixels = torch.stack(
             [
                 torch.from_numpy(
-                    np.array(task.draw(p).resize((SIDE, SIDE), Image.Resampling.BOX))
+                    np.array(task.draw(p).resize((SIDE, SIDE), Image.Resampling.BILINEAR))
                 ).permute(2, 0, 1)
                 for p in items
             ]
@@ -336,7 +336,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--minutes", type=float, default=25, help="of this sitting")
-    parser.add_argument("--steps", type=int, nargs=3, default=(700, 600, 900), help="of each stage")
+    parser.add_argument("--steps", type=int, nargs=3, default=(500, 300, 500), help="of each stage")
     parser.add_argument("--rate", type=float, default=1e-3)
     given = parser.parse_args()
     given.output.mkdir(parents=True, exist_ok=True)
