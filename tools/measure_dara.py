@@ -3,9 +3,10 @@
     python tools/teach_dara_reader.py --output runs/dara/reader
     python tools/measure_dara.py --folder runs/dara
 
-Makes the episodes, trains the factors and the adapter (`train/world/dara_reader`, `dara_reader_lora`), answers
-the same queries without demonstrations, without their pictures, with wrong answers, and with all of
-them, plain and with either, and writes docs/results/dara_micl.json. Resumable: what is there is kept.
+Makes the episodes, trains the factors and the adapter (`train/world/dara_reader` and
+`dara_reader_lora`), answers the same queries without demonstrations, without their pictures, with
+wrong answers, and with all of them, plain and with either, and writes docs/results/dara_micl.json.
+Resumable: what is there is kept.
 """
 
 from __future__ import annotations

@@ -70,7 +70,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--positions", type=int, default=4096)
     parser.add_argument("--layers", type=int, default=8)
-    parser.add_argument("--width", type=int, default=1024)
+    parser.add_argument("--width", type=int, default=2048)
     parser.add_argument("--output", type=Path)
     parser.add_argument("--mode", choices=("plain", "score", "weight"))
     given = parser.parse_args()

@@ -4,6 +4,7 @@
     mmlm train --config train/world/dara
     mmlm train --config train/world/dara_lora
     python tools/measure_dara_world.py measure        # docs/results/dara.json
+    python tools/measure_dara_world.py picture        # docs/images/dara.svg
 
 A prompt shows a scene with a question and its answer, and then asks the same kind of question about
 a second scene: "is there a dog in the image ?". The object is in exactly one of the two, so whoever
@@ -195,10 +196,44 @@ def measure(folder: Path, output: Path) -> None:
     print(json.dumps(result, indent=1))
 
 
+def picture(output: Path, file: Path) -> None:
+    """Accuracies of the arms, and the factors that were learned."""
+    import matplotlib
+
+    matplotlib.use("svg")
+    matplotlib.rcParams["svg.hashsalt"] = "dara"
+    from matplotlib import pyplot
+
+    result = json.loads(output.read_text())
+    figure, (left, right) = pyplot.subplots(1, 2, figsize=(8.4, 3.0), width_ratios=(1.5, 1))
+    shown = ("plain/zero_shot", "plain/no_image", "plain/full", "DARA/full", "LoRA/full")
+    names = ("plain,\nno demo", "plain, demo\nwithout picture", "plain", "DARA", "LoRA")
+    for place, key in enumerate(shown):
+        one = result["arms"][key]
+        low, high = (100 * x for x in one["interval"])
+        value = 100 * one["accuracy"]
+        colour = "#8899aa" if key.startswith("plain") else "#336699"
+        left.bar(place, value, color=colour, yerr=[[value - low], [high - value]], capsize=3)
+        left.text(place, 3, f"{value:.1f}", ha="center", color="white")
+    left.set_xticks(range(len(names)), names, fontsize=8)
+    left.set_ylabel("right about the second picture, %", fontsize=8)
+    left.set_ylim(0, 100)
+    factors = np.array(result["DARA"]["factors"])
+    right.imshow(factors, cmap="coolwarm", vmin=0, vmax=2, aspect="auto")
+    for (head, image), value in np.ndenumerate(factors):
+        right.text(image, head, f"{value:.2f}", ha="center", va="center", fontsize=8)
+    right.set_xticks((0, 1), ("demonstration", "query"), fontsize=8)
+    right.set_yticks(range(len(factors)), [f"head {n}" for n in range(len(factors))], fontsize=8)
+    right.set_title("factors of layer 0", fontsize=9)
+    left.spines[["top", "right"]].set_visible(False)
+    figure.tight_layout()
+    figure.savefig(file, metadata={"Date": None})
+
+
 def main() -> None:
     """See above."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("what", choices=("make", "measure"))
+    parser.add_argument("what", choices=("make", "measure", "picture"))
     parser.add_argument("--folder", type=Path, default=Path("runs/dara_world"))
     parser.add_argument("--train", type=int, default=150)
     parser.add_argument("--test", type=int, default=200)
@@ -206,8 +241,10 @@ def main() -> None:
     given = parser.parse_args()
     if given.what == "make":
         make(given.folder, given.train, given.test)
-    else:
+    elif given.what == "measure":
         measure(given.folder, given.output)
+    else:
+        picture(given.output, Path("docs/images/dara.svg"))
 
 
 if __name__ == "__main__":
