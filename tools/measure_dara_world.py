@@ -68,11 +68,17 @@ def episode(folder: Path, split: str, number: int) -> dict[str, Any]:
     }
 
 
+#: Number of the first query. Those before it were looked at while steps and rates were chosen.
+FIRST = 200
+
+
 def make(folder: Path, train: int, test: int) -> None:
     """Episodes to learn from (scenes of the training split) and to ask (natural)."""
     (folder / "pictures").mkdir(parents=True, exist_ok=True)
-    for split, count, name in (("train", train, "support"), ("natural", test, "query")):
-        lines = [json.dumps(episode(folder, split, number)) for number in range(count)]
+    wanted = (("train", 0, train, "support"), ("natural", FIRST, test, "query"))
+    for split, first, count, name in wanted:
+        numbers = range(first, first + count)
+        lines = [json.dumps(episode(folder, split, number)) for number in numbers]
         (folder / f"{name}.jsonl").write_text("\n".join(lines) + "\n")
 
 
@@ -236,7 +242,7 @@ def main() -> None:
     parser.add_argument("what", choices=("make", "measure", "picture"))
     parser.add_argument("--folder", type=Path, default=Path("runs/dara_world"))
     parser.add_argument("--train", type=int, default=150)
-    parser.add_argument("--test", type=int, default=200)
+    parser.add_argument("--test", type=int, default=400)
     parser.add_argument("--output", type=Path, default=Path("docs/results/dara.json"))
     given = parser.parse_args()
     if given.what == "make":

@@ -188,16 +188,22 @@ def test_a_resumed_run_makes_the_steps_of_an_uninterrupted_one(folder, joint, tm
 
 
 def test_adapters_take_the_same_course_and_say_their_size(folder, tmp_path):
-    output = _train(
-        folder, tmp_path / "out", model__methods=[], model__learns=["language"],
-        model__lora={"r": 1, "alpha": 1, "targets": ["q_proj"], "layers": [0], "dropout": 0.0},
-        train_only_dara=False, export=["adapter"],
-    )  # fmt: skip
+    """Their random start is the run's own, whatever rate was tried before."""
+    options = {
+        "model__methods": [], "model__learns": ["language"], "train_only_dara": False,
+        "model__lora": {"r": 1, "alpha": 1, "targets": ["q_proj"], "layers": [0], "dropout": 0.0},
+        "optimisation__steps": 2,
+    }  # fmt: skip
+    output = _train(folder, tmp_path / "out", **options, export=["adapter"])
     about = json.loads((output / "joint.json").read_text())
     assert about["learning_parameters"] == 64 + 64
     assert "method" not in about
     assert not (output / "joint.safetensors").exists()
     assert (output / about["folder"] / "adapter" / "adapter_model.safetensors").exists()
+    second = _train(folder, tmp_path / "second", **options, rates=[1e-3, 1e-2])
+    losses = json.loads((second / "joint.json").read_text())["held_out_loss_by_rate"]
+    assert losses["0.01"] == pytest.approx(about["held_out_loss"], abs=1e-7)
+    assert losses["0.001"] != losses["0.01"]
 
 
 def test_activation_checkpointing_gives_the_same_losses(folder, joint, tmp_path):

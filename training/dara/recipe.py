@@ -114,6 +114,8 @@ class DARATraining(SFT):
 
     def run(self, run: Run, only: str | None) -> None:
         """See `training.config.Recipe.run`. Finished parts are not done again."""
+        from transformers import set_seed
+
         from mmlm.errors import InputError
         from training.dara.choice import choose
         from training.dara.episodes import by_set, read_episodes
@@ -133,6 +135,7 @@ class DARATraining(SFT):
                 folder = run.output / name / f"{rate:g}"
                 folder.mkdir(parents=True, exist_ok=True)
                 config = {**run.config, "set": name, "rate": rate}
+                set_seed(run.seed)  # adapters start alike, whatever was trained before
                 Finetuning.run(part, replace(run, output=folder, config=config), None)
             choose(run.output, name, self.rates)
 
