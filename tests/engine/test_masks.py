@@ -429,7 +429,7 @@ def test_packed_rows_stay_apart_without_a_2d_mask():
 
 
 def test_flash_kernels_are_refused_where_the_family_opens_attention_itself():
-    model, processor = tiny.build("gemma3")
+    model, _ = tiny.build("gemma3")
     model.get_decoder().config._attn_implementation_internal = "flash_attention_2"
     with pytest.raises(ValueError, match=r"'flash_attention_2' .* silently stay causal"):
         with attach(model, SeeQuestion()):
@@ -437,7 +437,7 @@ def test_flash_kernels_are_refused_where_the_family_opens_attention_itself():
 
 
 def test_flash_kernels_are_refused_beside_methods_that_read_the_mask():
-    model, processor = tiny.build("llava")
+    model, _ = tiny.build("llava")
     model.get_decoder().config._attn_implementation_internal = "flash_attention_2"
     with pytest.raises(IncompatibleMethods, match=r"PAI.* needs the mask itself.*SeeQuestion"):
         with attach(model, SeeQuestion(), PAI(alpha=0.5)):
