@@ -43,8 +43,9 @@ KEYS = ("prefill", "token", "total")
 
 
 def settings(layers: int = 8) -> list[str]:
-    """Text forms of all methods, at settings that act on a random model.
+    """Text forms of all decoding methods, at settings that act on a random model.
 
+    What prunes is measured by :mod:`benchmarks.pruning_speed` and :mod:`benchmarks.exit_speed`.
     Sinks of a random model are what stands out a little: the work is that of real ones.
 
     Args:
@@ -57,7 +58,9 @@ def settings(layers: int = 8) -> list[str]:
         "VAR": ("VAR(tau=2.5, sink_dims=(3, 5))",),
         "ZeroTuning": (f"ZeroTuning({heads})",),
     }
-    return [text for name in mmlm.method_names() for text in told.get(name, (f"{name}()",))]
+    return [
+        text for name in mmlm.method_names("decoding") for text in told.get(name, (f"{name}()",))
+    ]
 
 
 def variants(task: Task, method: Method) -> dict[str, Run]:

@@ -26,9 +26,15 @@ __all__ = ["method_names", "parse_method", "parse_part"]
 _EXAMPLES = {"method": "VHR(alpha=2.0)", "detector": "HFDetector(model='path')"}
 
 
-def method_names() -> list[str]:
-    """Names of the methods that ship with mmlm, sorted."""
-    return sorted(mmlm._METHODS)
+def method_names(package: str = "") -> list[str]:
+    """Names of the methods that ship with mmlm, sorted.
+
+    Args:
+        package: ``"decoding"`` for those that need nothing but a model as it is,
+            ``"mmlm.methods"`` for the model-side ones; all by default.
+    """
+    prefix = f"{package}." if package else ""
+    return sorted(name for name, module in mmlm._METHODS.items() if module.startswith(prefix))
 
 
 def parse_method(text: str) -> Method:

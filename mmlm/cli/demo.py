@@ -143,12 +143,12 @@ def _ways(texts: Sequence[str], model: str) -> tuple[dict[str, tuple[Method, ...
 
 
 def _every(model: str) -> list[str]:
-    """Every method: as recommended for the embedded model, by its defaults for any other."""
+    """Every decoding method: as recommended for the embedded model, else by its defaults."""
     if model == EMBEDDED:
         return [recommended for recommended, *_ in effect_settings(EMBEDDED).values()]
     import mmlm
 
-    return mmlm.method_names()
+    return mmlm.method_names("decoding")
 
 
 def _source(settings: Demo) -> Source:

@@ -24,8 +24,9 @@ def test_the_page_is_that_of_the_stored_records():
 
 
 def test_every_method_has_a_recommended_setting_and_two_others():
-    known = effect_settings("embedded")
-    assert set(known) == set(mmlm.method_names())
+    known = {**effect_settings("embedded"), **effect_settings("pruning")}
+    trained = {"MMA", "DyVTE", "CrossLMM", "DARA"}  # measured by tools of their own
+    assert set(known) == set(mmlm.method_names()) - trained
     for name, texts in known.items():
         methods = [mmlm.parse_method(text) for text in texts]
         assert [type(method).__name__ for method in methods] == [name] * 3

@@ -68,4 +68,4 @@ def test_naive_runs_leave_the_model_as_it_was(task):
 
 
 def test_every_method_has_a_naive_run():
-    assert set(NAIVE) == set(mmlm.method_names())
+    assert set(NAIVE) == set(mmlm.method_names("decoding"))

@@ -74,7 +74,7 @@ def test_a_run_is_stored_continued_and_not_mixed(tmp_path, monkeypatch, capsys):
 
 def test_settings_cover_every_method_and_labels_stay_short():
     methods = [mmlm.parse_method(text) for text in speed.settings(3)]
-    assert {type(method).__name__ for method in methods} == set(mmlm.method_names())
+    assert {type(method).__name__ for method in methods} == set(mmlm.method_names("decoding"))
     labels = [speed.short(method.label) for method in methods]
     assert len(set(labels)) == len(labels)
     assert max(map(len, labels)) < 30

@@ -101,7 +101,7 @@ def test_all_stands_for_every_method_that_the_model_can_have(tiny_folder, tmp_pa
     assert "VAR" not in labels  # needs sink dimensions
     assert "no sink dimensions are known" in told
     needs_more = {"ACT", "VAR", "ZeroTuning"}
-    assert set(mmlm.method_names()) - needs_more <= set(labels)
+    assert set(mmlm.method_names("decoding")) - needs_more <= set(labels)
 
 
 def test_all_on_the_embedded_model_means_the_recommended_settings():
