@@ -23,11 +23,11 @@ demo: setup
 	$(BIN)/mmlm demo
 
 test: setup
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 
 # The same on tiny models of all ten families instead of the five that differ most.
 test-all: setup
-	MMLM_FAMILIES=all OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+	MMLM_FAMILIES=all OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 
 lint: setup
 	$(BIN)/ruff check .

@@ -38,6 +38,11 @@ def _shapes_are_checked():
             _check_shapes(cls, site)
 
 
+def pytest_collection_modifyitems(items):
+    """Long tests first (a stable sort): at the end no process then waits for another's last one."""
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+
+
 @pytest.fixture(autouse=True)
 def _fixed_seed():
     import torch

@@ -278,9 +278,9 @@ def _has_built_in(model: Any) -> bool:
 
 
 def _refuse_attention(model: Any) -> None:
-    from mmlm.engine.kinds import reasons_against_masks
+    from mmlm.engine.kinds import reasons_against_dense_masks
 
-    if reasons := reasons_against_masks(model.config.get_text_config()):
+    if reasons := reasons_against_dense_masks(model.config.get_text_config()):
         raise UnsupportedModel(
             f"{type(model).__name__} cannot draw several sentences at once: {'; '.join(reasons)}.",
             advice='Load it with attention "sdpa".',

@@ -98,10 +98,14 @@ def examine(model: Any, processor: Any) -> dict[str, Any]:
 
 def _reasons(anatomy: Anatomy, method: Method, template: bool) -> list[str]:
     """Why a method at its defaults cannot run; empty if it can."""
+    from mmlm.engine.weights import untrained
+
     try:
         reasons = anatomy.supports(method)
     except (UnsupportedModel, ValueError) as refusal:  # said with the default parameters
         reasons = [str(refusal)]
+    if not reasons and (missing := untrained(anatomy, method)):
+        reasons = [missing]
     rewrites = any(getattr(branch, "needs_template", False) for branch in method.branches)
     if rewrites and not template:
         reasons.append(

@@ -17,6 +17,7 @@ __all__ = [
     "kind_of_layer",
     "kind_of_mask",
     "kinds",
+    "reasons_against_dense_masks",
     "reasons_against_masks",
     "reasons_against_removal",
     "window",
@@ -66,6 +67,17 @@ def reasons_against_masks(config: Any) -> list[str]:
     reasons = _unknown_kinds(config)
     if not getattr(config, "is_causal", True):
         reasons.append("its text decoder is not causal, so there is nothing to open")
+    return reasons
+
+
+def reasons_against_dense_masks(config: Any) -> list[str]:
+    """Why a text decoder, as it is set now, takes no finished 4-D mask; empty if it does."""
+    reasons = reasons_against_masks(config)
+    if kind_of_mask(config) != DENSE:
+        reasons.append(
+            f"attention {config._attn_implementation!r} takes no 4-D mask and would silently stay "
+            "causal (use sdpa or eager)"
+        )
     return reasons
 
 

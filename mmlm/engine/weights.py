@@ -20,7 +20,7 @@ from mmlm.engine.anatomy import Anatomy, unwrap
 from mmlm.engine.method import MODULES, Method
 from mmlm.errors import IncompatibleMethods, InputError, MissingTensors
 
-__all__ = ["WEIGHTS", "fill", "lent", "make", "store", "without_file", "worn"]
+__all__ = ["WEIGHTS", "fill", "lent", "make", "store", "untrained", "without_file", "worn"]
 
 #: The field of a method that names the file with its weights.
 WEIGHTS = "weights_file"
@@ -68,18 +68,31 @@ def lent(
     Raises:
         IncompatibleMethods: If fresh weights of a method mean nothing and it names no file.
     """
-    modules = make(anatomy, [method for method in methods if method not in built])
-    for method in methods:
-        fresh = type(method).__name__ in modules and not getattr(method, WEIGHTS, "")
-        if fresh and method not in built and not method.fresh_is_valid:
+    others = [method for method in methods if method not in built]
+    for method in others:
+        if untrained(anatomy, method):
             raise IncompatibleMethods(
-                f"{method.label} has weights that must be trained first.",
+                f"{method.label} {untrained(anatomy, method)}.",
                 advice=f"Give {type(method).__name__}(weights_file='...', ...), or train it: "
                 "build_in(model, ...) makes its weights part of the model.",
             )
+    modules = make(anatomy, others)
     for module in modules.values():
         module.requires_grad_(False).eval()
     return modules
+
+
+def untrained(anatomy: Anatomy, method: Method) -> str:
+    """Why a method cannot be attached yet: nobody trained its weights. Empty if it can.
+
+    Nothing is allocated for it: weights may be large.
+    """
+    file: str = getattr(method, WEIGHTS, "")
+    if method.fresh_is_valid or file:
+        return ""
+    with torch.device("meta"):
+        none = method.modules(anatomy) is None
+    return "" if none else "has weights that must be trained first"
 
 
 def without_file(method: Method) -> Method:

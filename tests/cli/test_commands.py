@@ -11,7 +11,7 @@ import mmlm
 from mmlm.cli import main
 from mmlm.cli.doctor import examine
 from mmlm.cli.methods import describe
-from mmlm.errors import UnsupportedModel
+from mmlm.errors import IncompatibleMethods, UnsupportedModel
 
 
 class TestMethods:
@@ -65,7 +65,8 @@ class TestDoctor:
         for name, reasons in examine(model, processor)["methods"].items():
             method = getattr(mmlm, name)()
             if reasons:
-                with pytest.raises(UnsupportedModel, match=re.escape("; ".join(reasons))):
+                refusals = (UnsupportedModel, IncompatibleMethods, ValueError)
+                with pytest.raises(refusals, match=re.escape("; ".join(reasons))):
                     mmlm.attach(model, method, processor=processor).__enter__()
             else:
                 with mmlm.attach(model, method, processor=processor):
