@@ -315,11 +315,10 @@ def test_episodes_are_shared_out_by_task(folder):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("stage", ["zero2", "zero3"])
-def test_two_processes_of_deepspeed_log_the_losses_of_one(folder, joint, tmp_path, stage):
+def test_two_processes_of_deepspeed_log_the_losses_of_one(folder, joint, tmp_path):
     """Gradients of the few factors come through frozen (under ZeRO-3 shared out) weights."""
     single = joint / "joint" / "0.01"
-    config = _config(folder, tmp_path / "double", deepspeed=stage, optimisation__rows_per_pass=2)
+    config = _config(folder, tmp_path / "double", deepspeed="zero3", optimisation__rows_per_pass=2)
     command = ["torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "training"]
     run = subprocess.run(
         [sys.executable, "-m", *command, "--config", config],
