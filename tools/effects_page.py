@@ -74,9 +74,9 @@ class Effect:
         return f"{different} of {len(texts)}"
 
 
-def load() -> list[Effect]:
-    """The stored settings, plain first, then method by method, the recommended one first."""
-    known = settings()
+def load(known: Sequence[Setting] | None = None) -> list[Effect]:
+    """The stored ones of some settings (default: all of `make effects`), by method and rank."""
+    known = settings() if known is None else known
     order = list(dict.fromkeys(setting.group for setting in known))
     found = [
         Effect(setting, json.loads(setting.path.read_text(encoding="utf-8")))

@@ -10,7 +10,6 @@ written by hand. Changes are paired over the pictures, with 95 % bootstrap inter
 from __future__ import annotations
 
 import argparse
-import json
 import re
 import sys
 from collections.abc import Sequence
@@ -18,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from effects_page import Effect, _change, _values, difference
+from effects_page import Effect, _change, _values, difference, load
 from embedded_tables import table
 from measure_effects import PLAIN, ROOT
 from measure_pruning import settings
@@ -41,18 +40,6 @@ DOMINANCE = (
 )  # fmt: skip
 COLOURS = {"FlowCut": "#0072B2", "ClsPruner": "#E69F00", "RandomPruner": "#999999"}
 MARKERS = {"FlowCut": "o", "ClsPruner": "s", "RandomPruner": "^"}
-
-
-def load() -> list[Effect]:
-    """The stored settings, plain first, then method by method, the largest budget first."""
-    known = settings()
-    order = list(dict.fromkeys(setting.group for setting in known))
-    found = [
-        Effect(setting, json.loads(setting.path.read_text(encoding="utf-8")))
-        for setting in known
-        if setting.path.exists()
-    ]
-    return sorted(found, key=lambda e: (order.index(e.setting.group), e.setting.rank))
 
 
 def effects(found: Sequence[Effect]) -> str:
@@ -164,7 +151,7 @@ def main() -> int:
     parser.add_argument("--check", action="store_true", help="only compare")
     parser.add_argument("--document", type=Path, default=DOCUMENT)
     given = parser.parse_args()
-    found = load()
+    found = load(settings())
     before = given.document.read_text(encoding="utf-8")
     after = MARKED.sub(lambda m: f"{m[1]}{TABLES[m[2]](found)}{m[3]}", before)
     if given.check:

@@ -7,12 +7,11 @@ import os
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import tiny
 import torch
-import yaml
+from recipe_files import write_config
 from safetensors.torch import load_file
 from transformers import LlavaForConditionalGeneration
 
@@ -68,15 +67,7 @@ def _config(folder, output, **changes):
         },
         "run": {"precision": "no"},
     }  # fmt: skip
-    for path, value in changes.items():
-        place = made["recipe"]["init_args"]
-        *parents, name = path.split("__")
-        for parent in parents:
-            place = place.setdefault(parent, {})
-        place[name] = value
-    path = Path(f"{output}.yaml")
-    path.write_text(yaml.safe_dump(made))
-    return str(path)
+    return write_config(made, output, changes)
 
 
 def _train(folder, output, **changes):

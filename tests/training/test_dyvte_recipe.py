@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import tiny
 import torch
-import yaml
+from recipe_files import write_config
 from safetensors.torch import load_file
 from transformers import LlavaForConditionalGeneration
 
@@ -95,15 +95,7 @@ def config(folder, output, **changes):
         },
         "run": {"precision": "no"},
     }
-    for path, value in changes.items():
-        place = made["recipe"]["init_args"]
-        *parents, name = path.split("__")
-        for parent in parents:
-            place = place.setdefault(parent, {})
-        place[name] = value
-    path = Path(f"{output}.yaml")
-    path.write_text(yaml.safe_dump(made))
-    return str(path)
+    return write_config(made, output, changes)
 
 
 def train(folder, output, **changes):

@@ -5,12 +5,11 @@ import math
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import tiny
 import torch
-import yaml
+from recipe_files import write_config
 from transformers import AutoProcessor, LlavaForConditionalGeneration
 
 from mmlm.inputs import load_image, message, prepare, use_chat_template
@@ -60,15 +59,7 @@ def _config(folder, output, **changes):
         },
         "run": {"precision": "no"},
     }
-    for path, value in changes.items():
-        place = made["recipe"]["init_args"]
-        *parents, name = path.split("__")
-        for parent in parents:
-            place = place.setdefault(parent, {})
-        place[name] = value
-    path = Path(f"{output}.yaml")
-    path.write_text(yaml.safe_dump(made))
-    return str(path)
+    return write_config(made, output, changes)
 
 
 def _train(folder, output, **changes):
