@@ -24,7 +24,7 @@ import torch
 
 import mmlm
 from benchmarks.speed_model import PATCH, PRESETS, Task, build_model, build_processor, make_task
-from mmlm.engine.masks import Openings
+from mmlm.engine.masks.openings import Openings
 
 __all__ = ["measure"]
 

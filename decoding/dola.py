@@ -17,7 +17,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from mmlm.engine.anatomy import Anatomy
-from mmlm.engine.branches import Branch
+from mmlm.engine.branches.branch import Branch
 from mmlm.engine.method import Cost, Method, Paper, Prompt
 from mmlm.engine.selections import read_numbers
 

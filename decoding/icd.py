@@ -15,7 +15,7 @@ from typing import Any, ClassVar, Literal
 from jaxtyping import Float
 from torch import Tensor
 
-from mmlm.engine.branches import Branch, Instruction
+from mmlm.engine.branches.branch import Branch, Instruction
 from mmlm.engine.method import Method, Paper
 
 __all__ = ["CONFUSED", "ICD", "contrast"]

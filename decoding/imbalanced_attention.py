@@ -18,10 +18,10 @@ from torch import Tensor
 from torch.nn import functional
 
 from mmlm.engine.anatomy import Anatomy
-from mmlm.engine.branches import NoImage, Same
+from mmlm.engine.branches.branch import NoImage, Same
 from mmlm.engine.method import Cost, Method, Paper, Prompt, Rows
 from mmlm.engine.selections import check_layers, read_numbers
-from mmlm.engine.tower import (
+from mmlm.engine.vision.tower import (
     attention_received,
     class_attention,
     feature_block,
@@ -132,7 +132,7 @@ class ImbalancedAttention(Method):
     Equations:
         The paper numbers none that could be read; from the authors' code:
         (a) ``f = sum over heads of the class token's attention`` in an early block, ``g`` the same
-        in a late one: :func:`mmlm.engine.tower.class_attention`.
+        in a late one: :func:`mmlm.engine.vision.tower.class_attention`.
         (b) ``T0 = the int(p r) tokens of largest f``: :func:`local_tokens`.
         (c) ``S = the int(p o) tokens of largest g``, o the share above ``Q3 + 1.5 IQR``:
         :func:`outlier_share`, :func:`summary_tokens`.

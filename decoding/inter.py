@@ -18,7 +18,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from mmlm.engine.attach import attach
-from mmlm.engine.branches import (
+from mmlm.engine.branches.branch import (
     Branch,
     Flat,
     ImageBranch,

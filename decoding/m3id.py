@@ -16,7 +16,7 @@ from typing import Any, ClassVar, Literal
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from mmlm.engine.branches import Branch, NoImage
+from mmlm.engine.branches.branch import Branch, NoImage
 from mmlm.engine.method import Method, Paper, Prompt
 
 __all__ = ["M3ID", "confident", "contrast", "weight"]

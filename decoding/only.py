@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from mmlm.engine.anatomy import Anatomy
-from mmlm.engine.branches import Branch
+from mmlm.engine.branches.branch import Branch
 from mmlm.engine.method import Cost, Method, Paper, Prompt, Rows
 
 __all__ = [

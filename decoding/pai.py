@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from mmlm.engine.anatomy import Anatomy
-from mmlm.engine.branches import Branch, NoImage
+from mmlm.engine.branches.branch import Branch, NoImage
 from mmlm.engine.method import Method, Paper, Prompt, Rows
 from mmlm.engine.selections import check_layers
 

@@ -15,9 +15,9 @@ from typing import Any, ClassVar, Literal
 from jaxtyping import Float
 from torch import Tensor
 
-from mmlm.engine.branches import Branch, Noised
+from mmlm.engine.branches.branch import Branch, Noised
 from mmlm.engine.method import Method, Paper
-from mmlm.engine.pixels import NOISE_STEPS, signal_kept
+from mmlm.engine.vision.pixels import NOISE_STEPS, signal_kept
 
 __all__ = ["VCD", "contrast", "signal_kept"]
 

@@ -17,7 +17,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from mmlm.engine.anatomy import Anatomy
-from mmlm.engine.branches import Branch, NoImage
+from mmlm.engine.branches.branch import Branch, NoImage
 from mmlm.engine.method import Cost, Method, Paper, Prompt
 from mmlm.engine.selections import HeadSet, check_heads, check_layers, read_heads, read_numbers
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from mmlm.engine.anatomy import Anatomy
-from mmlm.engine.branches import Branch, NoImage, Same
+from mmlm.engine.branches.branch import Branch, NoImage, Same
 from mmlm.engine.method import Cost, Method, Paper, Prompt
 from mmlm.engine.selections import check_layers, read_numbers
 

@@ -1,7 +1,7 @@
 """Turns and answers of a conversation, for methods that must tell them apart (MMA).
 
 A collator wrote the conversation, so it knows; a method reads it with the batch
-(`mmlm.engine.turns`). Batches of models without such methods stay as they are.
+(`mmlm.engine.masks.turns`). Batches of models without such methods stay as they are.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ Turns: TypeAlias = Literal["unread", "known", "needed"]
 """What the methods of a model ask for, see `mmlm.Method.turns`."""
 
 ROLES = "mmlm_roles"
-"""As `mmlm.engine.turns.ROLES`; importing that would cost seconds."""
+"""As `mmlm.engine.masks.turns.ROLES`; importing that would cost seconds."""
 
 
 def turns_of(model: Any) -> Turns:
@@ -63,7 +63,7 @@ def roles_of_spans(
     """
     import torch
 
-    from mmlm.engine.turns import encoded
+    from mmlm.engine.masks.turns import encoded
 
     first, last = offsets.unbind(-1)
     index = torch.arange(len(first))
@@ -116,8 +116,8 @@ def roles_of_ids(
     """
     import torch
 
-    from mmlm.engine.template import Template
-    from mmlm.engine.turns import encoded
+    from mmlm.engine.branches.template import Template
+    from mmlm.engine.masks.turns import encoded
 
     pictures = set(image_ids)
     readable = [token not in pictures for token in ids]

@@ -278,7 +278,7 @@ def _has_built_in(model: Any) -> bool:
 
 
 def _refuse_attention(model: Any) -> None:
-    from mmlm.engine.kinds import reasons_against_dense_masks
+    from mmlm.engine.masks.kinds import reasons_against_dense_masks
 
     if reasons := reasons_against_dense_masks(model.config.get_text_config()):
         raise UnsupportedModel(

@@ -20,8 +20,8 @@ from torch import Tensor
 from transformers.cache_utils import DynamicCache
 
 from data_tools.generators.roomy import RoomyLayer
-from mmlm.engine.columns import typed_mask
-from mmlm.engine.kinds import kinds, window
+from mmlm.engine.masks.kinds import kinds, window
+from mmlm.engine.removal.columns import typed_mask
 
 __all__ = ["Kept", "Rows", "extend", "prefill"]
 

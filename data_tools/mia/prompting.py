@@ -145,7 +145,7 @@ def _image_tokens(anatomy: Anatomy, inputs: dict[str, Tensor]) -> list[int]:
         LayoutError: If pictures and placeholders do not match.
     """
     from mmlm.engine.layout import TokenLayout
-    from mmlm.engine.sizes import tell_images_apart
+    from mmlm.engine.vision.sizes import tell_images_apart
 
     layout = TokenLayout.from_ids(
         inputs["input_ids"],

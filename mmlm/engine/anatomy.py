@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor, nn
 
-from mmlm.engine.kinds import SLIDING, kinds, reasons_against_masks, reasons_against_removal
 from mmlm.engine.layout import Framing
+from mmlm.engine.masks.kinds import SLIDING, kinds, reasons_against_masks, reasons_against_removal
 from mmlm.errors import LayoutError, UnknownPlaceholder, UnsupportedModel
 
 if TYPE_CHECKING:

@@ -15,19 +15,19 @@ from torch import nn
 from torch.utils.hooks import RemovableHandle
 
 from mmlm.engine.anatomy import Anatomy, unwrap
-from mmlm.engine.attention import ROW_SITES, install_rows
-from mmlm.engine.compaction import install_compaction
+from mmlm.engine.attention.editor import ROW_SITES, install_rows
+from mmlm.engine.branches.template import known_processor
 from mmlm.engine.guard import guarded_generate
 from mmlm.engine.hooks import heads_hook, install_attended, layer_in_hook, layer_out_hook, mlp_hook
 from mmlm.engine.layout import TokenLayout
-from mmlm.engine.masks import install_masks
+from mmlm.engine.masks.openings import install_masks
+from mmlm.engine.masks.turns import install_handing
 from mmlm.engine.method import IN_BRANCHES, Method
-from mmlm.engine.pooling_hooks import install_doors, install_pooling
-from mmlm.engine.pruning import install_deep_features, install_pruning
+from mmlm.engine.removal.compaction import install_compaction
+from mmlm.engine.removal.pruning import install_deep_features, install_pruning
 from mmlm.engine.session import Session
-from mmlm.engine.template import known_processor
-from mmlm.engine.turns import install_handing
-from mmlm.engine.vision import install_vision
+from mmlm.engine.vision.pooling_hooks import install_doors, install_pooling
+from mmlm.engine.vision.sight import install_vision
 from mmlm.engine.weights import lent
 from mmlm.errors import IncompatibleMethods, UnsupportedAttention, UnsupportedModel
 
@@ -289,7 +289,7 @@ def _refuse_pruning(anatomy: Anatomy, methods: tuple[Method, ...]) -> None:
         if "tokens" not in removes or not layers:
             continue
         for other in methods:
-            # Scaled keys follow the positions that are left (mmlm.engine.scaled_keys).
+            # Scaled keys follow the positions that are left (mmlm.engine.attention.scaled_keys).
             rows = sorted(set(ROW_SITES) & other.sites - {"keys"})
             if rows == ["weights"] and other.sites <= other.only_looks and other.rows == "last":
                 continue  # gets the last row in the sequence's positions

@@ -22,9 +22,9 @@ from torch import nn
 
 from mmlm.engine.anatomy import Anatomy, unwrap
 from mmlm.engine.attach import BUILT, MARK, install, refuse
+from mmlm.engine.branches.template import known_processor
 from mmlm.engine.method import MODULES, Method
 from mmlm.engine.session import Session
-from mmlm.engine.template import known_processor
 from mmlm.engine.weights import make, without_file
 from mmlm.errors import IncompatibleMethods
 

@@ -39,7 +39,7 @@ class TokenLayout:
         frame: bool; tokens that only frame an image (vision start / end, names of tiles).
         doc: int16; document within a packed row, -1 on padding. A plain prompt is document 0.
         turn: int16; turn within a conversation. A plain prompt is turn 0; collators and chat
-            templates know more (:mod:`mmlm.engine.turns`).
+            templates know more (:mod:`mmlm.engine.masks.turns`).
         behind: bool; tokens of an assistant's header behind its first one, the marker. All False
             where nobody asked for them.
     """

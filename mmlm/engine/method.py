@@ -41,11 +41,11 @@ if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
     from mmlm.engine.anatomy import Anatomy
-    from mmlm.engine.branches import Branch, Captured
+    from mmlm.engine.branches.branch import Branch, Captured
     from mmlm.engine.layout import TokenLayout
-    from mmlm.engine.originals import Originals
-    from mmlm.engine.patch_look import PatchLook
     from mmlm.engine.search import Search
+    from mmlm.engine.vision.originals import Originals
+    from mmlm.engine.vision.patch_look import PatchLook
 
 __all__ = ["IN_BRANCHES", "MODULES", "SITES", "Cost", "Method", "Paper", "Prompt", "Rows"]
 

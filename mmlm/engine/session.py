@@ -19,32 +19,32 @@ import torch
 from torch import Tensor, nn
 
 from mmlm.engine.anatomy import Anatomy
-from mmlm.engine.auxiliary import Auxiliary, couple
-from mmlm.engine.blocks import is_plain
-from mmlm.engine.branches import Branch, BranchPrompt, Captured, Source
-from mmlm.engine.capture import capture
+from mmlm.engine.attention.wanted import Wanted
+from mmlm.engine.branches.auxiliary import Auxiliary, couple
+from mmlm.engine.branches.blocks import is_plain
+from mmlm.engine.branches.branch import Branch, BranchPrompt, Captured, Source
+from mmlm.engine.branches.capture import capture
+from mmlm.engine.branches.prefix import Filled
+from mmlm.engine.branches.riders import with_riders
 from mmlm.engine.combine import edit_logits, total
-from mmlm.engine.compaction import Compaction, choose_features
-from mmlm.engine.deepstack import stacked, unstacked
 from mmlm.engine.layout import TokenLayout
+from mmlm.engine.masks.squares import apart, is_square, refuse_numbers
+from mmlm.engine.masks.turns import Handed, of_template, wanted_turns
 from mmlm.engine.method import IN_BRANCHES, MODULES, Method
-from mmlm.engine.prefix import Filled
-from mmlm.engine.riders import with_riders
-from mmlm.engine.sizes import tell_images_apart
-from mmlm.engine.squares import apart, is_square, refuse_numbers
-from mmlm.engine.tower_pass import kept_by_row
-from mmlm.engine.turns import Handed, of_template, wanted_turns
-from mmlm.engine.vision import Sight, encode_first
-from mmlm.engine.wanted import Wanted
+from mmlm.engine.removal.compaction import Compaction, choose_features
+from mmlm.engine.vision.deepstack import stacked, unstacked
+from mmlm.engine.vision.sight import Sight, encode_first
+from mmlm.engine.vision.sizes import tell_images_apart
+from mmlm.engine.vision.tower_pass import kept_by_row
 from mmlm.engine.weights import worn
 from mmlm.errors import IncompatibleMethods, LayoutError
 
 if TYPE_CHECKING:
-    from mmlm.engine.attention_rows import AttentionRows
-    from mmlm.engine.masks import Openings
-    from mmlm.engine.originals import Originals
-    from mmlm.engine.pooling import Pooling
-    from mmlm.engine.pruning import Pruning
+    from mmlm.engine.attention.rows import AttentionRows
+    from mmlm.engine.masks.openings import Openings
+    from mmlm.engine.removal.pruning import Pruning
+    from mmlm.engine.vision.originals import Originals
+    from mmlm.engine.vision.pooling import Pooling
 
 __all__ = ["Moment", "Session"]
 

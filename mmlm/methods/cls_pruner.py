@@ -15,7 +15,7 @@ from torch import Tensor
 
 from mmlm.engine.anatomy import Anatomy
 from mmlm.engine.method import Paper
-from mmlm.engine.patch_look import PatchLook
+from mmlm.engine.vision.patch_look import PatchLook
 from mmlm.methods.patch_pruner import Newline, PatchPruner, Positions, keep_best
 from mmlm.methods.patch_scores import attention_row
 

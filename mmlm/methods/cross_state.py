@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from mmlm.engine.method import Prompt
-from mmlm.engine.originals import Originals
+from mmlm.engine.vision.originals import Originals
 from mmlm.errors import LayoutError
 from mmlm.methods import cross_blocks
 from mmlm.methods.cross_blocks import CrossAttention, CrossBlocks, Store

@@ -19,8 +19,8 @@ from torch import Tensor
 from mmlm.engine.anatomy import Anatomy
 from mmlm.engine.layout import TokenLayout
 from mmlm.engine.method import Paper, Prompt, Rows
-from mmlm.engine.patch_look import PatchLook
-from mmlm.engine.tower import feature_block, feature_blocks
+from mmlm.engine.vision.patch_look import PatchLook
+from mmlm.engine.vision.tower import feature_block, feature_blocks
 from mmlm.methods.llm_cut import keep_visual, visual_scores
 from mmlm.methods.patch_pruner import Newline, PatchPruner, Positions, keep_best
 from mmlm.methods.patch_scores import attention_row, entropy, magnitude, similarity_row

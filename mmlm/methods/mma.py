@@ -59,7 +59,7 @@ class MMA(Method):
     Cost:
         No parameters, no further pass, no longer cache. The prefill runs under a mask: one of
         B * N * N bytes for sdpa, of blocks for flex, none for flash kernels, whose attention is
-        computed in two parts (``mmlm/engine/split_attention.py``).
+        computed in two parts (``mmlm/engine/masks/split_attention.py``).
 
     Parameters:
         scope: Which prompt text an image sees. "turn" (default, ours) equals the authors' mask for

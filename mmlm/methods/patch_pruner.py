@@ -12,8 +12,8 @@ from torch import Tensor
 
 from mmlm.engine.anatomy import Anatomy
 from mmlm.engine.method import Method, Prompt
-from mmlm.engine.patch_look import PatchLook, refuse_unknown_tower
-from mmlm.engine.tower import feature_block
+from mmlm.engine.vision.patch_look import PatchLook, refuse_unknown_tower
+from mmlm.engine.vision.tower import feature_block
 from mmlm.methods.patch_scores import top, unit_sums
 
 __all__ = ["Newline", "PatchPruner", "Positions", "columns", "keep_best"]

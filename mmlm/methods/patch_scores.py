@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from mmlm.engine.patch_look import PatchLook
+from mmlm.engine.vision.patch_look import PatchLook
 
 __all__ = ["attention_row", "entropy", "magnitude", "similarity_row", "top", "unit_sums"]
 

@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from mmlm.engine.method import Paper
-from mmlm.engine.patch_look import PatchLook
+from mmlm.engine.vision.patch_look import PatchLook
 from mmlm.methods.patch_pruner import PatchPruner, Positions, keep_best
 
 __all__ = ["RandomPruner"]

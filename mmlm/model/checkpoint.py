@@ -67,7 +67,7 @@ def load(
         UnsupportedModel: a model that does not turn images and text into text.
         MissingTensors: tensors are missing, superfluous or of another shape; names are listed.
     """
-    from mmlm.engine.template import remember_processor
+    from mmlm.engine.branches.template import remember_processor
 
     if dtype not in DTYPES:
         raise InputError(f"dtype {dtype!r} is unknown", advice=f"Take one of {', '.join(DTYPES)}.")

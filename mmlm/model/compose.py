@@ -84,7 +84,7 @@ def compose(
     import torch
     from transformers import PreTrainedModel
 
-    from mmlm.engine.template import remember_processor
+    from mmlm.engine.branches.template import remember_processor
     from mmlm.model.language_models import (
         add_tokens,
         check_head,

@@ -17,7 +17,7 @@ from shapes import record_shapes
 from transformers import TextIteratorStreamer
 
 from mmlm import TokenLayout, attach
-from mmlm.engine import attention
+from mmlm.engine.attention import editor as attention
 
 PROMPTS = ["describe the image in detail .", "is there a dog in the picture ?"]
 NEW = 6

@@ -15,16 +15,16 @@ from pathlib import Path
 import checks
 import torch
 
-import mmlm.engine.attention as attention
-import mmlm.engine.auxiliary as auxiliary
-import mmlm.engine.branches as branches
+import mmlm.engine.attention.editor as attention
+import mmlm.engine.attention.wanted as wanted
+import mmlm.engine.branches.auxiliary as auxiliary
+import mmlm.engine.branches.branch as branches
+import mmlm.engine.branches.prefix as prefix
+import mmlm.engine.branches.template as template
 import mmlm.engine.hooks as hooks
 import mmlm.engine.layout as layout
-import mmlm.engine.pixels as pixels
-import mmlm.engine.prefix as prefix
 import mmlm.engine.session as session
-import mmlm.engine.template as template
-import mmlm.engine.wanted as wanted
+import mmlm.engine.vision.pixels as pixels
 from decoding.vcd import VCD
 from decoding.vhr import VHR
 

@@ -400,7 +400,7 @@ def test_scores_of_merged_patches_are_averaged():
     )
     state, _ = states_of(model, inputs, ImbalancedAttention(beta=0.0, local_ratio=0.25))
     handle.remove()
-    from mmlm.engine.tower import class_attention
+    from mmlm.engine.vision.tower import class_attention
 
     f = class_attention(Anatomy(model), 0, entering[0]).sum(1)
     tiles = f.shape[0]

@@ -19,7 +19,7 @@ from decoding.m3id import M3ID
 from decoding.vcd import VCD, signal_kept
 from decoding.vhr import VHR
 from mmlm import Anatomy, attach
-from mmlm.engine.branches import NoText, UniformNoise
+from mmlm.engine.branches.branch import NoText, UniformNoise
 from mmlm.engine.combine import edit_logits
 from mmlm.errors import IncompatibleMethods, LayoutError
 

@@ -17,7 +17,7 @@ from passes import generate_recomputed, whole_pass
 from decoding.m3id import M3ID, confident, contrast, weight
 from decoding.vhr import VHR
 from mmlm import attach
-from mmlm.engine.branches import NoImage
+from mmlm.engine.branches.branch import NoImage
 from mmlm.errors import LayoutError
 
 FAST = M3ID(decay=0.3, first_step=1)

@@ -17,7 +17,7 @@ from passes import generate_recomputed, whole_pass
 
 from decoding.pai import PAI, boost, guidance
 from mmlm import Anatomy, attach
-from mmlm.engine.branches import NoImage
+from mmlm.engine.branches.branch import NoImage
 
 STRONG = PAI(alpha=2.0, gamma=1.5, first_layer=1)
 MODULES = {"llava": "llama", "qwen2_5_vl": "qwen2_5_vl"}

@@ -20,7 +20,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from decoding.vcd import VCD
 from decoding.vhr import VHR
 from mmlm import Method, attach
-from mmlm.engine import attention
+from mmlm.engine.attention import editor as attention
 from mmlm.engine.method import Paper
 
 PAPER = Paper(title="made for a test", arxiv="0000.00000", year=2026, venue="here")

@@ -16,8 +16,8 @@ import torch
 from decoding.vcd import VCD
 from decoding.vhr import VHR
 from mmlm import Anatomy, Method, TokenLayout, attach
-from mmlm.engine.blanks import without_blanks
-from mmlm.engine.branches import Branch, Flat, NoImage, Noised, Same
+from mmlm.engine.branches.blanks import without_blanks
+from mmlm.engine.branches.branch import Branch, Flat, NoImage, Noised, Same
 from mmlm.engine.method import Paper
 
 

@@ -5,7 +5,7 @@ import tiny
 import torch
 
 from mmlm import Anatomy, TokenLayout
-from mmlm.engine.sizes import tell_images_apart
+from mmlm.engine.vision.sizes import tell_images_apart
 from mmlm.errors import LayoutError
 
 

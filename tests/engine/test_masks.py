@@ -12,9 +12,9 @@ from decoding.pai import PAI
 from decoding.vcd import VCD
 from decoding.vhr import VHR
 from mmlm import Anatomy, Method, TokenLayout, attach
-from mmlm.engine.branches import NoImage, Noised
+from mmlm.engine.branches.branch import NoImage, Noised
 from mmlm.engine.layout import PROMPT, VISUAL
-from mmlm.engine.masks import opened
+from mmlm.engine.masks.openings import opened
 from mmlm.engine.method import Paper
 from mmlm.errors import IncompatibleMethods, LayoutError
 

@@ -14,8 +14,8 @@ from decoding.vcd import VCD
 from decoding.vhr import VHR
 from mmlm import Anatomy, Method, attach
 from mmlm.engine.attach import MARK
-from mmlm.engine.cells import cell_of, central, closeness, spread
 from mmlm.engine.method import Paper
+from mmlm.engine.vision.cells import cell_of, central, closeness, spread
 from mmlm.errors import LayoutError
 
 PAPER = Paper(title="made for a test", arxiv="0000.00000", year=2026, venue="here")

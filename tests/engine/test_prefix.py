@@ -9,9 +9,9 @@ import torch
 
 from decoding.inter import INTER
 from mmlm import attach
-from mmlm.engine import auxiliary, prefix
-from mmlm.engine.branches import Instruction, NoImage, NoText, UniformNoise
-from mmlm.engine.prefix import Filled, common_beginning
+from mmlm.engine.branches import auxiliary, prefix
+from mmlm.engine.branches.branch import Instruction, NoImage, NoText, UniformNoise
+from mmlm.engine.branches.prefix import Filled, common_beginning
 
 
 def filled(origin, mask=None, positions=None):

@@ -12,9 +12,9 @@ import torch
 from decoding.vcd import VCD
 from decoding.vhr import VHR
 from mmlm import Anatomy, Method, attach
-from mmlm.engine.branches import NoImage, Same
-from mmlm.engine.columns import Survivors, marked
+from mmlm.engine.branches.branch import NoImage, Same
 from mmlm.engine.method import Paper
+from mmlm.engine.removal.columns import Survivors, marked
 from mmlm.errors import IncompatibleMethods, LayoutError, UnsupportedModel
 
 PAPER = Paper(title="made for a test", arxiv="0000.00000", year=2026, venue="here")

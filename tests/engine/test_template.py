@@ -12,8 +12,8 @@ import torch
 from transformers import PreTrainedTokenizerFast
 
 import mmlm
+from mmlm.engine.branches.template import Template, known_processor, remember_processor
 from mmlm.engine.layout import TokenLayout
-from mmlm.engine.template import Template, known_processor, remember_processor
 from mmlm.errors import LayoutError
 from mmlm.inputs import SIMPLE_TEMPLATE, message, prepare
 

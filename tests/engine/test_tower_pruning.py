@@ -13,8 +13,8 @@ from decoding.vcd import VCD
 from decoding.vhr import VHR
 from mmlm import Anatomy, Method, attach
 from mmlm.engine.method import Paper
-from mmlm.engine.patch_rows import PackedRows, TileRows
-from mmlm.engine.tower import feature_block
+from mmlm.engine.vision.patch_rows import PackedRows, TileRows
+from mmlm.engine.vision.tower import feature_block
 from mmlm.errors import IncompatibleMethods, LayoutError
 
 PAPER = Paper(title="made for a test", arxiv="0000.00000", year=2026, venue="here")

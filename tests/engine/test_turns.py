@@ -5,9 +5,9 @@ import tiny
 import torch
 
 from mmlm import TokenLayout
+from mmlm.engine.branches.template import Template
 from mmlm.engine.layout import ANSWER
-from mmlm.engine.template import Template
-from mmlm.engine.turns import Handed, encoded, of_template
+from mmlm.engine.masks.turns import Handed, encoded, of_template
 from mmlm.inputs import use_chat_template
 
 CHATML = (

@@ -14,11 +14,16 @@ from transformers.models.internvl.modeling_internvl import InternVLVisionModel
 from decoding.vcd import VCD
 from decoding.vista import VISTA
 from mmlm import Anatomy, Method, attach
-from mmlm.engine import tower
-from mmlm.engine.branches import Same
+from mmlm.engine.branches.branch import Same
 from mmlm.engine.method import Paper
-from mmlm.engine.tower import attention_received, class_attention, feature_block, tower_query_key
-from mmlm.engine.vision import Sight
+from mmlm.engine.vision import tower
+from mmlm.engine.vision.sight import Sight
+from mmlm.engine.vision.tower import (
+    attention_received,
+    class_attention,
+    feature_block,
+    tower_query_key,
+)
 from mmlm.errors import LayoutError, UnsupportedModel
 
 PAPER = Paper(title="made for a test", arxiv="0000.00000", year=2026, venue="here")

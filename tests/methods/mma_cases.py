@@ -9,7 +9,7 @@ import torch
 
 from mmlm import TokenLayout
 from mmlm.engine.layout import ANSWER, PAD, PROMPT, VISUAL
-from mmlm.engine.masks import opened
+from mmlm.engine.masks.openings import opened
 
 PROMPTS = ["what is shown here ?", "is there a dog in the picture ? answer yes or no ."]
 

@@ -16,7 +16,7 @@ from transformers import LlavaForConditionalGeneration
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from mmlm import DARA, Anatomy, Method, TokenLayout, attach, build_in
-from mmlm.engine import attention
+from mmlm.engine.attention import editor as attention
 from mmlm.engine.method import Paper
 from mmlm.engine.weights import store
 from mmlm.methods.dara import Factors, explicit_slots, image_slots, place_images

@@ -11,7 +11,7 @@ from mma_cases import allowed, by_loops, layout, masks_of
 
 from mmlm import MMA, attach
 from mmlm.engine.layout import ANSWER, PAD, PROMPT, VISUAL, TokenLayout
-from mmlm.engine.turns import ROLES, encoded
+from mmlm.engine.masks.turns import ROLES, encoded
 
 AUTHORS = MMA(scope="first", prompt_end="marker")
 MARKER, PADDING = 32001, 32000

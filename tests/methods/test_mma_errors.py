@@ -7,7 +7,7 @@ import torch
 from mma_cases import layout, masks_of
 
 from mmlm import MMA, attach, build_in
-from mmlm.engine.turns import ROLES, encoded
+from mmlm.engine.masks.turns import ROLES, encoded
 from mmlm.methods.mma import rows_without_question
 
 # Row 1, flash kernels, stands in test_mma_kernels.py; the reference of DPO in

@@ -9,9 +9,9 @@ from shapes import assert_no_square, record_shapes
 from transformers.integrations import flex_attention as flex_module
 
 from mmlm import MMA, attach, build_in
-from mmlm.engine import split_attention
-from mmlm.engine.flash_kernels import Cuts, kernel_for
-from mmlm.engine.split_attention import attend, plan_of
+from mmlm.engine.masks import split_attention
+from mmlm.engine.masks.flash_kernels import Cuts, kernel_for
+from mmlm.engine.masks.split_attention import attend, plan_of
 from mmlm.errors import UnsupportedAttention
 
 KERNELS = ["eager", "flex_attention", "flash_attention_2"]
@@ -176,7 +176,7 @@ def test_split_makes_no_square_matrix():
 
 
 def _plan(roles):
-    from mmlm.engine.masks import opened_at
+    from mmlm.engine.masks.openings import opened_at
 
     rule = MMA().mask(None, roles)
 

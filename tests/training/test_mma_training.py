@@ -14,7 +14,7 @@ from transformers.masking_utils import create_causal_mask
 from mmlm import MMA, TokenLayout, attach, build_in
 from mmlm.engine.build_in import built_in
 from mmlm.engine.layout import ANSWER
-from mmlm.engine.turns import ROLES, Handed, of_template
+from mmlm.engine.masks.turns import ROLES, Handed, of_template
 from mmlm.errors import InputError
 from mmlm.model.checkpoint import load
 from tests.training import preference_toy

@@ -18,7 +18,7 @@ from trl_toy import losses, trainer
 import mmlm
 from data_tools.generators.prompts import CaptionPrompts
 from mmlm.engine.anatomy import Anatomy
-from mmlm.engine.prompts import encode
+from mmlm.engine.branches.prompts import encode
 from mmlm.inputs import load_image, render, use_chat_template
 from training.errors import EqualResponses
 from training.preference.collator import VisionPreferenceCollator

@@ -19,8 +19,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from mmlm.engine.anatomy import Anatomy
-from mmlm.engine.columns import Survivors
-from mmlm.engine.pruning import cut_arguments
+from mmlm.engine.removal.columns import Survivors
+from mmlm.engine.removal.pruning import cut_arguments
 from mmlm.methods.routers import Pooling
 from training.sft.documents import IGNORED
 

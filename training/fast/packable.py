@@ -7,7 +7,7 @@ from typing import Any
 from torch import nn
 
 from mmlm.engine.anatomy import Anatomy
-from mmlm.engine.kinds import FULL, SLIDING, kinds
+from mmlm.engine.masks.kinds import FULL, SLIDING, kinds
 from mmlm.engine.method import SITES
 from training.errors import FastPathRefused
 from training.fast.models import refuse_sites

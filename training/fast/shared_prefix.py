@@ -25,8 +25,8 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from mmlm.engine.anatomy import Anatomy
-from mmlm.engine.columns import typed_mask
-from mmlm.engine.kinds import FULL, kinds, window
+from mmlm.engine.masks.kinds import FULL, kinds, window
+from mmlm.engine.removal.columns import typed_mask
 from training.errors import FastPathRefused
 from training.fast.models import anatomy_of
 from training.fast.packable import refuse_dropout, refuse_model, refuse_prompt_learning

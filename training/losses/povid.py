@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mmlm.engine.pixels import NOISE_STEPS, signal_kept
+from mmlm.engine.vision.pixels import NOISE_STEPS, signal_kept
 from training.losses import ExtraLoss, Passes
 from training.losses.pixels import change_pictures
 from training.losses.shared import chosen_rows, compare, random_stream, sum_ratio
@@ -27,7 +27,7 @@ def noised(picture: Tensor, generator: torch.Generator, step: int) -> Tensor:
     Args:
         picture: [C, H, W], normalised.
         generator: Of eps.
-        step: t, see `mmlm.engine.pixels.signal_kept`.
+        step: t, see `mmlm.engine.vision.pixels.signal_kept`.
     """
     kept = signal_kept(step)
     eps = torch.randn(picture.shape, generator=generator).to(picture)

@@ -37,7 +37,7 @@ def check_features(
     import torch
 
     from mmlm.engine.anatomy import Anatomy
-    from mmlm.engine.prompts import encode
+    from mmlm.engine.branches.prompts import encode
 
     anatomy = Anatomy(model)
     image_ids = torch.tensor(anatomy.image_ids)

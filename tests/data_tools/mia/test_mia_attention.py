@@ -160,7 +160,7 @@ def test_chunks_of_the_engine_do_not_show(monkeypatch):
     model, processor = tiny.shared("llava")
     inputs, responses, _ = answers(model, processor)
     whole = force(model, processor, inputs, responses)
-    monkeypatch.setattr("mmlm.engine.attention._CHUNK", 1)  # one row at a time
+    monkeypatch.setattr("mmlm.engine.attention.editor._CHUNK", 1)  # one row at a time
     for a, b in zip(whole, force(model, processor, inputs, responses), strict=True):
         assert a.attention["images"] == pytest.approx(b.attention["images"], rel=1e-6)
 

@@ -1,10 +1,10 @@
 """Runs the auxiliary prompts of one main prompt, step by step with it.
 
 Their prefill runs once, in one batch per prompt length; what a prompt has in common with another
-one at its beginning runs once for both (:mod:`mmlm.engine.prefix`). Decoding either goes on in the
-branches' own cache, or, inside ``generate`` with an ordinary dynamic cache, *fused*: the branches'
-rows are laid below the main rows in the main cache, and every step is one forward pass over all of
-them. Either way the rows follow beam search through :func:`couple`.
+one at its beginning runs once for both (:mod:`mmlm.engine.branches.prefix`). Decoding either goes
+on in the branches' own cache, or, inside ``generate`` with an ordinary dynamic cache, *fused*: the
+branches' rows are laid below the main rows in the main cache, and every step is one forward pass
+over all of them. Either way the rows follow beam search through :func:`couple`.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from torch import Tensor
 from torch.nn import functional
 from transformers.cache_utils import DynamicCache, DynamicLayer
 
-from mmlm.engine.blocks import below, is_plain, left_padded, stack, take, take_columns
-from mmlm.engine.branches import Branch, BranchPrompt
+from mmlm.engine.branches.blocks import below, is_plain, left_padded, stack, take, take_columns
+from mmlm.engine.branches.branch import Branch, BranchPrompt
+from mmlm.engine.branches.prefix import Beginning, Filled, common_beginning, copied
 from mmlm.engine.layout import TokenLayout
-from mmlm.engine.prefix import Beginning, Filled, common_beginning, copied
 from mmlm.errors import LayoutError
 
 __all__ = ["Auxiliary", "couple"]

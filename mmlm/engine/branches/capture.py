@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
-from mmlm.engine.branches import Branch, Captured, Same
+from mmlm.engine.branches.branch import Branch, Captured, Same
 from mmlm.errors import LayoutError
 
 if TYPE_CHECKING:

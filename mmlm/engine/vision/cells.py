@@ -1,7 +1,7 @@
 """Grids of image states cut into cells: which cell a column lies in, and which column is central.
 
-Pure functions of integers and tensors; :mod:`mmlm.engine.pooling` uses them to put one feature per
-cell at the place of the cell's centre.
+Pure functions of integers and tensors; :mod:`mmlm.engine.vision.pooling` uses them to put one
+feature per cell at the place of the cell's centre.
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@ window lengths and rotary positions, so that the rest of the tower really has le
 the block that makes the image features nothing is computed any more. A projector that maps each
 feature by itself gets the survivors only; one that merges patches first gets all places, with
 zeros where nothing is left. Its output has a row for every feature again, and the positions of
-those that are gone are taken out of the prompt by :mod:`mmlm.engine.compaction`.
+those that are gone are taken out of the prompt by :mod:`mmlm.engine.removal.compaction`.
 
 A block under gradient checkpointing computes a second time in the backward pass, when no picture is
 in the tower: it is given the mask that it was given, by :class:`_Replays`.
@@ -26,10 +26,10 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from mmlm.engine.patch_look import block_attention, catch_projections, refuse_unknown_tower
-from mmlm.engine.patch_rows import PackedRows, TileRows
-from mmlm.engine.tower import NORM_NAMES, feature_blocks, first_of
-from mmlm.engine.tower_pass import TowerPass
+from mmlm.engine.vision.patch_look import block_attention, catch_projections, refuse_unknown_tower
+from mmlm.engine.vision.patch_rows import PackedRows, TileRows
+from mmlm.engine.vision.tower import NORM_NAMES, feature_blocks, first_of
+from mmlm.engine.vision.tower_pass import TowerPass
 
 if TYPE_CHECKING:
     from mmlm.engine.session import Session

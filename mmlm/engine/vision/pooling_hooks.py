@@ -1,4 +1,4 @@
-"""Watches the encoding of pictures and videos for :mod:`mmlm.engine.pooling`."""
+"""Watches the encoding of pictures and videos for :mod:`mmlm.engine.vision.pooling`."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from mmlm.engine.originals import Pictures
-from mmlm.engine.pooling import Pooling
+from mmlm.engine.vision.originals import Pictures
+from mmlm.engine.vision.pooling import Pooling
 
 if TYPE_CHECKING:
     from mmlm.engine.session import Session

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 from transformers.masking_utils import create_causal_mask, create_sliding_window_causal_mask
 
-from mmlm.engine.columns import typed_mask
-from mmlm.engine.flex import asking
-from mmlm.engine.kinds import BLOCKS, FULL, SLIDING, kind_of_mask, kinds
+from mmlm.engine.masks.flex import asking
+from mmlm.engine.masks.kinds import BLOCKS, FULL, SLIDING, kind_of_mask, kinds
+from mmlm.engine.removal.columns import typed_mask
 from mmlm.errors import LayoutError
 
 __all__ = ["written_out"]

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from mmlm.engine.attention_rows import Call
+from mmlm.engine.attention.rows import Call
 
 if TYPE_CHECKING:
     from mmlm.engine.session import Session

@@ -4,8 +4,8 @@ A tile's states are pooled before the projector wherever that can take a smaller
 works on what is left only. Its output is spread out again, each column with the feature of its
 cell, so that the model's own packing (unpadding, line ends, tiles of different pictures) and its
 placeholders need not know; all columns but one of a cell then leave the prompt before the first
-layer, as in :mod:`mmlm.engine.compaction`. What stays is the column at the cell's centre, in
-families with positions in several axes with its position.
+layer, as in :mod:`mmlm.engine.removal.compaction`. What stays is the column at the cell's centre,
+in families with positions in several axes with its position.
 
 What entered the projector, and on request what it makes of it, is kept until the methods' ``begin``
 has been called: :meth:`Pooling.originals`. It also works for videos, whose frames are tiles.
@@ -21,11 +21,11 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from mmlm.engine.cells import spread
-from mmlm.engine.columns import Survivors
-from mmlm.engine.originals import Originals, Pictures
-from mmlm.engine.patch_rows import PackedRows
-from mmlm.engine.placing import Frame, Placing, windows_undone
+from mmlm.engine.removal.columns import Survivors
+from mmlm.engine.vision.cells import spread
+from mmlm.engine.vision.originals import Originals, Pictures
+from mmlm.engine.vision.patch_rows import PackedRows
+from mmlm.engine.vision.placing import Frame, Placing, windows_undone
 from mmlm.errors import LayoutError
 
 if TYPE_CHECKING:

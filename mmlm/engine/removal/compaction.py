@@ -6,8 +6,8 @@ numbers without gaps; then decoding goes on from the smaller ones. The caches, t
 site see the shorter prompt only. Features whose patches left the vision tower (``patches``) go the
 same way.
 
-A feature's position is found through the model's own packing (:class:`mmlm.engine.vision.Sight`).
-A line end stays if anything in its line stays.
+A feature's position is found through the model's own packing
+(:class:`mmlm.engine.vision.sight.Sight`). A line end stays if anything in its line stays.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
 
-from mmlm.engine.base_masks import written_out
-from mmlm.engine.branches import BranchPrompt
-from mmlm.engine.columns import Survivors, marked, step_mask, typed_mask
-from mmlm.engine.kinds import SLIDING, first_layer, kinds, window
+from mmlm.engine.branches.branch import BranchPrompt
 from mmlm.engine.layout import TokenLayout
+from mmlm.engine.masks.base_masks import written_out
+from mmlm.engine.masks.kinds import SLIDING, first_layer, kinds, window
+from mmlm.engine.removal.columns import Survivors, marked, step_mask, typed_mask
 from mmlm.errors import LayoutError
 
 if TYPE_CHECKING:

@@ -2,7 +2,8 @@
 
 A row that keeps fewer positions than its neighbours is padded on the left: its first columns hold
 something, but no mask lets anybody see them. Pure functions of tensors; who decides is
-:mod:`mmlm.engine.pruning` (from a layer on) and :mod:`mmlm.engine.compaction` (before the first).
+:mod:`mmlm.engine.removal.pruning` (from a layer on) and :mod:`mmlm.engine.removal.compaction`
+(before the first).
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Auxiliary prompts beside the main one: another image or none, no question, another instruction.
 
 A :class:`Branch` says *what* the auxiliary prompt is and is a frozen value: equal branches of
-several methods are one. How branches are run is :mod:`mmlm.engine.auxiliary`'s business.
+several methods are one. How branches are run is :mod:`mmlm.engine.branches.auxiliary`'s business.
 
 Every branch is built from the main prompt's own tokens, so its chat template stays as it was.
 Branches with the true image take its features from the main pass; those with another image run the
@@ -20,9 +20,8 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional
 
-from mmlm.engine.blanks import without_blanks
-from mmlm.engine.pixels import by_picture, draw_diffusion_noise, draw_uniform_noise, put_back
-from mmlm.engine.prompts import (
+from mmlm.engine.branches.blanks import without_blanks
+from mmlm.engine.branches.prompts import (
     BranchPrompt,
     Captured,
     Columns,
@@ -35,7 +34,8 @@ from mmlm.engine.prompts import (
     positions_of,
     true_image,
 )
-from mmlm.engine.template import Template
+from mmlm.engine.branches.template import Template
+from mmlm.engine.vision.pixels import by_picture, draw_diffusion_noise, draw_uniform_noise, put_back
 
 if TYPE_CHECKING:
     from mmlm.engine.anatomy import Anatomy

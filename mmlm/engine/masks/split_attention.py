@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from transformers import AttentionInterface
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from mmlm.engine.flash_kernels import Cuts, Kernel, kernel_for
+from mmlm.engine.masks.flash_kernels import Cuts, Kernel, kernel_for
 from mmlm.errors import UnsupportedAttention
 
 __all__ = ["Plan", "attend", "checked_kernel", "handed_over", "intercept", "plan_of"]

@@ -15,14 +15,14 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from mmlm.engine.tower import ATTENTION_NAMES, ROTARY_NAMES, first_of
+from mmlm.engine.vision.tower import ATTENTION_NAMES, ROTARY_NAMES, first_of
 from mmlm.errors import UnknownTower, UnsupportedModel
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from mmlm.engine.anatomy import Anatomy
-    from mmlm.engine.patch_rows import PackedRows, TileRows
+    from mmlm.engine.vision.patch_rows import PackedRows, TileRows
 
 __all__ = ["PatchLook", "block_attention", "catch_projections", "refuse_unknown_tower"]
 

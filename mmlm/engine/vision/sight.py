@@ -26,9 +26,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from mmlm.engine.combine import chain
-from mmlm.engine.sizes import pictures_of_tiles
-from mmlm.engine.tower_pass import TowerPass
-from mmlm.engine.tower_pruning import install_tower_pruning
+from mmlm.engine.vision.sizes import pictures_of_tiles
+from mmlm.engine.vision.tower_pass import TowerPass
+from mmlm.engine.vision.tower_pruning import install_tower_pruning
 from mmlm.errors import LayoutError
 
 if TYPE_CHECKING:

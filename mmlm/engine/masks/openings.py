@@ -5,8 +5,8 @@ is OR-ed to what the model would see by itself. That is built by the library's o
 windows, packed rows, static caches and families with bidirectional images stay as they are, and is
 handed to the decoder as a ready 4-D mask, or one per kind of layer; for flex kernels as a mask of
 blocks, for flash kernels, which take none, as a plan of attention in two parts
-(:mod:`mmlm.engine.split_attention`). Padding stays closed, a window bounds what a rule opens as it
-bounds everything else, and documents of a packed row stay apart.
+(:mod:`mmlm.engine.masks.split_attention`). Padding stays closed, a window bounds what a rule opens
+as it bounds everything else, and documents of a packed row stay apart.
 
 (The library's own argument for further rules, ``or_mask_function``, is of no use here: in packed
 rows it is asked about positions in the document instead of the row, and it escapes windows.)
@@ -26,10 +26,10 @@ from jaxtyping import Bool, Int
 from torch import Tensor, nn
 from torch.nn import functional
 
-from mmlm.engine.base_masks import written_out
-from mmlm.engine.columns import open_mask
-from mmlm.engine.flex import block_mask
-from mmlm.engine.kinds import (
+from mmlm.engine.layout import TokenLayout
+from mmlm.engine.masks.base_masks import written_out
+from mmlm.engine.masks.flex import block_mask
+from mmlm.engine.masks.kinds import (
     BLOCKS,
     DENSE,
     SPLIT,
@@ -39,8 +39,8 @@ from mmlm.engine.kinds import (
     reasons_against_masks,
     window,
 )
-from mmlm.engine.layout import TokenLayout
-from mmlm.engine.split_attention import checked_kernel, handed_over, intercept, plan_of
+from mmlm.engine.masks.split_attention import checked_kernel, handed_over, intercept, plan_of
+from mmlm.engine.removal.columns import open_mask
 from mmlm.errors import IncompatibleMethods, LayoutError, UnsupportedAttention
 
 if TYPE_CHECKING:

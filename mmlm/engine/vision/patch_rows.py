@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from mmlm.engine.columns import Survivors, typed_mask
+from mmlm.engine.removal.columns import Survivors, typed_mask
 from mmlm.errors import LayoutError
 
 __all__ = ["PackedRows", "TileRows"]

@@ -1,7 +1,8 @@
 """The main prompt as auxiliary prompts are made from it, and what an auxiliary prompt is made of.
 
-What is done to the prompt is :mod:`mmlm.engine.branches`' business; here are its parts: tokens,
-embeddings with image features, positions by the model's own rule, and how gaps are closed up.
+What is done to the prompt is :mod:`mmlm.engine.branches.branch`' business; here are its parts:
+tokens, embeddings with image features, positions by the model's own rule, and how gaps are closed
+up.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional
 
-from mmlm.engine.template import Template
+from mmlm.engine.branches.template import Template
 from mmlm.errors import LayoutError
 
 if TYPE_CHECKING:

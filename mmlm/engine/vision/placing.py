@@ -2,7 +2,7 @@
 
 A frame is one grid of features: a picture, a tile of one, or a frame of a video. Features stand in
 the order of the placeholders, or are packed by the model's own function, through which marks are
-sent (see :mod:`mmlm.engine.vision`).
+sent (see :mod:`mmlm.engine.vision.sight`).
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from mmlm.engine.cells import central, closeness, spread
+from mmlm.engine.vision.cells import central, closeness, spread
 from mmlm.errors import LayoutError
 
 if TYPE_CHECKING:
     from mmlm.engine.anatomy import Anatomy
-    from mmlm.engine.originals import Pictures
     from mmlm.engine.session import Session
+    from mmlm.engine.vision.originals import Pictures
 
 __all__ = ["Frame", "Placing", "windows_undone"]
 
@@ -231,7 +231,7 @@ class Placing:
 
     def _nearest(self, packed: Tensor, tiles: int, line_ends: str) -> Bool[Tensor, "n"]:
         """Of each cell of each tile the position that is nearest to its centre."""
-        from mmlm.engine.compaction import _with_line_ends
+        from mmlm.engine.removal.compaction import _with_line_ends
 
         near = packed[:, 3:]
         n, cells = near.shape

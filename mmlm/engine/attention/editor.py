@@ -5,7 +5,7 @@ model's own kernel runs for all rows, then the rows that methods asked for are c
 time in plain torch, in chunks, edited, and written over the kernel's output where they changed.
 Everywhere else that output stays, bit for bit. No N x N tensor is ever made, whatever the kernel.
 Where nothing but gains on keys acts in a layer, no row is computed a second time: the kernel itself
-runs on scaled keys (:mod:`mmlm.engine.scaled_keys`).
+runs on scaled keys (:mod:`mmlm.engine.attention.scaled_keys`).
 
 The mask function is registered under the same name. Without it the library would build no mask at
 all and say nothing: causality and padding would be lost.
@@ -26,9 +26,9 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from mmlm.engine.attention_rows import AttentionRows, Call, RowsOfWhatIsLeft
+from mmlm.engine.attention.rows import AttentionRows, Call, RowsOfWhatIsLeft
+from mmlm.engine.attention.scaled_keys import PerHead, on_scaled_keys
 from mmlm.engine.combine import chain, product, total
-from mmlm.engine.scaled_keys import PerHead, on_scaled_keys
 from mmlm.errors import UnsupportedModel
 
 if TYPE_CHECKING:

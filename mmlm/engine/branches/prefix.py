@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import DynamicCache
 
-from mmlm.engine.blocks import take, take_columns
+from mmlm.engine.branches.blocks import take, take_columns
 
 __all__ = ["Beginning", "Filled", "common_beginning", "copied"]
 

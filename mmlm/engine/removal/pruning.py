@@ -21,12 +21,12 @@ import torch
 from jaxtyping import Int
 from torch import Tensor, nn
 
-from mmlm.engine.apart import Group, groups, install_apart
-from mmlm.engine.columns import Survivors, marked, step_mask, typed_mask
-from mmlm.engine.deepstack import unstacked
 from mmlm.engine.guard import refuse_static
-from mmlm.engine.kinds import kind_of_layer, window
-from mmlm.engine.masks import opened
+from mmlm.engine.masks.kinds import kind_of_layer, window
+from mmlm.engine.masks.openings import opened
+from mmlm.engine.removal.apart import Group, groups, install_apart
+from mmlm.engine.removal.columns import Survivors, marked, step_mask, typed_mask
+from mmlm.engine.vision.deepstack import unstacked
 from mmlm.errors import LayoutError
 
 if TYPE_CHECKING:

@@ -19,7 +19,7 @@ from jaxtyping import Bool, Int
 from torch import Tensor, nn
 
 if TYPE_CHECKING:
-    from mmlm.engine.pruning import Pruning
+    from mmlm.engine.removal.pruning import Pruning
 
 __all__ = ["Group", "groups", "install_apart"]
 

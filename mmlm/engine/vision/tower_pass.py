@@ -1,7 +1,8 @@
 """One pass of pictures through a vision tower that may lose patches on the way.
 
 What it holds: which patches are there, which features are left in the end, and the states of all
-places that later code of the model reads. Who hooks the tower is :mod:`mmlm.engine.tower_pruning`.
+places that later code of the model reads. Who hooks the tower is
+:mod:`mmlm.engine.vision.tower_pruning`.
 """
 
 from __future__ import annotations
@@ -12,15 +13,15 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from mmlm.engine.columns import Survivors, marked
-from mmlm.engine.patch_look import PatchLook
-from mmlm.engine.patch_rows import PackedRows, TileRows
-from mmlm.engine.tower import feature_blocks
+from mmlm.engine.removal.columns import Survivors, marked
+from mmlm.engine.vision.patch_look import PatchLook
+from mmlm.engine.vision.patch_rows import PackedRows, TileRows
+from mmlm.engine.vision.tower import feature_blocks
 from mmlm.errors import LayoutError
 
 if TYPE_CHECKING:
     from mmlm.engine.session import Session
-    from mmlm.engine.vision import Sight
+    from mmlm.engine.vision.sight import Sight
 
 __all__ = ["TowerPass", "kept_by_row"]
 

@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from mmlm.engine.placing import Frame
+    from mmlm.engine.vision.placing import Frame
 
 __all__ = ["Originals", "Pictures"]
 

@@ -2,7 +2,7 @@
 
 A layout read from ids is one turn of prompt text. Two know more: a collator, which wrote the
 conversation and hands its knowledge over with the batch (:data:`ROLES`), and the chat template,
-whose fixed text is found again in the ids (:meth:`mmlm.engine.template.Template.turns`).
+whose fixed text is found again in the ids (:meth:`mmlm.engine.branches.template.Template.turns`).
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from mmlm.engine.branches.template import Template
 from mmlm.engine.layout import ANSWER, PROMPT, TokenLayout
-from mmlm.engine.template import Template
 from mmlm.errors import LayoutError
 
 if TYPE_CHECKING:

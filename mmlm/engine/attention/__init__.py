@@ -1,0 +1,1 @@
+"""Attention rows that methods read and edit, beside the model's own kernel."""

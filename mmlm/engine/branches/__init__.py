@@ -1,0 +1,1 @@
+"""Auxiliary prompts: what they are, how they are made and run."""

@@ -1,0 +1,1 @@
+"""Who may attend to whom: rules, kinds of layers, and what each kernel can be told."""

@@ -1,0 +1,1 @@
+"""Positions that leave a prompt: before the first layer, or between two layers."""

@@ -1,0 +1,1 @@
+"""Pictures: the tower, what it sees, what leaves it, and where its features stand in a prompt."""
