@@ -106,18 +106,18 @@ def difference(plain: CountTable, other: CountTable, name: str) -> Difference:
 def recommended(effects: Sequence[Effect]) -> str:
     """Every method at its recommended setting."""
     chosen = [e for e in effects if e.setting.rank == 0 and e.setting.group != PLAIN]
-    return table(HEAD, [_values(effects[0]), *(_row(effects[0], e) for e in chosen)])
+    return table(HEAD, [plain_cells(effects[0]), *(_row(effects[0], e) for e in chosen)])
 
 
 def strengths(effects: Sequence[Effect]) -> str:
     """Every setting."""
-    return table(HEAD, [_values(effects[0]), *(_row(effects[0], e) for e in effects[1:])])
+    return table(HEAD, [plain_cells(effects[0]), *(_row(effects[0], e) for e in effects[1:])])
 
 
 TABLES = {make.__name__: make for make in (recommended, strengths)}
 
 
-def _values(plain: Effect) -> list[str]:
+def plain_cells(plain: Effect) -> list[str]:
     """Plain decoding, in its own numbers."""
     cells = ["plain"]
     for name in CAPTIONS:
@@ -133,13 +133,13 @@ def _row(plain: Effect, effect: Effect) -> list[str]:
     cells = [label if effect.setting.group == PLAIN else f"`{label}`"]
     for name in CAPTIONS:
         change = difference(plain.captions, effect.captions, name)
-        cells.append(_change(change, 1 if name == "mean_length" else 100))
+        cells.append(change_cell(change, 1 if name == "mean_length" else 100))
     for kind, answers in effect.polls.items():
-        cells.append(_change(difference(plain.polls[kind], answers, "accuracy"), 100))
+        cells.append(change_cell(difference(plain.polls[kind], answers, "accuracy"), 100))
     return [*cells, effect.changed(plain)]
 
 
-def _change(change: Difference, factor: float) -> str:
+def change_cell(change: Difference, factor: float) -> str:
     if change.value is None or change.interval is None:
         return "undefined"
     low, high = (_signed(factor * end) for end in (change.interval.low, change.interval.high))

@@ -100,12 +100,12 @@ def gates() -> dict[str, float]:
 
 def store(record: dict[str, Any]) -> None:
     """Writes what is there so far."""
-    measure_effects._store(RESULT, record)
+    measure_effects.store(RESULT, record)
 
 
-def page(record: dict[str, Any]) -> str:
-    """Tables: every model in its own numbers, and CrossLMM against pooling alone."""
-    from effects_page import Effect, _change, difference
+def effects(record: dict[str, Any]) -> str:
+    """Every model in its own numbers, and CrossLMM against pooling alone."""
+    from effects_page import Effect, change_cell, difference
 
     found = {name: Effect(Setting(PLAIN, name, 0), kept) for name, kept in record["models"].items()}
     kinds = ("random", "popular", "adversarial")
@@ -125,25 +125,31 @@ def page(record: dict[str, Any]) -> str:
         cells = [f"CrossLMM - {REFERENCE}"]
         for metric, _ in METRICS:
             change = difference(plain.captions, cross.captions, metric)
-            cells.append(_change(change, 1 if metric == "mean_length" else 100))
+            cells.append(change_cell(change, 1 if metric == "mean_length" else 100))
         cells += [
-            _change(difference(plain.polls[k], cross.polls[k], "accuracy"), 100) for k in kinds
+            change_cell(difference(plain.polls[k], cross.polls[k], "accuracy"), 100) for k in kinds
         ]
         rows.append(cells)
-    parts = [table(head, rows)]
+    return table(head, rows)
+
+
+def attention(record: dict[str, Any]) -> str:
+    """Text dominance, and the share of attention that the picture gets."""
     stages = ("early", "middle", "late")
     names = [f"{kind}_{stage}" for kind in ("mdi", "attention_image") for stage in stages]
     lines = []
     for name, kept in record["models"].items():
         means = kept["dominance"]["means"]
         lines.append([name, *(f"{means[n]:.3g}" for n in names if n in means)])
-    if lines:
-        parts.append(table(["model", *names], lines))
-    if record.get("prefill_ms"):
-        whole = record["prefill_ms"]["whole"]
-        lines = [[n, f"{t:.0f}", f"{whole / t:.2f}"] for n, t in record["prefill_ms"].items()]
-        parts.append(table(["model", "prefill, ms", "times faster"], lines))
-    return "\n\n".join(parts)
+    return table(["model", *names], lines)
+
+
+def prefill_times(record: dict[str, Any]) -> str:
+    """Times of a first pass; none yet: an empty table."""
+    times = record.get("prefill_ms", {})
+    whole = times.get("whole", 0.0)
+    lines = [[name, f"{t:.0f}", f"{whole / t:.2f}"] for name, t in times.items()]
+    return table(["model", "prefill, ms", "times faster"], lines)
 
 
 def draw(record: dict[str, Any]) -> None:
@@ -205,7 +211,7 @@ def main() -> int:
     if RESULT.exists():
         record = json.loads(RESULT.read_text(encoding="utf-8"))
     if arguments.page:
-        print(page(record))
+        print("\n\n".join(make(record) for make in (effects, attention, prefill_times)))
         draw(record)
         return 0
     torch.set_num_threads(arguments.threads)
@@ -227,12 +233,12 @@ def main() -> int:
         record["prefill_ms"] = prefills(pictures)
         record["gates"] = gates()
         record["information"] = {
-            "commit": measure_effects._commit(),
+            "commit": measure_effects.commit(),
             "threads": arguments.threads,
             **{name: version(name) for name in ("torch", "transformers")},
         }
         store(record)
-    print(page(record))
+    print("\n\n".join(make(record) for make in (effects, attention, prefill_times)))
     draw(record)
     return 0
 

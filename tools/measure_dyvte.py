@@ -15,14 +15,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
 import statistics
 import sys
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from measure_effects import PLAIN, ROOT, Setting, _commit, measure
+from measure_effects import PLAIN, ROOT, Setting, commit, measure, store
 from measure_embedded import CLASSES_ASKED, QUESTION, SPLIT, Pictures, _picture
 from measure_pruning import dominance
 
@@ -127,15 +126,6 @@ def training_record(run: Path) -> dict[str, Any]:
     }
 
 
-def _store(record: dict[str, Any]) -> None:
-    """Writes the record whole or not at all, lists of numbers on one line."""
-    text = json.dumps(record, indent=1)
-    text = re.sub(r"\[[-\d.,\s]+\]", lambda m: re.sub(r"\s+", "", m[0]), text)
-    temporary = STORED.with_suffix(".tmp")
-    temporary.write_text(text + "\n", encoding="utf-8")
-    temporary.replace(STORED)
-
-
 def run(arguments: argparse.Namespace) -> None:
     """Measures what is missing."""
     model, processor = mmlm.load("embedded")
@@ -147,24 +137,24 @@ def run(arguments: argparse.Namespace) -> None:
         stored = json.loads(STORED.read_text(encoding="utf-8"))
         record = stored if stored["identity"] == who else record
     record["information"] = {
-        "commit": _commit(), **{name: version(name) for name in ("torch", "transformers")}
+        "commit": commit(), **{name: version(name) for name in ("torch", "transformers")}
     }  # fmt: skip
     record["training"] = training_record(arguments.run)
     if "margins" not in record:
         record["margins"] = margins(model, processor, file, pictures)
-        _store(record)
+        store(STORED, record)
     known = settings(file, LAYERS)
     missing = [name for name in known if name not in record["settings"]]
     for name in missing[: arguments.at_most]:
         setting = known[name]
         found = record["settings"][name] = measure(model, processor, setting, pictures)
-        _store(record)
+        store(STORED, record)
         print(f"{name}: {found['seconds']:.0f} s", file=sys.stderr, flush=True)
     for name in DOMINANCE:
         found = record["settings"].get(name)
         if found is not None and "dominance" not in found:
             found["dominance"] = dominance(model, processor, known[name], pictures)
-            _store(record)
+            store(STORED, record)
 
 
 def main() -> int:

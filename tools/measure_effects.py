@@ -133,17 +133,16 @@ def _counts(table: CountTable) -> dict[str, Any]:
     }
 
 
-def _store(path: Path, record: dict[str, Any]) -> None:
+def store(path: Path, record: dict[str, Any]) -> None:
     """Writes a record whole or not at all, a list of numbers on one line."""
-    text = re.sub(
-        r"\[[-\d,\s]+\]", lambda m: re.sub(r"\s+", "", m[0]), json.dumps(record, indent=1)
-    )
+    text = json.dumps(record, indent=1)
+    text = re.sub(r"\[[-+.\deE,\s]+\]", lambda m: re.sub(r"\s+", "", m[0]), text)
     temporary = path.with_suffix(".tmp")
     temporary.write_text(text + "\n", encoding="utf-8")
     temporary.replace(path)
 
 
-def _is_there(path: Path, who: dict[str, Any]) -> bool:
+def is_there(path: Path, who: dict[str, Any]) -> bool:
     """Whether a setting was measured, on these pictures or more."""
     if not path.exists():
         return False
@@ -152,7 +151,17 @@ def _is_there(path: Path, who: dict[str, Any]) -> bool:
     return enough and stored == {**who, "pictures": stored["pictures"]}
 
 
-def _commit() -> str:
+def store_measured(
+    setting: Setting, who: dict[str, Any], record: dict[str, Any], threads: int
+) -> None:
+    """Writes what was measured beside what it was measured with, and says how long it took."""
+    versions = {name: version(name) for name in ("torch", "transformers")}
+    information = {"commit": commit(), "threads": threads, **versions}
+    store(setting.path, {"identity": who, **record, "information": information})
+    print(f"{setting.text}: {record['seconds']:.0f} s", file=sys.stderr, flush=True)
+
+
+def commit() -> str:
     command = ["git", "describe", "--always", "--dirty", "--exclude=*"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     return done.stdout.strip()
@@ -188,13 +197,9 @@ def main() -> int:
     RESULTS.mkdir(parents=True, exist_ok=True)
     for setting in _chosen(arguments):
         who = identity(model, setting, pictures)
-        if not arguments.again and _is_there(setting.path, who):
-            continue
-        record = measure(model, processor, setting, pictures)
-        versions = {name: version(name) for name in ("torch", "transformers")}
-        information = {"commit": _commit(), "threads": arguments.threads, **versions}
-        _store(setting.path, {"identity": who, **record, "information": information})
-        print(f"{setting.text}: {record['seconds']:.0f} s", file=sys.stderr, flush=True)
+        if arguments.again or not is_there(setting.path, who):
+            record = measure(model, processor, setting, pictures)
+            store_measured(setting, who, record, arguments.threads)
     return 0
 
 

@@ -19,12 +19,19 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import measure_effects
-from measure_effects import PLAIN, ROOT, Setting, identity, measure
+from measure_effects import (
+    PLAIN,
+    ROOT,
+    Setting,
+    identity,
+    is_there,
+    measure,
+    store,
+    store_measured,
+)
 from measure_embedded import QUESTION, SPLIT, Pictures, _picture
 
 import mmlm
@@ -137,21 +144,15 @@ def main() -> int:
             if setting.path.exists():
                 stored = json.loads(setting.path.read_text(encoding="utf-8"))
                 stored["prefill"] = prefill(model, processor, setting, pictures)
-                measure_effects._store(setting.path, stored)
+                store(setting.path, stored)
                 print(json.dumps({setting.text: stored["prefill"]}), file=sys.stderr, flush=True)
             continue
-        if not arguments.again and measure_effects._is_there(setting.path, who):
+        if not arguments.again and is_there(setting.path, who):
             continue
         record = measure(model, processor, setting, pictures)
         record["dominance"] = dominance(model, processor, setting, pictures)
         record["prefill"] = prefill(model, processor, setting, pictures)
-        versions = {name: version(name) for name in ("torch", "transformers")}
-        commit = measure_effects._commit()
-        information = {"commit": commit, "threads": arguments.threads, **versions}
-        measure_effects._store(
-            setting.path, {"identity": who, **record, "information": information}
-        )
-        print(json.dumps({setting.text: record["prefill"]}), file=sys.stderr, flush=True)
+        store_measured(setting, who, record, arguments.threads)
     return 0
 
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from effects_page import Effect, _change, _values, difference, load
+from effects_page import Effect, change_cell, difference, load, plain_cells
 from embedded_tables import table
 from measure_effects import PLAIN, ROOT
 from measure_pruning import settings
@@ -45,15 +45,15 @@ MARKERS = {"FlowCut": "o", "ClsPruner": "s", "RandomPruner": "^"}
 def effects(found: Sequence[Effect]) -> str:
     """What every setting changes, and how much faster a prefill with its pictures is."""
     plain = found[0]
-    values = _values(plain)
+    values = plain_cells(plain)
     rows = [[*values[:5], *values[6:9], "x1"]]
     for effect in found[1:]:
         cells = [f"`{effect.setting.label}`"]
         for name in CAPTIONS:
             change = difference(plain.captions, effect.captions, name)
-            cells.append(_change(change, 1 if name == "mean_length" else 100))
+            cells.append(change_cell(change, 1 if name == "mean_length" else 100))
         for kind, answers in effect.polls.items():
-            cells.append(_change(difference(plain.polls[kind], answers, "accuracy"), 100))
+            cells.append(change_cell(difference(plain.polls[kind], answers, "accuracy"), 100))
         rows.append([*cells, f"x{effect.record['prefill']['ratio']:.2f}"])
     return table(CHANGES, rows)
 

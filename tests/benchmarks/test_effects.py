@@ -58,10 +58,10 @@ def test_a_setting_on_fewer_pictures_is_compared_on_those(tools):
 def test_a_record_is_stored_whole_and_read_back(tools, tmp_path):
     import json
 
-    from measure_effects import _store
+    from measure_effects import store
 
     path = tmp_path / "a.json"
-    _store(path, {"images": [1, 2, 3], "text": "[1, 2]", "nested": {"x": [0.5]}})
+    store(path, {"images": [1, 2, 3], "text": "[1, 2]", "nested": {"x": [0.5]}})
     assert json.loads(path.read_text())["images"] == [1, 2, 3]
     assert "[1,2,3]" in path.read_text()
     assert list(tmp_path.iterdir()) == [path]

@@ -1,4 +1,4 @@
-"""The tables of pruning say what the stored records say."""
+"""The tables of model-side methods in docs/effects.md say what the stored records say."""
 
 import json
 import subprocess
@@ -17,16 +17,26 @@ def tools(monkeypatch):
     monkeypatch.syspath_prepend(str(ROOT / "tools"))
 
 
-def test_the_page_is_that_of_the_stored_records():
-    check = [sys.executable, "tools/pruning_page.py", "--check"]
+@pytest.mark.parametrize(
+    ("tool", "begin", "end"),
+    [
+        ("pruning_page", "<!-- pruning: effects -->", "<!-- pruning end -->"),
+        ("model_side_page", "<!-- model side: dara -->", "<!-- model side end -->"),
+    ],
+)
+def test_the_page_is_that_of_the_stored_records(tool, begin, end, tmp_path):
+    check = [sys.executable, f"tools/{tool}.py", "--check"]
     assert subprocess.run(check, cwd=ROOT, check=False).returncode == 0
-
-
-def test_a_page_that_says_something_else_is_noticed(tools, tmp_path):
     page = tmp_path / "page.md"
-    page.write_text("a\n<!-- pruning: effects -->\nold\n<!-- pruning end -->\nb\n")
-    check = [sys.executable, "tools/pruning_page.py", "--check", "--document", str(page)]
-    assert subprocess.run(check, cwd=ROOT, check=False).returncode == 1
+    page.write_text(f"a\n{begin}\nold\n{end}\nb\n")
+    other = [*check, "--document", str(page)]
+    assert subprocess.run(other, cwd=ROOT, check=False).returncode == 1
+
+
+def test_every_table_of_trained_methods_stands_in_the_page(tools):
+    from model_side_page import DOCUMENT, MARKED, TABLES
+
+    assert [m[2] for m in MARKED.finditer(DOCUMENT.read_text())] == list(TABLES)
 
 
 def test_three_methods_at_three_budgets(tools):
