@@ -15,13 +15,11 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import statistics
 import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -29,6 +27,7 @@ import torch
 from torch import Tensor
 
 import mmlm
+from benchmarks.speed import write_report
 from benchmarks.speed_model import IMAGE, PRESETS, Shape, build_model
 from mmlm import DyVTE
 from mmlm.engine import flops
@@ -199,16 +198,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     shape = PRESETS[given.preset] if given.preset else SHAPE
     model = build_model(shape, given.dtype, given.device)
     record = measure(model, repeats=given.repeats, hidden=given.hidden)
-    machine = {
-        "device": given.device,
-        "processor": platform.processor() or platform.machine(),
-        "threads": given.threads,
-        **{name: version(name) for name in ("torch", "transformers")},
-    }
     sizes = {"layers": shape.layers, "width": shape.width, "hidden": given.hidden}
-    Path(given.output).parent.mkdir(parents=True, exist_ok=True)
-    text = json.dumps({"machine": machine, "sizes": sizes, **record}, indent=1)
-    Path(given.output).write_text(text + "\n", encoding="utf-8")
+    facts = {"dtype": given.dtype, "sizes": sizes, **record}
+    write_report(Path(given.output), given.device, facts)
     for kind, rows in record.items():
         for row in rows:
             print(kind, json.dumps(row))

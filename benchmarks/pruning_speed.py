@@ -15,19 +15,18 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import statistics
 import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
 
 import mmlm
+from benchmarks.speed import write_report
 from benchmarks.speed_model import IMAGE, PRESETS, Shape, build_model
 from mmlm import FlowCut
 from mmlm.engine import flops
@@ -200,17 +199,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     shape = PRESETS[given.preset] if given.preset else SHAPE
     model = build_model(shape, given.dtype, given.device)
     rows = measure(model, repeats=given.repeats)
-    machine = {
-        "device": given.device,
-        "processor": platform.processor() or platform.machine(),
-        "threads": given.threads,
-        "dtype": given.dtype,
-        **{name: version(name) for name in ("torch", "transformers")},
-    }
     sizes = {"layers": shape.layers, "width": shape.width, "tower": list(shape.tower)}
-    Path(given.output).parent.mkdir(parents=True, exist_ok=True)
-    text = json.dumps({"machine": machine, "sizes": sizes, "first passes": rows}, indent=1)
-    Path(given.output).write_text(text + "\n", encoding="utf-8")
+    facts = {"dtype": given.dtype, "sizes": sizes, "first passes": rows}
+    write_report(Path(given.output), given.device, facts)
     for row in rows:
         print(json.dumps(row))
     return 0 if all(row["passes"] for row in rows) else 1

@@ -226,6 +226,13 @@ def machine(device: str) -> dict[str, Any]:
     }
 
 
+def write_report(path: Path, device: str, facts: dict[str, Any]) -> None:
+    """Writes what a benchmark found, and what ran it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    text = json.dumps({"machine": machine(device), **facts}, indent=1)
+    path.write_text(text + "\n", encoding="utf-8")
+
+
 def commit() -> str:
     """The commit that was measured; "-dirty" behind it if code differs; "unknown" without git."""
     root = Path(__file__).parents[1]

@@ -18,6 +18,7 @@ __all__ = [
     "UnknownTower",
     "UnsupportedAttention",
     "UnsupportedModel",
+    "raise_for",
 ]
 
 
@@ -76,3 +77,14 @@ class MissingTensors(MmlmError):  # noqa: N818
 
 class UnknownPlaceholder(UnsupportedModel, ValueError):  # noqa: N818
     """A model's configuration does not say which token stands where a picture is."""
+
+
+def raise_for(
+    kinds: dict[str, list[str]],
+    what: str,
+    advice: str = "The files do not belong together or are incomplete; save or copy them again.",
+) -> None:
+    """Raises if any tensor is out of place, naming all of them."""
+    found = [f"{len(names)} {kind}: {', '.join(names)}" for kind, names in kinds.items() if names]
+    if found:
+        raise MissingTensors(f"{what}; tensors {'; '.join(found)}", advice=advice)

@@ -123,7 +123,7 @@ def presets(cls: type[mmlm.Method]) -> list[str]:
 
 def families() -> str:
     """The families with a row of their own."""
-    from mmlm.engine.anatomy import FAMILIES
+    from mmlm.engine.families import FAMILIES
 
     names = ", ".join(f"`{name}`" for name in FAMILIES)
     return (

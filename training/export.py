@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import ProcessorMixin
 
-__all__ = ["What", "check_complete", "export"]
+__all__ = ["What", "check_complete", "export", "method_tensors"]
 
 What: TypeAlias = Literal["adapter", "merged", "model"]
 _WRAPPER = "base_model.model."
@@ -115,7 +115,7 @@ def _of_method(name: str) -> bool:
     return bool(parted({name.removeprefix(_WRAPPER): None})[1])
 
 
-def _method_tensors(
+def method_tensors(
     state: Mapping[str, Tensor], adapter: str, *, learned: bool
 ) -> dict[str, Tensor]:
     """Tensors of built-in methods by the names they have in a bare model.
@@ -163,7 +163,7 @@ def _write_adapter(
     from safetensors import safe_open
 
     # Methods that learn beside the adapter are part of it; here they stand as they were before.
-    own = _method_tensors(state, adapter, learned=False)
+    own = method_tensors(state, adapter, learned=False)
     prefixes = adapter_prefixes(model)
     model.save_pretrained(
         folder,
@@ -217,7 +217,7 @@ def _merged(model: PeftModel, state: Mapping[str, Tensor], adapter: str) -> dict
     from peft import LoraConfig, get_peft_model
 
     base = unwrap(model)
-    own = {n: x.cpu() for n, x in _method_tensors(state, adapter, learned=True).items()}
+    own = {n: x.cpu() for n, x in method_tensors(state, adapter, learned=True).items()}
     marks = [f".{name}" for name in model.peft_config if name != adapter]
     prefixes = adapter_prefixes(model)
     weights = {

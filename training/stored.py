@@ -118,8 +118,9 @@ class StoredCheckpoint:
         from safetensors import safe_open
 
         from mmlm.engine.build_in import built_in, take_out
+        from mmlm.errors import raise_for
         from mmlm.model.checkpoint import load
-        from mmlm.model.stored_methods import raise_for, restore_methods
+        from mmlm.model.stored_methods import restore_methods
 
         if not base:
             raise InputError(

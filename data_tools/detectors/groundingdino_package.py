@@ -175,7 +175,7 @@ def fill(model: torch.nn.Module, state: Mapping[str, torch.Tensor], source: str)
     Raises:
         MissingTensors: If it lacks tensors, has others, or some have another shape; names them.
     """
-    from mmlm.model.stored_methods import raise_for
+    from mmlm.errors import raise_for
 
     own = model.state_dict()
     raise_for(

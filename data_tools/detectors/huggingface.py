@@ -203,7 +203,7 @@ def _pretrained(name: str) -> tuple[Any, Any]:
     """A zero-shot detector and its processor, completely filled."""
     from transformers import AutoConfig, AutoModelForZeroShotObjectDetection, AutoProcessor
 
-    from mmlm.model.stored_methods import raise_for
+    from mmlm.errors import raise_for
 
     try:
         config = AutoConfig.from_pretrained(name)

@@ -96,7 +96,7 @@ class HFGenerator(SentenceGenerator):
         keep: bool = True,
     ) -> None:
         from data_tools.generators.drawing import Stops
-        from mmlm.engine.anatomy import FAMILIES
+        from mmlm.engine.families import FAMILIES
 
         if pictures_at_once < 1:
             raise ValueError(f"pictures_at_once must be at least 1, got {pictures_at_once}")

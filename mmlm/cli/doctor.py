@@ -74,7 +74,7 @@ def examine(model: Any, processor: Any) -> dict[str, Any]:
         UnsupportedModel: If a part is missing that every method needs.
     """
     import mmlm
-    from mmlm.engine.anatomy import FAMILIES
+    from mmlm.engine.families import FAMILIES
     from mmlm.inputs import has_chat_template
 
     anatomy = mmlm.Anatomy(model)

@@ -8,7 +8,6 @@ through hooks, i.e. it hangs on the modules and is seen from every thread that r
 from __future__ import annotations
 
 import inspect
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -28,13 +27,12 @@ from mmlm.engine.branches.prefix import Filled
 from mmlm.engine.branches.riders import with_riders
 from mmlm.engine.combine import edit_logits, total
 from mmlm.engine.layout import TokenLayout
-from mmlm.engine.masks.squares import apart, is_square, refuse_numbers
-from mmlm.engine.masks.turns import Handed, of_template, wanted_turns
+from mmlm.engine.masks.turns import Handed
 from mmlm.engine.method import IN_BRANCHES, MODULES, Method
+from mmlm.engine.reading import Reader
 from mmlm.engine.removal.compaction import Compaction, choose_features
 from mmlm.engine.vision.deepstack import stacked, unstacked
 from mmlm.engine.vision.sight import Sight, encode_first
-from mmlm.engine.vision.sizes import tell_images_apart
 from mmlm.engine.vision.tower_pass import kept_by_row
 from mmlm.engine.weights import worn
 from mmlm.errors import IncompatibleMethods, LayoutError
@@ -83,8 +81,7 @@ class Session:
         self.lasting: tuple[Method, ...] = ()  # those that are built into the model
         self.lent: dict[str, nn.Module] = {}  # weights of the others, for this block only
         self.anatomy = anatomy
-        self._given_layout = layout
-        self._processor = processor
+        self._reader = Reader(self, layout, processor)
         self._layout: TokenLayout | None = None
         self.source: Source | None = None
         self.states: list[Any] = [None] * len(methods)
@@ -110,7 +107,6 @@ class Session:
         self._beta = max(m.plausibility for m in methods)
         self.openings: Openings | None = None  # what methods open in attention masks
         self.handed = Handed()  # what a collator said about the running batch
-        self._strange = False  # a prompt was met whose turns could not be told apart
         self.pruning: Pruning | None = None  # what left the prompt between layers
         self.compaction: Compaction | None = None  # what left it before the first layer
         self.pooling: Pooling | None = None  # what pools features, and keeps the originals
@@ -242,7 +238,7 @@ class Session:
             raise LayoutError("A new turn needs input_ids.", advice="Pass token ids.")
         if mask is not None:
             mask = mask[:, mask.shape[1] - n :]
-        return self._layout_of_ids(ids, mask)
+        return self._reader.of_ids(ids, mask)
 
     def _sight(self) -> Sight:
         if self.sight is None:
@@ -406,11 +402,8 @@ class Session:
         rows = (ids if ids is not None else embeds).shape[0]  # type: ignore[union-attr]
         self.copies = copies = rows // self.given_rows if self.given_rows else 1
         self.compaction = None
-        mask = inputs.get("attention_mask")
-        self._layout = self._read_layout(ids, embeds, mask, copies, self._trains(inputs))
         vision = self.vision if self.generating else self.vision_inputs(inputs)
-        self._layout = tell_images_apart(self.anatomy, self._layout, vision, copies)
-        self._layout = self._tell_turns(self._layout, ids, inputs)
+        self._layout = self._reader.read(inputs, vision)
         types = inputs.get("token_type_ids") if self.anatomy.family.types else None
         self.source = Source(
             self.anatomy,
@@ -419,7 +412,7 @@ class Session:
             embeds,
             vision,
             copies,
-            processor=self._processor,
+            processor=self._reader.processor,
             types=types,
         )
         self.beginning = encoded = encode_first(self, inputs)
@@ -442,87 +435,6 @@ class Session:
         if self.pooling is not None:
             self.pooling.forget()
         return encoded
-
-    def _read_layout(
-        self, ids: Tensor | None, embeds: Tensor | None, mask: Any, copies: int, right: bool
-    ) -> TokenLayout:
-        if self.openings is not None and not self.generating:
-            refuse_numbers(mask)
-        if self._given_layout is not None:
-            rows, length = (ids if ids is not None else embeds).shape[:2]  # type: ignore[union-attr]
-            layout = self._given_layout
-            layout.check(rows, length)
-            return layout.expand(rows // layout.rows) if rows != layout.rows else layout
-        if ids is None:
-            raise LayoutError(
-                "The prompt came as inputs_embeds only, so the image's positions are unknown.",
-                advice="Pass input_ids, or attach(model, ..., layout=TokenLayout(...)).",
-            )
-        if mask is not None and not (isinstance(mask, Tensor) and mask.ndim == 2):
-            # A static cache: generate() made a 4-D mask, or one per kind of layer.
-            if self.mask is None and self.openings is not None and is_square(mask, ids):
-                # A key that nobody sees is padding.
-                real = mask[:, 0].any(1).expand(ids.shape[0], -1)
-                return self._layout_of_ids(ids, real, right=True)
-            if self.mask is None:
-                raise LayoutError(
-                    "A prompt without a 2-D attention mask cannot be told from its padding.",
-                    advice="Pass the processor's attention_mask to generate().",
-                )
-            mask = self.mask.repeat_interleave(copies, dim=0)
-        return self._layout_of_ids(ids, mask, right)
-
-    def _tell_turns(
-        self, layout: TokenLayout, ids: Tensor | None, inputs: dict[str, Any]
-    ) -> TokenLayout:
-        """The layout with documents, turns and answers told apart, for those who ask for them."""
-        wish = wanted_turns(self)
-        if self._given_layout is None:
-            layout = apart(layout, inputs, self.anatomy.text.config)
-            if self.handed.roles is not None:
-                layout = self.handed.told(layout)
-            elif wish != "unread":
-                layout = of_template(
-                    layout,
-                    ids,
-                    self._processor,
-                    needed=wish == "needed",
-                    strange=self._one_turn,
-                )
-        supervised, self.handed = self.handed.supervised(layout), Handed()
-        if supervised is not None:
-            for method in self.methods:
-                method.check_supervised(layout, supervised)
-        return layout
-
-    def _one_turn(self, error: LayoutError) -> None:
-        """Says once that a prompt's turns could not be told apart."""
-        if not self._strange:
-            names = " + ".join(m.label for m in self.methods if m.turns != "unread")
-            warnings.warn(
-                f"{names}: each prompt counts as one turn, since its turns cannot be told apart. "
-                f"{error} {error.advice}",
-                stacklevel=2,
-            )
-        self._strange = True
-
-    def _trains(self, inputs: dict[str, Any]) -> bool:
-        """Whether a pass is one of a training: whole rows, no cache, nothing asked of a row's end.
-
-        Its rows may be padded on the right; a method of the last position would get padding there.
-        """
-        asks = any(m.rows == "last" or "logits" in m.sites for m in self.methods)
-        return inputs.get("use_cache") is False and not self.generating and not asks
-
-    def _layout_of_ids(self, ids: Tensor, mask: Tensor | None, right: bool = False) -> TokenLayout:
-        return TokenLayout.from_ids(
-            ids,
-            mask,
-            image_ids=self.anatomy.image_ids,
-            wrapper_ids=self.anatomy.wrapper_ids,
-            framing=self.anatomy.family.framing,
-            right=right,
-        )
 
     def main_positions(self, inputs: dict[str, Any]) -> Tensor:
         """Position ids of the main prompt, as the model will count them if nobody gave them."""

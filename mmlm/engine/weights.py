@@ -9,18 +9,29 @@ text form beside the tensors; it can be shared without the model that it was tra
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from mmlm.engine.anatomy import Anatomy, unwrap
 from mmlm.engine.method import MODULES, Method
-from mmlm.errors import IncompatibleMethods, InputError, MissingTensors
+from mmlm.errors import IncompatibleMethods, InputError, raise_for
 
-__all__ = ["WEIGHTS", "fill", "lent", "make", "store", "untrained", "without_file", "worn"]
+__all__ = [
+    "WEIGHTS",
+    "fill",
+    "lent",
+    "make",
+    "misfits",
+    "store",
+    "untrained",
+    "without_file",
+    "worn",
+    "write",
+]
 
 #: The field of a method that names the file with its weights.
 WEIGHTS = "weights_file"
@@ -70,9 +81,9 @@ def lent(
     """
     others = [method for method in methods if method not in built]
     for method in others:
-        if untrained(anatomy, method):
+        if missing := untrained(anatomy, method):
             raise IncompatibleMethods(
-                f"{method.label} {untrained(anatomy, method)}.",
+                f"{method.label} {missing}.",
                 advice=f"Give {type(method).__name__}(weights_file='...', ...), or train it: "
                 "build_in(model, ...) makes its weights part of the model.",
             )
@@ -122,8 +133,6 @@ def store(model: nn.Module, name: str, path: str | Path) -> None:
     Raises:
         InputError: If no method of this name with weights is built in.
     """
-    from safetensors.torch import save_file
-
     from mmlm.engine.build_in import built_in
 
     modules = getattr(unwrap(model), MODULES, {})
@@ -134,12 +143,23 @@ def store(model: nn.Module, name: str, path: str | Path) -> None:
             advice="build_in(model, ...) makes them one.",
         )
     text = next(m.text for m in built_in(model) if type(m).__name__ == name)
-    own = worn(modules[name]).state_dict()
-    tensors = {n: x.detach().cpu().contiguous() for n, x in own.items()}
-    path = Path(path)
+    write(worn(modules[name]).state_dict(), text, Path(path))
+
+
+def write(tensors: Mapping[str, Tensor], text: str, path: Path) -> None:
+    """Writes a file of weights, whole or not at all.
+
+    Args:
+        tensors: By their names in the method's module.
+        text: The method's text form.
+        path: The file.
+    """
+    from safetensors.torch import save_file
+
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(path.name + ".part")
-    save_file(tensors, part, metadata={"format": "pt", "method": text})
+    own = {name: x.detach().cpu().contiguous() for name, x in tensors.items()}
+    save_file(own, part, metadata={"format": "pt", "method": text})
     part.replace(path)
 
 
@@ -166,25 +186,31 @@ def fill(module: nn.Module, file: str | Path, method: Method) -> None:
             advice="Give the path of a file that mmlm.engine.weights.store wrote.",
         ) from error
     method.check_weights(text)
-    own = module.state_dict()
-    shared = own.keys() & tensors.keys()
-    kinds = {
-        "missing": sorted(own.keys() - tensors.keys()),
-        "unexpected": sorted(tensors.keys() - own.keys()),
+    made = f" (made by {text})" if text else ""
+    raise_for(
+        misfits(module.state_dict(), tensors),
+        f"the weights {str(file)!r}{made} do not fit {method.text}",
+        "Use the settings and the kind of model that the weights were trained with.",
+    )
+    module.load_state_dict(tensors)
+
+
+def misfits(own: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> dict[str, list[str]]:
+    """Names of tensors that are missing, unexpected, or of another shape; for `raise_for`.
+
+    Args:
+        own: Those that are there to be filled.
+        given: What they shall be filled with.
+    """
+    return {
+        "missing": sorted(own.keys() - given.keys()),
+        "unexpected": sorted(given.keys() - own.keys()),
         "of another shape": [
-            f"{n} {tuple(tensors[n].shape)} instead of {tuple(own[n].shape)}"
-            for n in sorted(shared)
-            if own[n].shape != tensors[n].shape
+            f"{n} {tuple(given[n].shape)} instead of {tuple(own[n].shape)}"
+            for n in sorted(own.keys() & given.keys())
+            if own[n].shape != given[n].shape
         ],
     }
-    found = [f"{len(names)} {kind}: {', '.join(names)}" for kind, names in kinds.items() if names]
-    if found:
-        made = f" (made by {text})" if text else ""
-        raise MissingTensors(
-            f"the weights {str(file)!r}{made} do not fit {method.text}; tensors {'; '.join(found)}",
-            advice="Use the settings and the kind of model that the weights were trained with.",
-        )
-    module.load_state_dict(tensors)
 
 
 def _refuse_others(text: str, file: str | Path, method: Method) -> None:

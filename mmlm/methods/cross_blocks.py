@@ -7,6 +7,7 @@ with keys and values made of image states, and a scalar gate in front of what it
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -159,14 +160,21 @@ class CrossAttention(nn.Module):
         shape: Of the language model's attention.
         source: Width of the image states.
         eps: Of both norms.
-        std: Standard deviation of the fresh projections; None: ``in_features ** -0.5``, so that
-            they keep the size of what enters at every width (0.02, the usual one, at 2,500).
+        std: Standard deviation of the fresh projections (default: ``in_features ** -0.5``, so that
+            they keep the size of what enters at every width; the usual 0.02 at 2,500).
         gate: First value of the gate, before its tanh.
         frames: Rows of the table of frame numbers; 0: none.
     """
 
     def __init__(
-        self, shape: Shape, source: int, *, eps: float, std: float | None, gate: float, frames: int
+        self,
+        shape: Shape,
+        source: int,
+        *,
+        eps: float,
+        gate: float,
+        frames: int,
+        std: float | None = None,
     ) -> None:
         super().__init__()
         inner, shared = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
@@ -262,9 +270,14 @@ class Store:
         self._k, self._k_scale = _packed(k) if kind == "fp8" else (k, None)
         self._v, self._v_scale = _packed(v) if kind == "fp8" else (v, None)
 
+    @cached_property
+    def whole(self) -> bool:
+        """Whether all of ``keys`` count; asked in every later pass, found out once."""
+        return bool(self.keys.all())
+
     @property
     def bytes(self) -> int:
-        """Memory of keys and values."""
+        """Memory of keys and values, in bytes."""
         return sum(x.numel() * x.element_size() for x in (self._k, self._v))
 
     def get(self) -> tuple[Tensor, Tensor]:

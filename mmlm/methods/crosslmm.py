@@ -231,7 +231,6 @@ class CrossLMM(Method):
                 shape,
                 source,
                 eps=getattr(config, "rms_norm_eps", 1e-6),
-                std=None,
                 gate=self.gate,
                 frames=FRAMES if self.temporal_pos else 0,
             )
@@ -364,7 +363,7 @@ class CrossLMM(Method):
                 advice="Rows may only be repeated, as beam search does.",
             )
         k, v = store.get()
-        whole = bool(store.keys.all()) if state.groups is not None else state.whole
+        whole = state.whole if state.groups is None else store.whole
         return block(x, k, v, None if whole else store.keys)
 
 

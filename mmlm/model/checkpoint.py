@@ -14,8 +14,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mmlm.errors import InputError, UnsupportedModel
-from mmlm.model.stored_methods import MODULES, parted, raise_for, restore_methods, store_methods
+from mmlm.errors import InputError, UnsupportedModel, raise_for
+from mmlm.model.stored_methods import MODULES, parted, restore_methods, store_methods
 
 if TYPE_CHECKING:
     import torch

@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mmlm.errors import InputError, MissingTensors
+from mmlm.errors import InputError, raise_for
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, ProcessorMixin
@@ -18,7 +18,6 @@ __all__ = [
     "METHODS_FILE",
     "WEIGHTS_FILE",
     "parted",
-    "raise_for",
     "restore_methods",
     "store_methods",
 ]
@@ -106,13 +105,10 @@ def restore_methods(model: PreTrainedModel, processor: ProcessorMixin, source: s
 
 def _fill(source: str, model: PreTrainedModel, tensors: dict[str, Any]) -> None:
     """Loads the methods' weights; every name and shape must agree."""
+    from mmlm.engine.weights import misfits
+
     _, own = parted(model.state_dict())
-    shared = own.keys() & tensors.keys()
-    kinds = {
-        "missing": sorted(own.keys() - tensors.keys()),
-        "unexpected": sorted(tensors.keys() - own.keys()),
-        "of another shape": sorted(n for n in shared if own[n].shape != tensors[n].shape),
-    }
+    kinds = misfits(own, tensors)
     raise_for(kinds, f"the methods stored in {source!r} do not fit their weights")
     if tensors:
         getattr(model, MODULES).load_state_dict(tensors)
@@ -132,14 +128,3 @@ def _beside(source: str, name: str) -> Path | None:
         _raise_exceptions_for_connection_errors=False,
     )
     return None if found is None else Path(found)
-
-
-def raise_for(
-    kinds: dict[str, list[str]],
-    what: str,
-    advice: str = "The files do not belong together or are incomplete; save or copy them again.",
-) -> None:
-    """Raises if any tensor is out of place, naming all of them."""
-    found = [f"{len(names)} {kind}: {', '.join(names)}" for kind, names in kinds.items() if names]
-    if found:
-        raise MissingTensors(f"{what}; tensors {'; '.join(found)}", advice=advice)

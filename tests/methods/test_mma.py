@@ -162,6 +162,10 @@ def test_acceptance_2_no_image_keeps_the_fast_path_bit_for_bit(family):
             plain = model(**text).logits
             with attach(model, MMA(), processor=processor):
                 assert torch.equal(model(**text).logits, plain)
+        options = {"max_new_tokens": 20, "min_new_tokens": 20, "do_sample": False}
+        tokens = model.generate(**text, **options)
+        with attach(model, MMA(), processor=processor):
+            assert torch.equal(model.generate(**text, **options), tokens)
         if family == "gemma3":  # windows: the library always makes masks
             continue
         assert (masks[1] is None) == (masks[0] is None)

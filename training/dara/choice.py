@@ -31,7 +31,9 @@ def write_result(folder: Path, trainer: Any, about: dict[str, Any]) -> None:
         about: Further facts, as JSON values.
     """
     from mmlm.engine.anatomy import Anatomy
+    from mmlm.engine.weights import write
     from training.dara.learning import built_dara
+    from training.export import method_tensors
     from training.gather import gathered_state, on_main
     from training.model import count_parameters
 
@@ -55,22 +57,14 @@ def write_result(folder: Path, trainer: Any, about: dict[str, Any]) -> None:
             "mode": method.mode,
         }
 
-    def write() -> None:
-        from safetensors.torch import save_file
-
+    def work() -> None:
         if method is not None and state:
-            own = {
-                name.partition(_PREFIX)[2].removeprefix("modules_to_save.default."): x
-                for name, x in state.items()
-                if "original_module" not in name
-            }
-            tensors = {name: x.detach().float().cpu().contiguous() for name, x in own.items()}
-            part = folder / f".{FACTORS}.part"
-            save_file(tensors, part, metadata={"format": "pt", "method": method.text})
-            part.replace(folder / FACTORS)
+            own = method_tensors(state, "default", learned=True)
+            tensors = {name.removeprefix(_PREFIX): x.float() for name, x in own.items()}
+            write(tensors, method.text, folder / FACTORS)
         _write(folder / RESULT, result)
 
-    on_main(write)
+    on_main(work)
 
 
 def choose(output: Path, name: str, rates: Sequence[float]) -> None:

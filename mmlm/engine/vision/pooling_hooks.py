@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import inspect
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
@@ -11,8 +10,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from mmlm.engine.shadow import shadow
 from mmlm.engine.vision.originals import Pictures
 from mmlm.engine.vision.pooling import Pooling
+from mmlm.engine.vision.sight import pack_marks
 
 if TYPE_CHECKING:
     from mmlm.engine.session import Session
@@ -38,7 +39,7 @@ def install_pooling(session: Session, stack: ExitStack) -> None:
     pooling = session.pooling = Pooling(session, users)
     composite: Any = session.anatomy.composite
     if hasattr(composite, "pack_image_features"):
-        _shadow(composite, "pack_image_features", _packing(pooling), stack)
+        shadow(composite, "pack_image_features", _packing(pooling), stack)
     projector = session.anatomy.projector
 
     def enter(module: nn.Module, args: tuple[Any, ...]) -> Any:
@@ -67,22 +68,7 @@ def install_doors(session: Session, stack: ExitStack) -> None:
     for modality in MODALITIES:
         name = f"get_{modality}_features"
         if hasattr(composite, name):
-            _shadow(composite, name, _encoding(session.pooling, modality), stack)
-
-
-def _shadow(
-    owner: Any,
-    name: str,
-    wrap: Callable[[Callable[..., Any]], Callable[..., Any]],
-    stack: ExitStack,
-) -> None:
-    """Replaces a method of one object until ``stack`` is closed."""
-    before, original = vars(owner).get(name), getattr(owner, name)
-    setattr(owner, name, functools.wraps(original)(wrap(original)))
-    if before is None:
-        stack.callback(delattr, owner, name)
-    else:
-        stack.callback(setattr, owner, name, before)
+            shadow(composite, name, _encoding(session.pooling, modality), stack)
 
 
 def _encoding(
@@ -143,11 +129,7 @@ def _packing(pooling: Pooling) -> Callable[[Callable[..., Any]], Callable[..., A
                 pictures.tiles = [part.shape[0] for part in arguments.pop("image_features")]
 
                 def pack(marks: Tensor) -> list[Tensor]:
-                    changed = dict(arguments)
-                    if changed.get("image_newline") is not None:
-                        changed["image_newline"] = marks.new_zeros(marks.shape[-1])
-                    packed, _ = original(image_features=marks.split(pictures.tiles), **changed)
-                    return list(packed)
+                    return pack_marks(original, arguments, marks.split(pictures.tiles))
 
                 pictures.pack = pack
             return original(*args, **kwargs)

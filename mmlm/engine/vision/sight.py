@@ -15,7 +15,7 @@ from __future__ import annotations
 import functools
 import inspect
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from mmlm.engine.combine import chain
+from mmlm.engine.shadow import shadow
 from mmlm.engine.vision.sizes import pictures_of_tiles
 from mmlm.engine.vision.tower_pass import TowerPass
 from mmlm.engine.vision.tower_pruning import install_tower_pruning
@@ -34,7 +35,7 @@ from mmlm.errors import LayoutError
 if TYPE_CHECKING:
     from mmlm.engine.session import Session
 
-__all__ = ["Sight", "encode_first", "install_vision"]
+__all__ = ["Sight", "encode_first", "install_vision", "pack_marks"]
 
 _PIXELS = {"image": "pixel_values", "video": "pixel_values_videos"}
 
@@ -135,34 +136,18 @@ def install_vision(session: Session, stack: ExitStack) -> None:
     if not users:
         return
     composite: Any = session.anatomy.composite
-    _replace(composite, "get_image_features", _watched_encoding(session, users, pruning), stack)
+    shadow(composite, "get_image_features", _watched_encoding(session, users, pruning), stack)
     if hasattr(composite, "get_video_features"):
-        _replace(composite, "get_video_features", _filming(session), stack)
+        shadow(composite, "get_video_features", _filming(session), stack)
     install_tower_pruning(session, stack)  # first: what follows sees features of all places
     if hasattr(composite, "pack_image_features"):
-        _replace(composite, "pack_image_features", _watched_packing(session), stack)
+        shadow(composite, "pack_image_features", _watched_packing(session), stack)
     if choosing:
         keep = _projector_hook(session)
         stack.callback(session.anatomy.projector.register_forward_hook(keep).remove)
     for number, block in enumerate(session.anatomy.tower_blocks if looking else ()):
         hook = _block_hook(session, number, looking)
         stack.callback(block.register_forward_pre_hook(hook, with_kwargs=True).remove)
-
-
-def _replace(
-    owner: Any,
-    name: str,
-    wrap: Callable[[Callable[..., Any]], Callable[..., Any]],
-    stack: ExitStack,
-) -> None:
-    """Shadows a method of one object until ``stack`` is closed."""
-    before = vars(owner).get(name)
-    original = getattr(owner, name)
-    setattr(owner, name, functools.wraps(original)(wrap(original)))
-    if before is None:
-        stack.callback(delattr, owner, name)
-    else:
-        stack.callback(setattr, owner, name, before)
 
 
 def _watched_encoding(
@@ -281,7 +266,7 @@ def _watched_packing(session: Session) -> Callable[[Callable[..., Any]], Callabl
                 features = arguments.pop("image_features")
                 sight.tiles = [part.shape[0] for part in features]
                 sight.per_tile = features[0].shape[1]
-                sight.pack_features = functools.partial(_pack, original, arguments)
+                sight.pack_features = functools.partial(pack_marks, original, arguments)
             return original(*args, **kwargs)
 
         return pack_image_features
@@ -289,8 +274,16 @@ def _watched_packing(session: Session) -> Callable[[Callable[..., Any]], Callabl
     return wrap
 
 
-def _pack(original: Callable[..., Any], arguments: dict[str, Any], marks: Any) -> list[Tensor]:
-    """Packs marks [T, p, C] of each picture the way its features were packed."""
+def pack_marks(
+    original: Callable[..., Any], arguments: Mapping[str, Any], marks: Sequence[Tensor]
+) -> list[Tensor]:
+    """Packs marks [T, p, C] of each picture the way its features were packed; row ends get 0.
+
+    Args:
+        original: The model's packing function.
+        arguments: What it was called with, but for the features.
+        marks: One tensor for each picture.
+    """
     changed = dict(arguments)
     if changed.get("image_newline") is not None:
         changed["image_newline"] = marks[0].new_zeros(marks[0].shape[-1])

@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import torch
 from torch import Tensor, nn
 
+from mmlm.engine.shadow import shadow
 from mmlm.engine.vision.patch_look import block_attention, catch_projections, refuse_unknown_tower
 from mmlm.engine.vision.patch_rows import PackedRows, TileRows
 from mmlm.engine.vision.tower import NORM_NAMES, feature_blocks, first_of
@@ -188,20 +189,17 @@ def _leaving(running: Running, number: int, users: list[int]) -> Callable[..., A
 
 def _skip(block: Any, running: Running, stack: ExitStack) -> None:
     """A block whose output nobody reads: it hands on what it gets once patches have left."""
-    original = block.forward
 
-    def forward(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
-        current = running()
-        if current is not None and current.cut:
-            return hidden_states
-        return original(hidden_states, *args, **kwargs)
+    def wrap(original: Callable[..., Any]) -> Callable[..., Any]:
+        def forward(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
+            current = running()
+            if current is not None and current.cut:
+                return hidden_states
+            return original(hidden_states, *args, **kwargs)
 
-    had = "forward" in vars(block)
-    block.forward = forward
-    if had:
-        stack.callback(setattr, block, "forward", original)
-    else:
-        stack.callback(delattr, block, "forward")
+        return forward
+
+    shadow(block, "forward", wrap, stack)
 
 
 def _install_projector(session: Session, running: Running, stack: ExitStack) -> None:

@@ -21,7 +21,7 @@ from data_tools.generators.naive import NaiveGenerator
 from data_tools.generators.prompts import CaptionPrompts
 from data_tools.generators.sampling import Caption, draw_sentences
 from data_tools.pictures import Picture
-from mmlm.engine.anatomy import FAMILIES
+from mmlm.engine.families import FAMILIES
 from mmlm.errors import UnsupportedModel
 
 SIZES = ((64, 64), (112, 56), (40, 90))
