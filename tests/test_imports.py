@@ -20,6 +20,7 @@ LAW = (
     ("mmlm.probes", ENGINE),
     ("mmlm.cli", OURS),
     ("mmlm.web", OURS),
+    ("mmlm.show", OURS),
     ("mmlm.__main__", ("mmlm",)),
     ("mmlm", ("mmlm",)),
     ("decoding", ENGINE),

@@ -1,0 +1,106 @@
+"""An answer cut into pieces: objects that are in the picture, objects that are not, the rest.
+
+Objects are read from the text as CHAIR reads them (`benchmarks.chair`), so that what a person sees
+in red is exactly what the scorer counts.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from rich.text import Text
+
+__all__ = ["Kind", "Piece", "coloured", "pieces", "words"]
+
+Kind = Literal["good", "bad", ""]
+
+#: Styles for terminals. Underlining tells the two apart without colours, too.
+_STYLES: dict[Kind, str] = {"good": "green", "bad": "bold red underline", "": ""}
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """A part of an answer; the pieces of an answer follow one another without a gap.
+
+    Attributes:
+        text: The part as it stands in the answer.
+        start: Its first character in the answer.
+        end: The character behind its last one.
+        kind: "good" for an object that is in the picture, "bad" for an invented one, "" for the
+            rest.
+        title: What was made of it ("dog: invented"); "" for the rest.
+    """
+
+    text: str
+    start: int
+    end: int
+    kind: Kind = ""
+    title: str = ""
+
+
+def pieces(
+    text: str, truth: Collection[str] | None, asked: Collection[str] | None = None
+) -> tuple[Piece, ...]:
+    """Cuts an answer at the objects that it names.
+
+    Args:
+        text: The answer.
+        truth: COCO names of the objects in the picture. None: nothing is known, and the whole
+            answer is one piece.
+        asked: Objects about which something is known at all; others stay without a verdict. None:
+            the truth is complete, and what is not in it is not in the picture.
+
+    Returns:
+        The pieces in order; none for an empty answer.
+    """
+    if not text:
+        return ()
+    if truth is None:
+        return (Piece(text, 0, len(text)),)
+    from benchmarks import chair
+
+    [caption] = chair.score([{"image_id": 0, "caption": text}], {0: set(truth)}).per_caption
+    found: list[Piece] = []
+    end = 0
+    for mark in caption.marks():
+        node = mark.title.partition(":")[0]
+        if mark.start < end or (asked is not None and node not in asked):
+            continue
+        if mark.start > end:
+            found.append(Piece(text[end : mark.start], end, mark.start))
+        part = text[mark.start : mark.end]
+        found.append(Piece(part, mark.start, mark.end, mark.kind, mark.title))
+        end = mark.end
+    if end < len(text):
+        found.append(Piece(text[end:], end, len(text)))
+    return tuple(found)
+
+
+def words(text: str) -> tuple[tuple[int, int], ...]:
+    """Where the words of an answer stand: first character and the one behind the last.
+
+    Letters, digits, and hyphens or apostrophes between them; punctuation is no word.
+    """
+    return tuple(match.span() for match in re.finditer(r"\w+(?:[-'’]\w+)*", text))
+
+
+def coloured(
+    text: str, truth: Collection[str] | None, asked: Collection[str] | None = None
+) -> Text:
+    """An answer for a terminal: found objects green, invented ones red and underlined.
+
+    Args:
+        text: The answer.
+        truth: As in `pieces`.
+        asked: As in `pieces`.
+    """
+    from rich.text import Text
+
+    shown = Text()
+    for piece in pieces(text, truth, asked):
+        shown.append(piece.text, _STYLES[piece.kind])
+    return shown
