@@ -15,17 +15,17 @@ import argparse
 import json
 import subprocess
 import sys
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import mmlm  # noqa: F401  (first: it installs the torchvision guard)  # isort: skip
 import numpy as np
 import torch
+from last_row import LastRow, shares
 
 from benchmarks.micl import right
 from benchmarks.stats import bootstrap_interval, paired_bootstrap
-from mmlm import DARA, attach
+from mmlm import DARA, attach, measured
 from mmlm.inputs import load_image, message, prepare
 from mmlm.model.checkpoint import load
 
@@ -81,26 +81,26 @@ def batches(processor: Any, folder: Path, episodes: list[dict[str, Any]], size: 
 
 
 def with_arm(folder: Path, arm: str, task: str) -> tuple[Any, Any, Any]:
-    """The model of an arm, its processor, and the block in which it answers."""
+    """The model of an arm, its processor, and the methods with which it answers."""
     model, processor = load(str(folder / "reader" / "model"))
     if arm == "LoRA":
         from peft import PeftModel
 
         about = json.loads((folder / "adapters" / f"{task}.json").read_text())
         path = folder / "adapters" / about["folder"] / "adapter"
-        return PeftModel.from_pretrained(model, path).eval(), processor, nullcontext()
+        return PeftModel.from_pretrained(model, path).eval(), processor, ()
     if arm == "plain":
-        return model, processor, nullcontext()
+        return model, processor, ()
     method = DARA(weights_file=str(folder / "factors" / f"{task}.safetensors"), align="query_last")
-    return model, processor, attach(model, method)
+    return model, processor, (method,)
 
 
 @torch.no_grad()
 def answer(folder: Path, arm: str, condition: str, task: str) -> list[int]:
     """Whether each query is answered rightly: 1 or 0."""
-    model, processor, block = with_arm(folder, arm, task)
+    model, processor, methods = with_arm(folder, arm, task)
     hits = []
-    with block:
+    with attach(model, *methods):
         for inputs, part in batches(
             processor, folder / condition, prompts(folder, condition, task)
         ):
@@ -117,20 +117,13 @@ def answer(folder: Path, arm: str, condition: str, task: str) -> list[int]:
 @torch.no_grad()
 def share_on_images(folder: Path, arm: str, task: str) -> dict[str, float]:
     """Share of the attention of the last position on images, in layer 0 and over all layers."""
-    model, processor, block = with_arm(folder, arm, task)
-    model.set_attn_implementation({"text_config": "eager"})
-    first, everywhere = [], []
-    with block:
+    model, processor, methods = with_arm(folder, arm, task)
+    records: list[dict[str, Any]] = []
+    with attach(model, *methods, LastRow()):
         for inputs, _ in batches(processor, folder / "full", prompts(folder, "full", task)[:100]):
-            visual = inputs["input_ids"] == processor.tokenizer.image_token_id
-            layers = model(**inputs, output_attentions=True).attentions
-            shares = torch.stack([(a[:, :, -1] * visual[:, None]).sum(-1).mean(1) for a in layers])
-            first.append(shares[0])
-            everywhere.append(shares.mean(0))
-    return {
-        "layer_0": float(torch.cat(first).mean()),
-        "all_layers": float(torch.cat(everywhere).mean()),
-    }
+            model(**inputs)
+            records += measured(model)
+    return {where: sum(by_image) for where, by_image in shares(records).items()}
 
 
 def mean(sums: np.ndarray) -> np.ndarray:
@@ -143,7 +136,7 @@ def counts(hits: list[int]) -> np.ndarray:
     return np.stack([np.array(hits, dtype=float), np.ones(len(hits))], axis=1)
 
 
-def measured(hits: list[int]) -> dict[str, Any]:
+def accuracy(hits: list[int]) -> dict[str, Any]:
     """Accuracy with its interval."""
     interval = bootstrap_interval(counts(hits), mean)
     assert interval is not None
@@ -180,7 +173,7 @@ def main() -> None:
     result: dict[str, Any] = {
         "episodes": given.episodes,
         "reader": json.loads((folder / "reader" / "log.json").read_text())[-1],
-        "accuracy": {key: measured(found) for key, found in hits.items()},
+        "accuracy": {key: accuracy(found) for key, found in hits.items()},
         "against_plain": {
             f"{arm}/{task}": against(hits[f"plain/full/{task}"], hits[f"{arm}/full/{task}"])
             for arm in ARMS[1:]

@@ -16,18 +16,20 @@ from __future__ import annotations
 
 import argparse
 import json
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import mmlm  # noqa: F401  (first: it installs the torchvision guard)  # isort: skip
 import numpy as np
 import torch
+from last_row import LastRow, shares
+from measure_dara import counts, mean
 from PIL import Image
+from safetensors.torch import load_file
 
 from benchmarks.stats import bootstrap_interval, paired_bootstrap
 from data_tools.world import SPLITS, existence_answer, existence_question, render, scene
-from mmlm import DARA, attach
+from mmlm import DARA, attach, measured
 from mmlm.inputs import load_image, message, prepare
 from mmlm.model.checkpoint import load
 
@@ -83,19 +85,19 @@ def make(folder: Path, train: int, test: int) -> None:
 
 
 def of_arm(folder: Path, arm: str) -> tuple[Any, Any, Any]:
-    """The model of an arm, its processor, and the block in which it answers."""
+    """The model of an arm, its processor, and the methods with which it answers."""
     model, processor = load("embedded")
     if arm == "LoRA":
         from peft import PeftModel
 
         about = json.loads((folder / "adapters" / "joint.json").read_text())
         path = folder / "adapters" / about["folder"] / "adapter"
-        return PeftModel.from_pretrained(model, path).eval(), processor, nullcontext()
+        return PeftModel.from_pretrained(model, path).eval(), processor, ()
     if arm == "plain":
-        return model, processor, nullcontext()
+        return model, processor, ()
     file = str(folder / "factors" / "joint.safetensors")
     method = DARA(images=2, weights_file=file, align="query_last")
-    return model, processor, attach(model, method)
+    return model, processor, (method,)
 
 
 @torch.no_grad()
@@ -105,13 +107,11 @@ def answer(folder: Path, arm: str, condition: str) -> dict[str, Any]:
     Attention is that of the last position of the prompt, the mean over heads, in layer 0 and over
     all layers; only measured where both pictures are shown.
     """
-    model, processor, block = of_arm(folder, arm)
-    inner = getattr(model, "get_base_model", lambda: model)()
-    inner.set_attn_implementation({"text_config": "eager"})
+    model, processor, methods = of_arm(folder, arm)
     asked = [json.loads(line) for line in (folder / "query.jsonl").read_text().splitlines()]
     hits: list[int] = []
-    shares = []
-    with block:
+    records: list[dict[str, Any]] = []
+    with attach(model, *methods, LastRow()):
         for first in range(0, len(asked), 20):
             part = asked[first : first + 20]
             shown = [one["images"] if condition == "full" else one["images"][1:] for one in part]
@@ -124,40 +124,14 @@ def answer(folder: Path, arm: str, condition: str) -> dict[str, Any]:
                 ],
                 [[load_image(folder / path) for path in own] for own in shown],
             )
-            output = inner(**inputs, output_attentions=True)
+            output = model(**inputs)
             said = output.logits[:, -1].argmax(-1)
             for one, token in zip(part, said.tolist(), strict=True):
                 hits.append(
                     int(processor.tokenizer.decode(token).strip() == one["answer"].split()[0])
                 )
-            if condition == "full":
-                visual = inputs["input_ids"] == inner.config.image_token_id
-                order = visual.long().cumsum(-1)
-                each = order[:, -1:] // 2
-                marks = [visual & (order <= each), visual & (order > each)]
-                shares.append(
-                    torch.stack(
-                        [
-                            torch.stack([(a[:, :, -1].mean(1) * m).sum(-1) for m in marks], -1)
-                            for a in output.attentions
-                        ]
-                    )
-                )  # [layers, rows, pictures]
-    found: dict[str, Any] = {"hits": hits}
-    if shares:
-        whole = torch.cat(shares, dim=1).mean(1)
-        found["attention"] = {"layer_0": whole[0].tolist(), "all_layers": whole.mean(0).tolist()}
-    return found
-
-
-def mean(sums: np.ndarray) -> np.ndarray:
-    """Right answers of those asked."""
-    return sums[..., 0] / sums[..., 1]
-
-
-def counts(hits: list[int]) -> np.ndarray:
-    """Right and asked, episode by episode."""
-    return np.stack([np.array(hits, dtype=float), np.ones(len(hits))], axis=1)
+            records += measured(model)
+    return {"hits": hits, **({"attention": shares(records)} if condition == "full" else {})}
 
 
 def measure(folder: Path, output: Path) -> None:
@@ -194,10 +168,8 @@ def measure(folder: Path, output: Path) -> None:
         about = json.loads((folder / name / "joint.json").read_text())
         kept = ("learning_rate", "held_out_loss_by_rate", "steps", "learning_parameters")
         result[arm] = {key: about[key] for key in kept}
-    _, _, block = of_arm(folder, "DARA")
-    with block as model:
-        method = model._mmlm_session.methods[0]
-        result["DARA"]["factors"] = model._mmlm_session.module(method).factors()[0].tolist()
+    theta = load_file(folder / "factors" / "joint.safetensors")["offsets.0"]
+    result["DARA"]["factors"] = (1 + theta).tolist()
     output.write_text(json.dumps(result, indent=1) + "\n")
     print(json.dumps(result, indent=1))
 
