@@ -280,15 +280,15 @@ class RowEditor:
     ) -> _Weights:
         """Softmaxed rows after gains and deltas, and where those changed something."""
         session = self.session
-        s = rows.scores(start, end)
+        askers = [i for i in first if "scores" in session.methods[i].sites]
+        # Deltas are of the plain scores, also beside gains.
+        s = rows.scores(start, end, gain if not askers else None)
         delta = total(
-            self._ask("scores", i, rows, start, end, s, first[i], first_value=0.0)
-            for i in first
-            if "scores" in session.methods[i].sites
+            self._ask("scores", i, rows, start, end, s, first[i], first_value=0.0) for i in askers
         )
         changed = None
         if gain is not None:
-            s = rows.scores(start, end, gain)
+            s = rows.scores(start, end, gain) if askers else s
             changed = _learned_or(gain, (gain != 1).any(-1)[:, :, None])
         if delta is not None:
             s = s + delta
