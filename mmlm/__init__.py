@@ -42,6 +42,7 @@ _METHODS = {
     "ZeroTuning": "decoding.zerotuning",
 }
 _PROBES = {
+    "AttentionMap": "mmlm.probes.attention_map",
     "Confidence": "mmlm.probes.confidence",
     "ImageAttention": "mmlm.probes.image_attention",
     "TextDominance": "mmlm.probes.dominance",
@@ -90,6 +91,7 @@ if TYPE_CHECKING:
     from mmlm.methods.random_pruner import RandomPruner
     from mmlm.model.checkpoint import load
     from mmlm.model.compose import compose
+    from mmlm.probes.attention_map import AttentionMap
     from mmlm.probes.confidence import Confidence
     from mmlm.probes.dominance import TextDominance
     from mmlm.probes.image_attention import ImageAttention
@@ -110,6 +112,7 @@ __all__ = [
     "VHR",
     "VISTA",
     "Anatomy",
+    "AttentionMap",
     "ClsPruner",
     "Confidence",
     "CrossLMM",

@@ -44,6 +44,11 @@ class AnswerStream:
     Attributes:
         text: The answer so far; complete once the iteration has ended.
         n_tokens: New tokens, the end token included; known once the iteration has ended.
+        token_ids: These tokens, in order; known once the iteration has ended.
+        records: What probes among the methods measured about the answer, by the name of the
+            measurement (:func:`mmlm.measured`); known once the iteration has ended.
+        model: The model that answers.
+        processor: Its processor.
         stopped: Whether :meth:`stop` cut the answer short.
 
     Raises:
@@ -66,9 +71,11 @@ class AnswerStream:
             )
         self.text = ""
         self.n_tokens = 0
+        self.token_ids: tuple[int, ...] = ()
+        self.records: dict[str, Any] = {}
         self.stopped = False
-        self._model = model
-        self._processor = processor
+        self.model = model
+        self.processor = processor
         self._inputs = inputs
         self._methods = tuple(methods)
         self._settings = replace(settings or GenerateSettings(), batch_size=1)
@@ -84,10 +91,10 @@ class AnswerStream:
         from transformers import TextIteratorStreamer
 
         self._streamer = TextIteratorStreamer(
-            self._processor.tokenizer, skip_prompt=True, skip_special_tokens=True
+            self.processor.tokenizer, skip_prompt=True, skip_special_tokens=True
         )
         self._executor = ThreadPoolExecutor(max_workers=1)
-        self._tokens = self._executor.submit(self._generate)
+        self._answer = self._executor.submit(self._generate)
         return self
 
     def __exit__(
@@ -119,15 +126,17 @@ class AnswerStream:
     def _finish(self) -> str:
         """Takes the whole answer over from the thread; returns what was not streamed of it."""
         self._finished = True
-        answer = self._tokens.result()[0, self._inputs["input_ids"].shape[1] :]
+        answer, self.records = self._answer.result()
         streamed, self.text = (
             self.text,
-            self._processor.decode(answer, skip_special_tokens=True).strip(),
+            self.processor.decode(answer, skip_special_tokens=True).strip(),
         )
-        self.n_tokens = len(answer)
+        self.token_ids = tuple(answer.tolist())
+        self.n_tokens = len(self.token_ids)
         return "" if streamed else self.text
 
-    def _generate(self) -> torch.Tensor:
+    def _generate(self) -> tuple[torch.Tensor, dict[str, Any]]:
+        """The new tokens, and what was measured about them."""
         import torch
 
         def stop(ids: torch.Tensor, scores: Any, **_: Any) -> torch.Tensor:
@@ -138,15 +147,19 @@ class AnswerStream:
         try:
             # Attached here, in the thread that generates, and for exactly as long.
             with (
-                seeded(self._settings.seed, ["stream"], self._model.device),
-                mmlm.attach(self._model, *self._methods, processor=self._processor),
+                seeded(self._settings.seed, ["stream"], self.model.device),
+                mmlm.attach(self.model, *self._methods, processor=self.processor),
             ):
-                return self._model.generate(
+                tokens = self.model.generate(
                     **self._inputs,
-                    generation_config=generation_config(self._model, self._settings),
+                    generation_config=generation_config(self.model, self._settings),
                     streamer=self._streamer if greedy_or_sampled else None,
                     stopping_criteria=[stop],
                 )
+                answer = tokens[0, self._inputs["input_ids"].shape[1] :]
+                measures = any(method.measures for method in self._methods)
+                measured = mmlm.measured(self.model, [len(answer)]) if measures else []
+                return answer, dict(*measured)
         finally:
             # generate() does this only if it succeeds; the reader would wait for ever.
             self._streamer.text_queue.put(self._streamer.stop_signal)

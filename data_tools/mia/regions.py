@@ -1,10 +1,7 @@
 """Which tokens of a composed picture show which of its tiles.
 
-Processors resize, pad, crop and cut pictures in ways of their own. None of this is worked out again
-here: a mask of each tile, white on black, is sent through the very processor that prepares the
-composed picture, and what arrives at a patch is the part of it that shows the tile. From patches to
-tokens it goes through the model's own packing. A family whose way from patches to tokens is not
-known is refused.
+A mask of each tile, white on black, is sent through the very processor that prepares the composed
+picture; what arrives at a token is the part of it that shows the tile (:mod:`mmlm.token_places`).
 
 For parity there is the authors' split of the token grid into equal blocks (Liuziyu77/MIA-DPO,
 commit a85c51a), which knows neither labels nor padding.
@@ -12,36 +9,19 @@ commit a85c51a), which knows neither labels nor padding.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from mmlm.errors import UnsupportedModel
+from mmlm.token_places import KNOWN, brightness
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-    from mmlm.engine.anatomy import Anatomy
 
 __all__ = ["KNOWN", "Tile", "central_square", "equal_blocks", "region_sums", "tile_shares"]
 
 Tile = Sequence[int]
 """``[x0, y0, x1, y1]`` in pixels, the right and lower border excluded."""
-KNOWN = frozenset(
-    {
-        "gemma3",
-        "idefics3",
-        "internvl",
-        "llava",
-        "llava_next",
-        "llava_onevision",
-        "paligemma",
-        "qwen2_5_vl",
-        "qwen3_vl",
-        "smolvlm",
-    }
-)
-"""Model types whose way from patches to tokens is checked by a test."""
 _CENTRE = 16
 """Side of the authors' centre, of 24."""
 
@@ -115,99 +95,17 @@ def tile_shares(model: Any, processor: Any, size: tuple[int, int], tiles: Sequen
     Raises:
         UnsupportedModel: For a family whose way from patches to tokens is not known.
     """
-    import torch
-
-    from mmlm.engine.anatomy import Anatomy
-
-    anatomy = Anatomy(model)
-    if anatomy.family_name not in KNOWN:
-        raise _unknown(anatomy, "its way from patches to tokens is not known")
-    whole = (0, 0, *size)
-    black, *masks = [_pixels(model, processor, size, tile) for tile in (None, whole, *tiles)]
-    reach = masks[0]["pixel_values"] - black["pixel_values"]
-    # Padding is the same in all of them, and so becomes 0.
-    reach = reach.where(reach != 0, torch.ones(()))
-    parts = torch.stack([(x["pixel_values"] - black["pixel_values"]) / reach for x in masks])
-    tokens = int((torch.isin(black["input_ids"], torch.tensor(anatomy.image_ids))).sum())
-    found = _to_tokens(anatomy, _to_patches(anatomy, parts), black, tokens)
-    return found.clamp(0, 1)  # sharp resampling overshoots at borders
-
-
-def _pixels(
-    model: Any, processor: Any, size: tuple[int, int], tile: Tile | None
-) -> dict[str, Tensor]:
-    """What the processor makes of a black picture with a white rectangle in it."""
     from PIL import Image
 
-    from mmlm.inputs import message, prepare
-
-    picture = Image.new("RGB", size)
-    if tile is not None:
-        x0, y0, x1, y1 = tile
-        picture.paste((255, 255, 255), (x0, y0, x1, y1))
-    return prepare(processor, [[message("user", "", 1)]], [[picture]])
-
-
-def _to_patches(anatomy: Anatomy, parts: Tensor) -> Tensor:
-    """Means over the pixels of each patch: [regions, patches] or [regions, tiles, h, w]."""
-    from torch.nn import functional
-
-    if parts.ndim == 3:  # flattened patches
-        return parts.mean(-1)
-    regions, patch = len(parts), anatomy.config.vision_config.patch_size
-    grey = parts.flatten(1, -4).mean(-3)  # [regions, tiles, H, W]
-    side = patch if isinstance(patch, int) else patch[0]
-    return functional.avg_pool2d(grey, side).view(regions, grey.shape[1], -1)
-
-
-def _to_tokens(anatomy: Anatomy, parts: Tensor, inputs: dict[str, Tensor], tokens: int) -> Tensor:
-    """Parts of patches as parts of tokens, in the order of the sequence."""
-    if parts.ndim == 2:  # patches that become one token stand side by side
-        merge = anatomy.config.vision_config.spatial_merge_size
-        found = parts.view(len(parts), -1, merge * merge).mean(-1)
-    elif anatomy.family.sizes == "packed":
-        found = _packed(anatomy, parts, inputs)
-    else:
-        found = _merged(anatomy, parts, tokens)
-    if found.shape[1] != tokens:
-        raise _unknown(anatomy, f"{found.shape[1]} cells are expected for {tokens} image tokens")
-    return found
-
-
-def _packed(anatomy: Anatomy, parts: Tensor, inputs: dict[str, Tensor]) -> Tensor:
-    """Through the model's own packing of tiles: unpadded, resized, with row ends."""
-    config = anatomy.config
-    name = (
-        "vision_aspect_ratio"
-        if hasattr(config, "vision_aspect_ratio")
-        else "vision_feature_select_strategy"
-    )
-    features, _ = anatomy.composite.pack_image_features(
-        [parts.permute(1, 2, 0)],
-        inputs["image_sizes"],
-        image_newline=parts.new_zeros(len(parts)),
-        **{name: getattr(config, name)},
-    )
-    packed: Tensor = features[0].T
-    return packed
-
-
-def _merged(anatomy: Anatomy, parts: Tensor, tokens: int) -> Tensor:
-    """Square blocks of each tile's patches become one token."""
-    from torch.nn import functional
-
-    regions, tiles, patches = parts.shape
-    side, short = math.isqrt(patches), math.isqrt(tokens // tiles)
-    if side * side != patches or short * short * tiles != tokens or side % short:
-        raise _unknown(anatomy, f"{tiles} x {patches} patches become {tokens} tokens")
-    grid = parts.view(regions, tiles, side, side)
-    return functional.avg_pool2d(grid, side // short).flatten(1)
-
-
-def _unknown(anatomy: Anatomy, reason: str) -> UnsupportedModel:
-    return UnsupportedModel(
-        f"Which image token of {anatomy.family_name} shows which part of a picture is not known: "
-        f"{reason}.",
-        advice="Score the format `sequence` only, whose images need no map; or choose a model of "
-        f"one of these types: {', '.join(sorted(KNOWN))}.",
-    )
+    masks = [Image.new("RGB", size) for _ in range(1 + len(tiles))]
+    for mask, (x0, y0, x1, y1) in zip(masks, [(0, 0, *size), *tiles], strict=True):
+        mask.paste((255, 255, 255), (x0, y0, x1, y1))
+    try:
+        found = brightness(model, processor, masks).mean(1)
+    except UnsupportedModel as error:
+        raise UnsupportedModel(
+            str(error),
+            advice="Score the format `sequence` only, whose images need no map; or choose a model "
+            f"of one of these types: {', '.join(sorted(KNOWN))}.",
+        ) from error
+    return found.clamp(0, 1)  # sharp resampling overshoots at borders

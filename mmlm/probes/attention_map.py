@@ -1,0 +1,209 @@
+"""Where a model looks while it writes: attention on every image position, token by token.
+
+Attention over the image is what most papers on object hallucination argue with, e.g. "See What You
+Are Told: Visual Attention Sink in Large Multimodal Models", arXiv 2503.03321 (2025). The map itself
+is no method of theirs: nothing is taken from a paper or from code but the definition of attention.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from mmlm.engine.anatomy import Anatomy
+from mmlm.engine.method import Method, Paper, Prompt, Rows
+from mmlm.engine.selections import check_layers, read_numbers
+
+__all__ = ["AttentionMap"]
+
+
+@dataclass
+class _State:
+    """What is kept for one prompt.
+
+    Attributes:
+        layers: Those that are measured.
+        img: int64 [B, N]; image of each position that was given, -1 outside.
+        at: int64 [B, n]; the given position of each column of the prompt, -1 where it is none of
+            an image.
+        seen: Positions so far, by layer.
+        steps: Per layer fp32 [B, n] for every token: attention of the row that produced it.
+    """
+
+    layers: tuple[int, ...]
+    img: Tensor
+    at: Tensor
+    seen: dict[int, int] = field(default_factory=dict)
+    steps: dict[int, list[Tensor]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttentionMap(Method):
+    """Measures how much attention each new token pays to every position of every image.
+
+    Idea:
+        A word that names what is there was as a rule written with attention on it; one that was
+        invented was not. A map per word lets a person see which.
+    Paper:
+        "See What You Are Told: Visual Attention Sink in Large Multimodal Models",
+        arXiv 2503.03321, ICLR 2025, for what such a map can and cannot tell.
+    Equations:
+        ``m_t(k) = mean over layers and heads of A(q_t, k)`` at image positions k, with q_t the row
+        that *produced* token t: the prompt's last one for the first token, then the row of the
+        token before.
+    Acts at:
+        ``weights`` (looks, behind the edits of all other methods) of the last row of each pass, in
+        the chosen layers.
+    Cost:
+        No extra forward. Per token and layer one row of attention weights is computed again.
+        Memory: one number per layer, token and position of the prompt.
+    Parameters:
+        layers: Decoder layers, each >= 0. None: all.
+        by_layer: Whether the record holds a map for every layer too, and not only their mean.
+    Shapes:
+        B rows, H query heads, R query rows, K keys, N given positions, n of them in the decoder.
+    State:
+        Per prompt: which position belongs to which image, and the rows.
+    Limits:
+        Beam search is refused. Frames of images are text; row ends belong to their image. What a
+        method left out of the prompt has attention 0; where features are pooled, the attention on
+        a cell stands at its centre. With several answers on one kept cache the last is measured.
+
+    Raises:
+        ValueError: for layers that the model does not have.
+
+    Example:
+        with AttentionMap()(model):
+            ids = model.generate(**inputs, max_new_tokens=64)
+            records = mmlm.measured(model)
+    """
+
+    paper: ClassVar[Paper] = Paper(
+        title="See What You Are Told: Visual Attention Sink in Large Multimodal Models",
+        arxiv="2503.03321",
+        year=2025,
+        venue="ICLR 2025",
+    )
+    only_looks: ClassVar[frozenset[str]] = frozenset({"weights"})
+    measures: ClassVar[str] = "attention_map"
+
+    layers: tuple[int, ...] | None = None
+    by_layer: bool = False
+
+    def __post_init__(self) -> None:
+        self._check_choice("by_layer", (True, False))
+        if self.layers is not None:
+            chosen = read_numbers("AttentionMap", "layers", self.layers)
+            object.__setattr__(self, "layers", chosen)
+
+    def neutral(self) -> AttentionMap:
+        """Itself: the model is unchanged under every setting."""
+        return self
+
+    @property
+    def rows(self) -> Rows:
+        """The last row of each pass."""
+        return "last"
+
+    def layers_of(self, anatomy: Anatomy) -> tuple[int, ...]:
+        """The layers that are measured on a model."""
+        return tuple(range(anatomy.n_layers)) if self.layers is None else self.layers
+
+    def acts_in(self, anatomy: Anatomy, layer: int) -> bool:
+        """The chosen layers."""
+        return layer in self.layers_of(anatomy)
+
+    def unsupported(self, anatomy: Anatomy) -> list[str]:
+        """Runs wherever attention rows can be seen."""
+        check_layers("AttentionMap", self.layers_of(anatomy), anatomy.n_layers)
+        return []
+
+    def begin(self, prompt: Prompt) -> _State:
+        """Notes which position belongs to which image, also of those that do not enter."""
+        full, entered = prompt.full_layout, prompt.layout.visual
+        number = torch.arange(full.length, device=full.seg.device).expand(full.rows, -1)
+        at = torch.where(entered, prompt.entered(number.contiguous()), -1)
+        return _State(self.layers_of(prompt.anatomy), full.img.long(), at)
+
+    def weights(
+        self, state: _State, layer: int, rows: Int[Tensor, "B R"], a: Float[Tensor, "B H R K"]
+    ) -> Float[Tensor, "B H R K"] | None:
+        """Keeps the row; changes nothing."""
+        keys, before = a.shape[-1], state.seen.get(layer)
+        state.seen[layer] = keys
+        steps = state.steps.setdefault(layer, [])
+        if before is not None and keys != before + 1:  # a new turn: its answer begins
+            steps.clear()
+        steps.append(a[:, :, -1, : state.at.shape[1]].mean(1))
+        return None
+
+    def record(self, state: _State, tokens: Sequence[int] | None) -> list[dict[str, Any]]:
+        """One record per row, in plain JSON.
+
+        Returns:
+            Dictionaries with ``layers``; ``keys`` (positions of each image); ``shares`` (per layer,
+            per token, per image the attention on it, in [0, 1]); ``maps`` (per token, per image the
+            attention on each of its positions, mean over the layers, in the order of the
+            sequence); with ``by_layer`` also ``layer_maps`` (per layer what ``maps`` is).
+
+        Raises:
+            ValueError: If ``tokens`` are not one number per row.
+            NotImplementedError: If the model's attention never showed its rows in some layer.
+        """
+        n_rows = state.img.shape[0]
+        if tokens is not None and len(tokens) != n_rows:
+            raise ValueError(f"Got {len(tokens)} numbers of tokens for {n_rows} rows.")
+        counts = (state.img.amax(-1) + 1).tolist()
+        silent = [layer for layer in state.layers if layer not in state.steps]
+        if silent and any(counts):
+            raise NotImplementedError(
+                f"Layer {silent[0]} does not hand its queries and keys to the library's attention "
+                "interface, so its attention cannot be seen."
+            )
+        ran = min((len(steps) for steps in state.steps.values()), default=0)
+        lengths = [ran] * n_rows if tokens is None else [min(n, ran) for n in tokens]
+        return [self._of_row(state, row, images, lengths[row]) for row, images in enumerate(counts)]
+
+    def _of_row(self, state: _State, row: int, images: int, n: int) -> dict[str, Any]:
+        """The record of one row, from what was kept of its first ``n`` tokens."""
+        img = state.img[row].cpu()
+        where = [(img == image).nonzero()[:, 0] for image in range(images)]
+        record: dict[str, Any] = {
+            "layers": list(state.layers),
+            "keys": [len(positions) for positions in where],
+        }
+        if not images:
+            empty: list[Any] = [[] for _ in range(n)]
+            return record | {"shares": [empty for _ in state.layers], "maps": empty}
+        full = self._spread(state, row, n)  # [layers, n, N]
+        shares = torch.stack([full[..., positions].sum(-1) for positions in where], dim=-1)
+        record["shares"] = _short(shares.tolist())
+        record["maps"] = _split(full.mean(0), where)
+        if self.by_layer:
+            record["layer_maps"] = [_split(layer, where) for layer in full]
+        return record
+
+    def _spread(self, state: _State, row: int, n: int) -> Float[Tensor, "layers n N"]:
+        """What was kept of a row, at all positions that were given; 0 where nothing was kept."""
+        at = state.at[row].cpu()
+        full = torch.zeros(len(state.layers), n, state.img.shape[1], dtype=torch.float64)
+        for number, layer in enumerate(state.layers if n else ()):
+            kept = torch.stack([step[row] for step in state.steps[layer][:n]]).cpu().double()
+            full[number][:, at[at >= 0]] = kept[:, at >= 0]
+        return full
+
+
+def _split(rows: Float[Tensor, "n N"], where: list[Tensor]) -> list[list[list[float]]]:
+    """Rows as lists: per token, per image, per position."""
+    parts = [_short(rows[:, positions].tolist()) for positions in where]
+    return [list(images) for images in zip(*parts, strict=True)]
+
+
+def _short(x: Any) -> Any:
+    """Nested lists with as many digits as fp32 sums are good for."""
+    return [_short(part) for part in x] if isinstance(x, list) else float(f"{x:.9g}")
