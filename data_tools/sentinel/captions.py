@@ -178,11 +178,12 @@ class Caption:
         return None if position is None else found[position]
 
     def outcome(self) -> Outcome:
-        """Its lines and its status; call it once, when it is complete."""
+        """Its lines and its status so far; final once it is complete."""
         status = self._status()
+        pairs, counts = list(self._pairs), Counter(self._counts)
         if status == "suspicious_image" and not self._settings.keep_suspicious:
-            self._counts["withheld_pairs"] = len(self._pairs)
-            self._pairs = []
+            counts["withheld_pairs"] = len(pairs)
+            pairs = []
         line = image_line(
             self.picture.id,
             image=self._image,
@@ -190,11 +191,11 @@ class Caption:
             status=status,
             sentences=self._sentences,
             knowledge=self._knowledge,
-            counts=self._counts,
+            counts=counts,
             steps=self._steps,
             errors=list(dict.fromkeys(self._errors)),
         )
-        lines = {"pairs": self._pairs, "images": [line]}
+        lines = {"pairs": pairs, "images": [line]}
         return Outcome(self.picture.id, status, lines, self.seconds)
 
     def _status(self) -> str:

@@ -131,6 +131,31 @@ class SentinelPipeline:
                     _log.warning("%s", remark)
                 yield caption.outcome()
 
+    def watch(self, record: Record) -> Iterator[Outcome]:
+        """Works on one picture, for people who want to see how.
+
+        Args:
+            record: As for `process`.
+
+        Yields:
+            What is known after each sentence; the last outcome is the one that `process` gives.
+
+        Raises:
+            ImageReadError: If the picture cannot be read, in strict mode.
+        """
+        caption = self._open(record)
+        if not isinstance(caption, Caption):
+            yield Outcome(record["id"], caption["status"], {"images": [caption]})
+            return
+        try:
+            while not caption.complete:
+                started = time.perf_counter()
+                self._step([caption])
+                caption.seconds += time.perf_counter() - started
+                yield caption.outcome()
+        finally:
+            self._generator.forget([caption.picture])
+
     def _fill(self, active: list[Caption], waiting: Iterator[Record]) -> Iterator[Outcome]:
         while len(active) < self._images_at_once and (record := next(waiting, None)):
             started = time.perf_counter()

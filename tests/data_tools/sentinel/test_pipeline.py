@@ -120,6 +120,61 @@ def test_the_audit_of_a_picture_by_hand(by_hand, records, tmp_path, monkeypatch)
     assert third == {"candidates": [], "ended": 4, "next": None}
 
 
+def test_a_watched_picture_grows_and_ends_as_an_unwatched_one(
+    by_hand, records, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    (row,) = records(1)
+    outcomes = list(by_hand(max_sentences=3).watch(row))
+    images = [outcome.lines["images"][0] for outcome in outcomes]
+    assert [len(image["steps"]) for image in images] == [1, 2, 3]
+    assert [image["caption"] for image in images] == [FIRST, *[f"{FIRST} {SECOND}"] * 2]
+    assert [len(outcome.lines["pairs"]) for outcome in outcomes] == [0, 1, 1]
+    (whole,) = by_hand(max_sentences=3).process([row])
+    assert (outcomes[-1].status, outcomes[-1].lines) == (whole.status, whole.lines)
+
+
+def test_the_pairs_of_a_suspicious_picture_are_withheld_at_every_look(
+    marked, records, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    script = {
+        ("000", ""): ["A FOG sits.", "A CAT sits."],
+        ("000", "A FOG sits."): ["The FOG eats.", "A CAT eats."],
+    }
+    # Fog is outside its vocabulary and counts as there; of what it knows it finds nothing.
+    blind = ScriptedDetector(findings={}, vocabulary=frozenset({"cat"}))
+    settings = SentinelSettings(n=2, max_sentences=3, out_of_vocabulary="accept")
+    pipeline = SentinelPipeline(ScriptedGenerator(script), marked, [blind], settings)
+    outcomes = list(pipeline.watch(records(1)[0]))
+    assert {outcome.status for outcome in outcomes} == {"suspicious_image"}
+    assert [outcome.lines["pairs"] for outcome in outcomes] == [[], [], []]
+    counts = [outcome.lines["images"][0]["counts"] for outcome in outcomes]
+    assert [one["withheld_pairs"] for one in counts[1:]] == [1, 1]
+
+
+def test_a_watched_picture_is_forgotten_also_when_nobody_watches_on(
+    by_hand, records, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    forgotten = []
+    monkeypatch.setattr(
+        ScriptedGenerator, "forget", lambda self, gone: forgotten.append([one.id for one in gone])
+    )
+    watching = by_hand().watch(records(1)[0])
+    next(watching)
+    assert forgotten == []
+    watching.close()
+    assert forgotten == [["000"]]
+
+
+def test_a_watched_picture_that_cannot_be_read_is_told_once(by_hand, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (outcome,) = by_hand().watch({"id": "x", "image": "none.png", "question": "describe"})
+    assert outcome.status == "unreadable_image"
+    assert "none.png" in outcome.lines["images"][0]["error"]
+
+
 def test_the_longest_caption(by_hand, records, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     pipeline = by_hand(max_sentences=1)
