@@ -6,18 +6,17 @@ import heapq
 import json
 import zlib
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from data_tools.pictures import Picture
 from data_tools.records import RUN, read_kind
+from data_tools.sentinel.markup import scene, sentence
 from data_tools.sentinel.records import CLASSES, COUNTS, STATUSES
 from data_tools.sentinel.summary import Summary, summarise
 from data_tools.sentinel.truth import Judgement, judge_pairs
 from mmlm import pages
-from mmlm.errors import ImageReadError
 from mmlm.pages import escaped, prose
 
 __all__ = ["GENERATOR", "REPORT", "examples", "write_report"]
@@ -239,73 +238,19 @@ def _example(folder: Path, image: Line, pairs: Sequence[Line]) -> str:
     blocks = []
     for pair in pairs[:PAIRS_SHOWN]:
         context = prose(pair["context"]) or "(no context)"
+        chosen, rejected = (
+            sentence(image, pair[side], spans.get(pair[side], ()))
+            for side in ("chosen", "rejected")
+        )
         blocks.append(
             f'<div><p class="context">{context}</p>'
-            f'<p><span class="sign better">+</span>{_sentence(image, pair["chosen"], spans)}</p>'
-            f'<p><span class="sign worse">−</span>{_sentence(image, pair["rejected"], spans)}</p>'
+            f'<p><span class="sign better">+</span>{chosen}</p>'
+            f'<p><span class="sign worse">−</span>{rejected}</p>'
             "</div>"
         )
     if len(pairs) > PAIRS_SHOWN:
         blocks.append(f'<div class="context">and {len(pairs) - PAIRS_SHOWN} more pairs</div>')
     return (
-        f'<article class="card example">{_scene(folder, image)}'
+        f'<article class="card example">{scene(folder, image)}'
         f'<div class="pair-list">{"".join(blocks)}</div></article>'
     )
-
-
-def _sentence(image: Line, text: str, spans: Mapping[str, Sequence[Sequence[Any]]]) -> str:
-    """A sentence with its objects marked by label."""
-    kinds = {name: "good" for name in image["factual"]}
-    kinds |= {name: "bad" for name in image["hallucinated"]}
-    kinds |= {name: "doubt" for name in image["uncertain"]}
-    pieces, end = [], 0
-    for name, start, stop in spans.get(text, ()):
-        if start < end or name not in kinds:
-            continue
-        pieces.append(prose(text[end:start]))
-        pieces.append(
-            f'<mark class="{kinds[name]}" title="{escaped(name)}">'
-            f"{escaped(text[start:stop])}</mark>"
-        )
-        end = stop
-    pieces.append(prose(text[end:]))
-    return "".join(pieces)
-
-
-def _scene(folder: Path, image: Line) -> str:
-    """The picture with the detectors' boxes as lines over it, so that they stay sharp."""
-    try:
-        picture = Picture.read(image["image_id"], folder / image["path"]).image
-    except ImageReadError as error:  # moved away since the run
-        return f'<div class="scene note">{escaped(str(error))}</div>'
-    width, height = picture.size
-    shapes, labels = [], []
-    for name, label, (left, top, right, bottom) in _boxes(image):
-        shapes.append(
-            f'<rect class="{label}" x="{left:.1f}" y="{top:.1f}" '
-            f'width="{right - left:.1f}" height="{bottom - top:.1f}"><title>{escaped(name)}</title>'
-            "</rect>"
-        )
-        css = "" if label == "factual" else ' class="doubtful"'
-        place = f"left:{100 * left / width:.1f}%;top:{100 * max(top, height * 0.08) / height:.1f}%"
-        labels.append(f'<span{css} style="{place}">{escaped(name)}</span>')
-    return (
-        f'<div class="scene">{pages.image(picture, image["image_id"])}'
-        f'<svg viewBox="0 0 {width} {height}" preserveAspectRatio="none">{"".join(shapes)}</svg>'
-        f"{''.join(labels)}</div>"
-    )
-
-
-def _boxes(image: Line) -> Iterator[tuple[str, str, tuple[float, float, float, float]]]:
-    """Name, label and place of every box; boxes that two detectors drew alike come once."""
-    labels = {
-        name: label for label in ("factual", "uncertain", "hallucinated") for name in image[label]
-    }
-    seen = set()
-    for name, by_detector in image["boxes"].items():
-        for boxes in by_detector.values():
-            for left, top, right, bottom, *_ in boxes:
-                key = (name, round(left), round(top), round(right), round(bottom))
-                if key not in seen:
-                    seen.add(key)
-                    yield name, labels.get(name, "uncertain"), (left, top, right, bottom)
