@@ -39,6 +39,7 @@ docs: setup
 	$(BIN)/pip install --quiet --editable '.[docs]' --constraint constraints.txt
 	$(BIN)/python tools/build_docs.py
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	$(BIN)/python tools/check_site.py site
 
 # Trains the small model that ships in mmlm/assets: about an hour on two cores, resumable.
 embedded-model: setup

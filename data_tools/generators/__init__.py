@@ -52,8 +52,7 @@ class Sample:
 class GeneratorError(Exception):
     """One request cannot be answered, and others may: no reply, prompt too long, picture refused.
 
-    Args:
-        message: The reason, for the record of the image.
+    Its message is the reason, for the record of the image.
     """
 
 
