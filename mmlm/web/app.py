@@ -1,0 +1,156 @@
+"""The page: a head, the choice of the model, and the tabs."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import os
+import socket
+import threading
+import webbrowser
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import gradio as gr
+
+from mmlm.cli.web import Web, is_loopback
+from mmlm.errors import InputError
+from mmlm.web import compare
+from mmlm.web.models import Limits, Models, Session
+from mmlm.web.theme import head, stylesheet, theme
+
+if TYPE_CHECKING:
+    from data_tools.detectors import Detector
+    from mmlm.cli.frame import Terminal
+
+__all__ = ["launch", "playground", "serve"]
+
+_TITLE = "mmlm · see what a model invents"
+_HEADER = """
+<header class="brand"><h1>mmlm</h1>
+<p>See what a vision-language model invents, why, and what each method does about it.</p></header>
+"""
+
+
+def playground(
+    models: Models, limits: Limits | None = None, detector: Detector | None = None
+) -> gr.Blocks:
+    """The whole page, not yet served.
+
+    Args:
+        models: What visitors may choose.
+        limits: What one visitor may ask for.
+        detector: Says what is in uploaded pictures.
+    """
+    limits = limits or Limits()
+    with gr.Blocks(title=_TITLE, analytics_enabled=False, fill_width=True) as page:
+        with gr.Row(elem_id="top"):
+            gr.HTML(_HEADER)
+            model = gr.Dropdown(
+                list(models.names),
+                value=models.names[0],
+                label="Model",
+                elem_id="model",
+                scale=0,
+                min_width=220,
+            )
+        session = Session(models, limits, model, detector=detector)
+        with gr.Tabs():
+            with gr.Tab("Compare", elem_id="compare-tab", id="compare"):
+                session = replace(session, methods=compare.build(session))
+            for name, label in (("effects", "Effects"), ("data", "Data")):
+                if importlib.util.find_spec(f"mmlm.web.{name}") is None:
+                    continue
+                with gr.Tab(label, elem_id=f"{name}-tab", id=name):
+                    importlib.import_module(f"mmlm.web.{name}").build(session)
+    page.queue(max_size=limits.waiting, default_concurrency_limit=1, api_open=False)
+    return page
+
+
+def launch(page: gr.Blocks, limits: Limits, host: str = "127.0.0.1", port: int = 0) -> str:
+    """Starts serving a page; it is served until the page is closed or the process ends.
+
+    Args:
+        page: From `playground`.
+        limits: What one visitor may ask for.
+        host: Address to listen at.
+        port: Port; 0 for any free one.
+
+    Returns:
+        The address of the page.
+
+    Raises:
+        InputError: If nothing can listen there.
+    """
+    port = _free(host, port)
+    # Gradio asks for a location in the open otherwise, and reports each start.
+    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+    _, address, _ = page.launch(
+        server_name=host,
+        server_port=port,
+        theme=theme(),
+        css=stylesheet(),
+        head=head(),
+        max_file_size=limits.upload_bytes,
+        share=False,
+        ssr_mode=False,
+        footer_links=[],
+        enable_monitoring=False,
+        quiet=True,
+        prevent_thread_lock=True,
+    )
+    return address
+
+
+def _free(host: str, port: int) -> int:
+    """The port, or a free one for 0; refused if it is taken or the address is not ours."""
+    try:
+        with socket.create_server((host, port)) as listening:
+            return listening.getsockname()[1]
+    except OSError as error:
+        raise InputError(
+            f"Nothing can listen at {host}, port {port}: {error.strerror or error}.",
+            advice="Choose another --port (0 for any free one) or --host.",
+        ) from error
+
+
+def serve(settings: Web, terminal: Terminal) -> None:
+    """Loads the first model, serves the page and waits for Ctrl-C.
+
+    Args:
+        settings: Of the command.
+        terminal: Where the address is written.
+
+    Raises:
+        InputError: If the model or the detector cannot be loaded, or the address is taken.
+    """
+    from data_tools.detectors import parse_detector
+
+    limits = Limits(
+        upload_bytes=int(settings.max_upload_mb * 1e6),
+        pixels=int(settings.max_megapixels * 1e6),
+        new_tokens=settings.max_new_tokens,
+        waiting=settings.max_waiting,
+    )
+    _free(settings.host, settings.port)
+    models = Models((settings.model.id, *settings.also), settings.model)
+    detector = parse_detector(settings.detector) if settings.detector else None
+    models.open(models.names[0])
+    if detector is not None:
+        detector.load()
+    page = playground(models, limits, detector)
+    address = launch(page, limits, settings.host, settings.port)
+    if terminal.json:
+        terminal.emit({"address": address})
+    terminal.say(f"The playground is at {address}   (Ctrl-C ends it)")
+    if not is_loopback(settings.host):
+        terminal.note(
+            "note: anyone who can reach this machine can use it; there is no password. "
+            "Put a proxy with one in front of it."
+        )
+    if settings.browser:
+        webbrowser.open(address)
+    try:
+        threading.Event().wait()
+    finally:
+        page.close(verbose=False)
