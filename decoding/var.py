@@ -11,7 +11,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from pathlib import PurePath
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -22,6 +21,14 @@ from torch.nn import functional
 from mmlm.engine.anatomy import Anatomy
 from mmlm.engine.method import Method, Paper, Prompt, Rows
 from mmlm.engine.selections import read_numbers
+from mmlm.engine.sinks import (
+    EPS,
+    KNOWN_SINK_DIMS,
+    known_sink_dims,
+    no_sink_dims,
+    phi,
+    reasons_without_sinks,
+)
 
 __all__ = [
     "KNOWN_SINK_DIMS",
@@ -37,33 +44,10 @@ __all__ = [
     "redistribute",
 ]
 
-_EPS = 1e-6
-"""Added to the mean square inside phi, and to each visual weight in the head test (code)."""
 _FIRST_LAYER = 2
-
-#: Sink dimensions by base language model: names of checkpoints, width, dimensions.
-#: Who says so: LLaMA-2-7B code and notes, LLaMA-2-13B code, the others a note on the paper only.
-KNOWN_SINK_DIMS: tuple[tuple[str, int, tuple[int, ...]], ...] = (
-    ("llava-1.5-7b-hf llava-v1.5-7b llava-v1.6-vicuna-7b-hf", 4096, (1415, 2533)),
-    ("vicuna-7b-v1.5 llama-2-7b llama-2-7b-hf llama-2-7b-chat-hf", 4096, (1415, 2533)),
-    ("llava-1.5-13b-hf llava-v1.5-13b llava-v1.6-vicuna-13b-hf", 5120, (2100, 4743)),
-    ("vicuna-13b-v1.5 llama-2-13b llama-2-13b-hf llama-2-13b-chat-hf", 5120, (2100, 4743)),
-    ("qwen2-vl-7b qwen2-vl-7b-instruct", 3584, (458, 2570)),
-    ("internvl2-8b internvl2-8b-hf", 4096, (3584,)),
-)
 
 #: The paper's rho, the least share of non-sink visual tokens, by kind of task (a note).
 _TASKS = {"general": 0.8, "hallucination": 0.5, "vision_centric": 0.9}
-
-
-def phi(x: Float[Tensor, "*B D"], sink_dims: Sequence[int]) -> Float[Tensor, "*B"]:
-    """How far a state stands out in the sink dimensions: their largest |x| over the RMS of x.
-
-    It cannot exceed the square root of the width D.
-    """
-    x = x.float()
-    rms = (x.square().mean(-1) + _EPS).sqrt()
-    return x[..., list(sink_dims)].abs().amax(-1) / rms
 
 
 def mark(visual: Bool[Tensor, "B N"], sinks: Bool[Tensor, "B N"]) -> Float[Tensor, "B N 3"]:
@@ -97,7 +81,7 @@ def image_centric(
     """
     nonsink, sink, _ = mass.unbind(-1)
     seen = nonsink + sink
-    share = sink / (seen + _EPS * n_visual[:, None])
+    share = sink / (seen + EPS * n_visual[:, None])
     return (seen >= min_visual_mass) & (share <= 1 - min_nonsink_ratio)
 
 
@@ -126,20 +110,6 @@ def redistribute(
 
 
 # ---- sink dimensions ---------------------------------------------------------------------------
-
-
-def known_sink_dims(anatomy: Anatomy) -> tuple[int, ...] | None:
-    """The published sink dimensions of a model, by the name of it or of its language model.
-
-    Looks at the last part of the names in the configuration, and at the width; None if no name is
-    in :data:`KNOWN_SINK_DIMS`.
-    """
-    configs = (anatomy.config, anatomy.config.get_text_config())
-    names = {PurePath(config.name_or_path).name.lower() for config in configs}
-    for known, width, dims in KNOWN_SINK_DIMS:
-        if width == anatomy.width and names.intersection(known.split()):
-            return dims
-    return None
 
 
 def massive_dims(
@@ -199,7 +169,7 @@ def find_sink_dims(
         def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             x = args[0] if args else kwargs["hidden_states"]
             x = x[torch.arange(len(x), device=x.device), first.to(x.device)].float()
-            found[layer].append((x.abs() / (x.square().mean(-1, True) + _EPS).sqrt()).cpu())
+            found[layer].append((x.abs() / (x.square().mean(-1, True) + EPS).sqrt()).cpu())
 
         return hook
 
@@ -375,7 +345,7 @@ class VAR(Method):
         """
         dims = known_sink_dims(anatomy)
         if dims is None:
-            raise ValueError(f"VAR: {_no_dims(anatomy)}.")
+            raise ValueError(f"VAR: {no_sink_dims(anatomy)}.")
         return cls.for_task(task, sink_dims=dims)
 
     def neutral(self) -> VAR:
@@ -402,20 +372,7 @@ class VAR(Method):
         """Needs sink dimensions, and a tau that can be exceeded."""
         if self.move_fraction == 0:
             return []
-        reasons = []
-        if self.sink_dims is not None and max(self.sink_dims) >= anatomy.width:
-            raise ValueError(
-                f"VAR: sink_dims must be below the model's width {anatomy.width}, got "
-                f"{self.sink_dims!r}."
-            )
-        if self.sink_dims is None and known_sink_dims(anatomy) is None:
-            reasons.append(_no_dims(anatomy))
-        if self.tau >= anatomy.width**0.5:
-            reasons.append(
-                f"tau is {self.tau:g}, but phi never exceeds {anatomy.width**0.5:.1f}, the square "
-                f"root of the width {anatomy.width}: there would be no sink; give a smaller tau"
-            )
-        return reasons
+        return reasons_without_sinks("VAR", self.sink_dims, self.tau, anatomy)
 
     def begin(self, prompt: Prompt) -> _State | None:
         """Notes where the image is."""
@@ -480,11 +437,3 @@ def _layer(visual: Tensor, sinks: Tensor, seen: int) -> _Layer:
     first = torch.where(both, index, never).amin(-1, keepdim=True)
     # The one read-back per layer and prompt: it spares every later step the layer's rows.
     return _Layer(seen, sinks, mark(visual, sinks), first, acts=bool(both.any()))
-
-
-def _no_dims(anatomy: Anatomy) -> str:
-    name = anatomy.config.name_or_path or anatomy.family_name
-    return (
-        f"no sink dimensions are known for {name!r}; `mmlm calibrate sink-dims` finds them "
-        "(decoding.var.find_sink_dims), then give sink_dims=(...)"
-    )

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from mmlm.engine.anatomy import Anatomy
 from mmlm.engine.branches.branch import Branch, NoImage
+from mmlm.engine.divergence import divergence, drop_negative_outliers, text_activation
 from mmlm.engine.method import Cost, Method, Paper, Prompt
 from mmlm.engine.selections import HeadSet, check_heads, check_layers, read_heads, read_numbers
 
@@ -29,42 +30,6 @@ __all__ = [
     "text_activation",
     "total",
 ]
-
-
-def divergence(
-    with_image: Float[Tensor, "B H d"], without: Float[Tensor, "B H d"]
-) -> Float[Tensor, "B H"]:
-    """VHD of each head (Eq. 4): how far its output moves when the image is removed.
-
-    A distance below the rounding error of the outputs counts as zero: heads that ignore the image
-    would otherwise be ranked by noise.
-    """
-    distance = (with_image - without).norm(dim=-1)
-    size = with_image.norm(dim=-1) + without.norm(dim=-1)
-    return distance.masked_fill(distance <= 4 * torch.finfo(size.dtype).eps * size, 0)
-
-
-def text_activation(without: Float[Tensor, "B H d"]) -> Float[Tensor, "B H"]:
-    """TA of each head: its squared output without the image."""
-    return without.square().sum(-1)
-
-
-def drop_negative_outliers(
-    vhd: Float[Tensor, "B H"], activation: Float[Tensor, "B H"], *, unbiased: bool = True
-) -> Float[Tensor, "B H"]:
-    """Zeroes the VHD of heads that stand out in both VHD and text activation (Eq. 6).
-
-    Args:
-        vhd: Head divergence.
-        activation: Text activation.
-        unbiased: Standard deviation over the H heads with divisor H - 1 instead of H.
-    """
-
-    def stands_out(x: Tensor) -> Tensor:
-        deviation = x.std(dim=-1, keepdim=True, correction=int(unbiased))
-        return x > x.mean(dim=-1, keepdim=True) + deviation
-
-    return vhd.masked_fill(stands_out(vhd) & stands_out(activation), 0)
 
 
 def select_heads(vhd: Float[Tensor, "B H"]) -> Bool[Tensor, "B H"]:
@@ -278,10 +243,7 @@ class VHR(Method):
         rows = state.has_image.shape[0]
         with_image = last[:rows]
         without = last[rows:] if last.shape[0] > rows else state.without[layer]
-        vhd = divergence(with_image, without)
-        if y.dtype != torch.float32:  # the floor of the precision the heads were computed in
-            size = with_image.norm(dim=-1) + without.norm(dim=-1)
-            vhd = vhd.masked_fill(vhd <= 4 * torch.finfo(y.dtype).eps * size, 0)
+        vhd = divergence(with_image, without, y.dtype)
         if self.outliers:
             vhd = drop_negative_outliers(vhd, text_activation(without), unbiased=self.unbiased)
         return select_heads(vhd) & state.has_image[:, None]

@@ -44,8 +44,10 @@ _METHODS = {
 _PROBES = {
     "AttentionMap": "mmlm.probes.attention_map",
     "Confidence": "mmlm.probes.confidence",
+    "HeadDivergence": "mmlm.probes.head_divergence",
     "ImageAttention": "mmlm.probes.image_attention",
     "TextDominance": "mmlm.probes.dominance",
+    "VisualSinks": "mmlm.probes.visual_sinks",
 }
 _EXPORTS = {
     **_METHODS,
@@ -94,7 +96,9 @@ if TYPE_CHECKING:
     from mmlm.probes.attention_map import AttentionMap
     from mmlm.probes.confidence import Confidence
     from mmlm.probes.dominance import TextDominance
+    from mmlm.probes.head_divergence import HeadDivergence
     from mmlm.probes.image_attention import ImageAttention
+    from mmlm.probes.visual_sinks import VisualSinks
     from mmlm.text_form import method_names, parse_method
 
 __all__ = [
@@ -116,15 +120,17 @@ __all__ = [
     "ClsPruner",
     "Confidence",
     "CrossLMM",
-    "ImageAttention",
     "DoLa",
     "DyVTE",
     "FlowCut",
+    "HeadDivergence",
+    "ImageAttention",
     "ImbalancedAttention",
     "Method",
     "RandomPruner",
     "TextDominance",
     "TokenLayout",
+    "VisualSinks",
     "ZeroTuning",
     "attach",
     "build_in",
