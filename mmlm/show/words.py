@@ -1,7 +1,9 @@
 """An answer cut into pieces: objects that are in the picture, objects that are not, the rest.
 
 Objects are read from the text as CHAIR reads them (`benchmarks.chair`), so that what a person sees
-in red is exactly what the scorer counts.
+in red is what the scorer counts. One thing differs: CHAIR reads captions and counts every object that
+is named, while people also ask questions. An object that an answer denies ("there is no dog") is
+judged as a denial.
 """
 
 from __future__ import annotations
@@ -18,6 +20,10 @@ __all__ = ["Kind", "Piece", "coloured", "pieces", "words"]
 
 Kind = Literal["good", "bad", ""]
 
+#: What makes the objects behind it denied, up to the end of the clause.
+_DENIAL = re.compile(r"\b(?:no|not|without|never|neither|nor|cannot)\b|n['’]t\b", re.I)
+_CLAUSE_END = re.compile(r"[.!?;:,]|\b(?:but|however|though|although|instead)\b", re.I)
+
 #: Styles for terminals. Underlining tells the two apart without colours, too.
 _STYLES: dict[Kind, str] = {"good": "green", "bad": "bold red underline", "": ""}
 
@@ -30,8 +36,8 @@ class Piece:
         text: The part as it stands in the answer.
         start: Its first character in the answer.
         end: The character behind its last one.
-        kind: "good" for an object that is in the picture, "bad" for an invented one, "" for the
-            rest.
+        kind: "good" for an object that is in the picture or rightly denied, "bad" for one that is
+            invented or wrongly denied, "" for the rest.
         title: What was made of it ("dog: invented"); "" for the rest.
     """
 
@@ -72,12 +78,21 @@ def pieces(
             continue
         if mark.start > end:
             found.append(Piece(text[end : mark.start], end, mark.start))
-        part = text[mark.start : mark.end]
-        found.append(Piece(part, mark.start, mark.end, mark.kind, mark.title))
+        kind, title = mark.kind, mark.title
+        if _denied(text[: mark.start]):
+            kind = "bad" if node in truth else "good"
+            title = f"{node}: {'denied, but in the picture' if node in truth else 'rightly denied'}"
+        found.append(Piece(text[mark.start : mark.end], mark.start, mark.end, kind, title))
         end = mark.end
     if end < len(text):
         found.append(Piece(text[end:], end, len(text)))
     return tuple(found)
+
+
+def _denied(before: str) -> bool:
+    """Whether the clause that a text ends in denies what follows."""
+    clause = _CLAUSE_END.split(before)[-1]
+    return _DENIAL.search(clause) is not None
 
 
 def words(text: str) -> tuple[tuple[int, int], ...]:

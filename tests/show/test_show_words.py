@@ -51,3 +51,26 @@ def test_the_terminal_tells_verdicts_apart_without_colours():
     assert shown.plain == "a dog and a boat"
     styles = {shown.plain[s.start : s.end]: str(s.style) for s in shown.spans}
     assert styles == {"dog": "green", "boat": "bold red underline"}
+
+
+@pytest.mark.parametrize(
+    ("text", "truth", "expected"),
+    [
+        ("no , there is no bird .", {"dog"}, [("bird", "good", "bird: rightly denied")]),
+        ("there isn't a dog", {"dog"}, [("dog", "bad", "dog: denied, but in the picture")]),
+        (
+            "not a cat but a dog without a bird",
+            {"dog"},
+            [
+                ("cat", "good", "cat: rightly denied"),
+                ("dog", "good", "dog: in the picture"),
+                ("bird", "good", "bird: rightly denied"),
+            ],
+        ),
+        ("no , a bird", {"dog"}, [("bird", "bad", "bird: invented")]),
+        ("a knot , a bird", {"dog"}, [("bird", "bad", "bird: invented")]),
+    ],
+)
+def test_denials_are_judged_as_denials(text, truth, expected):
+    found = [(piece.text, piece.kind, piece.title) for piece in pieces(text, truth) if piece.kind]
+    assert found == expected
