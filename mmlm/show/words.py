@@ -1,9 +1,9 @@
 """An answer cut into pieces: objects that are in the picture, objects that are not, the rest.
 
 Objects are read from the text as CHAIR reads them (`benchmarks.chair`), so that what a person sees
-in red is what the scorer counts. One thing differs: CHAIR reads captions and counts every object that
-is named, while people also ask questions. An object that an answer denies ("there is no dog") is
-judged as a denial.
+in red is what the scorer counts. One thing differs: CHAIR reads captions and counts every object
+that is named, while people also ask questions. An object that an answer denies ("there is no dog")
+is judged as a denial.
 """
 
 from __future__ import annotations
