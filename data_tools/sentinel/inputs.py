@@ -167,7 +167,8 @@ def export_world(
     Raises:
         InputError: If an argument is out of range, or the folder holds something else.
     """
-    wanted = {"split": split, "count": count, "seed": seed}
+    # A world that begins elsewhere says so in "first".
+    wanted = {"split": split, "count": count, "seed": seed, "first": None}
     with locked(folder):
         there = _world_request(folder)
         same = there is not None and all(there.get(key) == value for key, value in wanted.items())

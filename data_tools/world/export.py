@@ -58,7 +58,13 @@ class Summary(NamedTuple):
 
 
 def write_split(
-    output: str | Path, split: str, count: int, seed: int = 0, progress: bool = True
+    output: str | Path,
+    split: str,
+    count: int,
+    seed: int = 0,
+    progress: bool = True,
+    *,
+    first: int = 0,
 ) -> Summary:
     """Write pictures, truth, captions, POPE questions and conversations of a split.
 
@@ -68,6 +74,7 @@ def write_split(
         count: Number of pictures, at least 1.
         seed: Seed, not negative.
         progress: Show a progress bar on standard error.
+        first: Number of the first scene, not negative; files and ids are numbered from it.
 
     Returns:
         What was written.
@@ -76,14 +83,15 @@ def write_split(
         InputError: An argument is out of range, or the folder holds something else. Nothing has
             been written then.
     """
-    config = _check(split, count, seed)
+    config = _check(split, count, seed, first)
     folder = Path(output)
-    _claim(folder, {"format": FORMAT, "split": split, "count": count, "seed": seed,
-                    "config": asdict(config)})  # fmt: skip
+    request = {"format": FORMAT, "split": split, "count": count, "seed": seed,
+               "config": asdict(config)}  # fmt: skip
+    _claim(folder, request | ({"first": first} if first else {}))
     (folder / "images").mkdir(exist_ok=True)
     scenes: list[Scene] = []
     annotations: list[str] = []
-    for index in _counted(range(count), progress, f"Drawing {split}"):
+    for index in _counted(range(first, first + count), progress, f"Drawing {split}"):
         truth = scene(config, seed, index, split)
         picture = render(truth)
         path = folder / "images" / file_name(index)
@@ -137,7 +145,7 @@ def _messages(turns: list[tuple[str, str]]) -> list[dict[str, Any]]:
     return messages
 
 
-def _check(split: str, count: int, seed: int) -> WorldConfig:
+def _check(split: str, count: int, seed: int, first: int) -> WorldConfig:
     if split not in SPLITS:
         raise InputError(
             f"There is no split {split!r}.", advice=f"Choose one of {', '.join(SPLITS)}."
@@ -146,6 +154,8 @@ def _check(split: str, count: int, seed: int) -> WorldConfig:
         raise InputError(f"{count} pictures were asked for.", advice="Ask for at least 1.")
     if seed < 0:
         raise InputError(f"The seed is {seed}.", advice="Give a seed of 0 or more.")
+    if first < 0:
+        raise InputError(f"The first scene is {first}.", advice="Scenes are counted from 0.")
     return SPLITS[split]
 
 

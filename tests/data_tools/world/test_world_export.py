@@ -242,6 +242,24 @@ def test_bad_requests_write_nothing(tmp_path, arguments, message):
     assert not (tmp_path / "out").exists()
 
 
+def test_a_later_scene_alone_is_written_as_among_all(written, tmp_path):
+    folder = tmp_path / "one"
+    assert write_split(folder, SPLIT, 1, SEED, progress=False, first=17).pictures == 1
+    name = "000018.png"
+    assert contents(folder)[f"images/{name}"] == contents(written)[f"images/{name}"]
+    alone, whole = (json.loads((f / "instances.json").read_text()) for f in (folder, written))
+    assert alone["images"] == [one for one in whole["images"] if one["file_name"] == name]
+    strip = [
+        [{k: v for k, v in a.items() if k != "id"} for a in w["annotations"] if a["image_id"] == 18]
+        for w in (alone, whole)
+    ]
+    assert strip[0] == strip[1]
+    with pytest.raises(InputError, match="another run"):
+        write_split(folder, SPLIT, 1, SEED, progress=False)
+    with pytest.raises(InputError, match="first scene is -1"):
+        write_split(tmp_path / "two", SPLIT, 1, SEED, progress=False, first=-1)
+
+
 @pytest.mark.parametrize("other", [("natural", 25, 5), ("natural", 24, 4), ("train", 25, 4)])
 def test_the_output_of_another_run_is_not_touched(written, other):
     before = contents(written)
