@@ -40,6 +40,7 @@ SUMMARIES = {
     "demo": "caption, mitigate, score: the main job on the embedded world, with a report",
     "chat": "talk with a model about pictures in the terminal",
     "web": "the playground in a browser: answers side by side, and where the model looked",
+    "serve": "a model behind HTTP that answers like OpenAI's chat completions, with methods",
     "generate": "answer a file of questions about pictures: JSON lines in, JSON lines out",
     "assemble": "a new LLaVA from any vision tower and language model",
     "train": "train or fine-tune from a configuration file",
