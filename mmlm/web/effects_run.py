@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from mmlm.cli.configs import effect_label
 from mmlm.cli.pictures import WORLD_PROMPT
 from mmlm.errors import InputError
+from mmlm.web.method_forms import read_methods
 
 if TYPE_CHECKING:
     from benchmarks.chair import ChairResult
@@ -39,7 +40,8 @@ class Plan:
     """What is measured.
 
     Attributes:
-        methods: Text forms of methods, e.g. "VHR(alpha=2.0)"; one to four, each once.
+        methods: Methods as text, e.g. "VHR(alpha=2.0)", or several joined by " + "; one to four
+            of these, each once.
         split: Kind of scenes, a key of `data_tools.world.SPLITS`.
         count: Number of pictures, 1 to 500.
         seed: Of the scenes; not negative.
@@ -89,12 +91,10 @@ class Plan:
         Raises:
             InputError: If a text is no method, or two are the same.
         """
-        from mmlm.cli.options import parse_methods
-
         ways: dict[str, tuple[Method, ...]] = {PLAIN: ()}
         for text in self.methods:
             label = effect_label(text.strip())
-            methods = parse_methods([text])
+            methods = read_methods(text)
             if not methods or label in ways or methods in ways.values():
                 raise InputError(
                     f"{text.strip()!r} is chosen twice, or is no method.",
