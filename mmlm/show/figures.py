@@ -26,7 +26,7 @@ _SIDE = 480
 def overlay(
     picture: Image.Image, values: np.ndarray, *, peak: float | None = None, side: int = _SIDE
 ) -> Image.Image:
-    """Attention over a picture: the picture in grey, brighter yellow where the model looked.
+    """Attention over a picture: the picture in dim grey, yellow where the model looked most.
 
     Each cell stays a cell: a smooth map would show more than was measured.
 
@@ -58,7 +58,7 @@ def overlay(
     scale = side / max(picture.size)
     size = (max(round(picture.width * scale), 1), max(round(picture.height * scale), 1))
     grey = np.asarray(picture.convert("L").resize(size, Image.Resampling.BICUBIC), np.float32)
-    grey = np.repeat((0.15 + 0.85 * grey / 255)[..., None], 3, -1)
+    grey = np.repeat((0.1 + 0.65 * grey / 255)[..., None], 3, -1)
     cells = _enlarged(level, size)
     cover = 0.85 * cells[..., None]
     shown = grey * (1 - cover) + colormaps[MAP](cells)[..., :3] * cover

@@ -1,0 +1,45 @@
+"""Figures: cells where they belong, brightness in order, refusals."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from mmlm.errors import InputError
+from mmlm.show import figures
+
+
+def test_a_map_lies_over_its_picture():
+    picture = Image.new("RGB", (40, 20), (90, 90, 90))
+    values = np.zeros((2, 4))
+    values[1, 3] = 0.5
+    values[0, 0] = 0.25
+    shown = np.asarray(figures.overlay(picture, values, side=80), float)
+    assert shown.shape == (40, 80, 3)
+    brightest, some, none = shown[30, 70], shown[5, 5], shown[5, 70]
+    assert brightest[0] > 200  # viridis ends in yellow
+    assert brightest[2] < 90
+    # Grey where nothing was looked at, and the more colour the more attention.
+    assert 0 == np.ptp(none) < np.ptp(some) < np.ptp(brightest)
+    assert (shown[20:, 60:] == brightest).all()  # a cell stays a cell
+
+
+def test_one_peak_makes_maps_comparable():
+    picture = Image.new("RGB", (8, 8), "white")
+    weak = figures.overlay(picture, np.full((1, 1), 0.1), peak=1.0)
+    strong = figures.overlay(picture, np.full((1, 1), 1.0), peak=1.0)
+    alone = figures.overlay(picture, np.full((1, 1), 0.1))
+    assert np.array_equal(np.asarray(strong), np.asarray(alone))
+    assert not np.array_equal(np.asarray(weak), np.asarray(strong))
+
+
+def test_nothing_anywhere_is_the_grey_picture():
+    shown = np.asarray(figures.overlay(Image.new("RGB", (8, 8), "red"), np.zeros((2, 2))))
+    assert np.ptp(shown.astype(int), axis=-1).max() == 0
+
+
+@pytest.mark.parametrize("wrong", [np.ones(4), np.ones((0, 2)), -np.ones((2, 2)), [[np.nan]]])
+def test_what_is_no_map_is_refused(wrong):
+    with pytest.raises(InputError, match="cannot be laid over a picture"):
+        figures.overlay(Image.new("RGB", (8, 8)), np.asarray(wrong))
