@@ -94,7 +94,7 @@ def run(settings: Serve, terminal: Terminal) -> int:
         place = f"[{host}]" if ":" in host else host
         url = f"http://{place}:{port}/v1"
 
-        def ready() -> None:
+        def ready(_: object) -> None:
             if terminal.json:
                 terminal.emit({"url": url, "models": list(serving.names.listed)})
             terminal.say(f"{', '.join(serving.names.listed)} at {url}   (Ctrl-C ends)")

@@ -91,7 +91,7 @@ def _add_completions(app: FastAPI, service: Service) -> None:
             if isinstance(event, Refusal):
                 raise event
             if isinstance(event, Answer) and not request.stream:
-                _note(200, writer, event, start)
+                _note(job, event, start)
                 return JSONResponse(writer.whole(event))
             chunks = _chunks(service, job, writer, event, deadline)
             return _Stream(chunks, stack.pop_all(), deadline)
@@ -112,7 +112,7 @@ async def _chunks(
             except TimeoutError:
                 event = _late(service.serving.limits.timeout)
         if isinstance(event, Answer):
-            _note(200, writer, event, start)
+            _note(job, event, start)
             yield writer.last(event)
         else:
             yield sse(event.body)
@@ -182,7 +182,8 @@ def _check_caller(http: Request, service: Service) -> None:
 def _answer_errors(app: FastAPI, service: Service) -> None:
     @app.exception_handler(Refusal)
     async def refuse(http: Request, refusal: Refusal) -> Response:
-        _log.info("%d %s %s: %s", refusal.status, http.method, http.url.path, refusal.code)
+        path = http.url.path[:200]
+        _log.info("%d %s %r: %s", refusal.status, http.method, path, refusal.code or "")
         await discard(http, service.serving.limits)
         return JSONResponse(refusal.body, refusal.status, refusal.headers)
 
@@ -199,7 +200,7 @@ def _answer_errors(app: FastAPI, service: Service) -> None:
 
     @app.exception_handler(ClientDisconnect)
     async def gone(http: Request, error: ClientDisconnect) -> Response:
-        _log.info("%d %s %s", _GONE, http.method, http.url.path)
+        _log.info("%d %s %r", _GONE, http.method, http.url.path[:200])
         return Response(status_code=_GONE)
 
     @app.exception_handler(Exception)
@@ -216,13 +217,12 @@ def _late(seconds: float) -> Refusal:
     )
 
 
-def _note(status: int, writer: Writer, answer: Answer, start: float) -> None:
-    """One line for the log: never what was asked or answered."""
+def _note(job: Job, answer: Answer, start: float) -> None:
+    """One line for the log: never what was asked or answered, nor a name that the client wrote."""
     _log.info(
-        "%d %s: %d + %d tokens, %s, %.1f s",
-        status,
-        writer.model,
-        writer.job.prompt.n_tokens,
+        "200 %s: %d + %d tokens, %s, %.1f s",
+        "+".join(method.label for method in job.methods) or "plain",
+        job.prompt.n_tokens,
         answer.n_tokens,
         answer.finish,
         time.monotonic() - start,

@@ -43,13 +43,16 @@ def split(text: str) -> list[str]:
         while isinstance(node, ast.BinOp) and isinstance(node.op, ast.Add):
             parts.append(node.right)
             node = node.left
-        return [ast.unparse(part) for part in [node, *reversed(parts)]]
+        parts.append(node)
+        if all(isinstance(part, ast.Call | ast.Name | ast.Attribute) for part in parts):
+            return [ast.unparse(part) for part in reversed(parts)]
     # MemoryError, RecursionError: what Python's parser says to text that is nested too deeply.
     except (SyntaxError, ValueError, MemoryError, RecursionError):
-        raise InputError(
-            f"{text[:200]!r} is not a sum of methods.",
-            advice='Write methods as Python calls joined by +: "VHR(alpha=2.0)+VAR".',
-        ) from None
+        pass
+    raise InputError(
+        f"{text[:200]!r} is not a sum of methods.",
+        advice='Write methods as Python calls joined by +: "VHR(alpha=2.0)+VAR".',
+    )
 
 
 def joined(name: str, methods: Sequence[Method]) -> str:
@@ -101,8 +104,9 @@ class Names:
         Raises:
             Refusal: If there is no such model or method, or a client may not ask for it.
         """
-        plain, _, rest = model.partition(self.name)
-        if plain or rest[:1] not in ("", "+"):
+        before, _, rest = model.partition(self.name)
+        rest = rest.strip()
+        if before or rest[:1] not in ("", "+"):
             raise Refusal(
                 404,
                 f"There is no model {model[:200]!r} here; there are: {', '.join(self.listed)}.",
@@ -133,7 +137,7 @@ class Names:
         method = mmlm.parse_method(text)
         if method.text in self._texts:
             return method
-        if method.measures:
+        if type(method).__module__.startswith("mmlm.probes."):
             raise InputError(
                 f"{method.label} measures and changes no answer.", advice="Leave it out."
             )

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import signal
 import socket
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import uvicorn
@@ -41,7 +43,11 @@ def bind(host: str, port: int) -> socket.socket:
 
 
 def run_server(
-    app: FastAPI, listener: socket.socket, *, grace: float, ready: Callable[[], None]
+    app: FastAPI,
+    listener: socket.socket,
+    *,
+    grace: float,
+    ready: Callable[[uvicorn.Server], object],
 ) -> None:
     """Serves until SIGTERM or Ctrl-C.
 
@@ -52,7 +58,8 @@ def run_server(
         app: What is served.
         listener: Where.
         grace: Seconds for what runs.
-        ready: Called when requests are accepted.
+        ready: Called when requests are accepted, with the server: setting its ``should_exit`` ends
+            it as a signal does. In a thread other than the main one that is the only way.
 
     Raises:
         KeyboardInterrupt: After the end that Ctrl-C brought.
@@ -68,21 +75,29 @@ def run_server(
         timeout_graceful_shutdown=grace,  # type: ignore[arg-type]  (handed to asyncio.wait_for)
     )
     server = _Server(config, ready)
-    # uvicorn raises the signal again when all is over; for us that is a good end.
+    with listener, _good_end():
+        server.run(sockets=[listener])
+
+
+@contextmanager
+def _good_end() -> Iterator[None]:
+    """Uvicorn raises a signal again when all is over; SIGTERM is then nothing to die of."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
     before = signal.signal(signal.SIGTERM, lambda *_: None)
     try:
-        server.run(sockets=[listener])
+        yield
     finally:
         signal.signal(signal.SIGTERM, before)
-        listener.close()
 
 
 class _Server(uvicorn.Server):
-    def __init__(self, config: uvicorn.Config, ready: Callable[[], None]) -> None:
+    def __init__(self, config: uvicorn.Config, ready: Callable[[uvicorn.Server], object]) -> None:
         super().__init__(config)
         self._ready = ready
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
         if self.started:
-            self._ready()
+            self._ready(self)

@@ -59,6 +59,11 @@ class Service:
         model: A Hugging Face LVLM; nobody else may use it meanwhile.
         processor: Its processor.
         serving: How it is served.
+
+    Attributes:
+        serving: As given.
+        worker: The model's thread.
+        taken: Requests under way.
     """
 
     def __init__(self, model: Any, processor: Any, serving: Serving) -> None:
@@ -72,7 +77,7 @@ class Service:
         self._fetch = Fetcher(serving.hosts, limits.body_bytes, limits.fetch_timeout)
         # One thread: a processor is not for several, and pictures are decoded one at a time.
         self._threads = ThreadPoolExecutor(1, "prepare")
-        self._taken = 0
+        self.taken = 0
 
     def start(self) -> None:
         """Starts the model's thread."""
@@ -92,13 +97,13 @@ class Service:
             Refusal: If all are taken.
         """
         limits = self.serving.limits
-        if self._taken >= limits.requests:
+        if self.taken >= limits.requests:
             raise too_many(limits.requests, max(1, math.ceil(self.worker.last_seconds)))
-        self._taken += 1
+        self.taken += 1
         try:
             yield
         finally:
-            self._taken -= 1
+            self.taken -= 1
 
     async def job(self, request: ChatRequest) -> Job:
         """Checks everything that can be checked without the model; the job does not wait yet.

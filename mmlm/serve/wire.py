@@ -68,6 +68,7 @@ _REMARKS = frozenset(
 COLDEST = 0.01
 """Lowest temperature above 0: dividing by less than this leaves the range of the numbers."""
 
+_LONGEST_NAME = 80
 _LONGEST = 300
 """Most characters of what pydantic says; it may quote the request."""
 
@@ -195,6 +196,7 @@ def _without_neutral(given: dict[str, Any]) -> dict[str, Any]:
             continue
         if name not in _NEUTRAL:
             if name not in ChatRequest.model_fields:
+                name = name[:_LONGEST_NAME]
                 raise invalid(_unknown(name), name, "unknown_parameter")
             kept[name] = value
         elif not any(value == allowed for allowed in _NEUTRAL[name]):
@@ -210,7 +212,7 @@ def _unknown(name: str) -> str:
     known = {*ChatRequest.model_fields, *_NEUTRAL, *_REMARKS}
     close = difflib.get_close_matches(name, known, n=1)
     hint = f"Did you mean {close[0]}?" if close else "Leave it out."
-    return f"There is no field {name[:80]!r}. {hint}"
+    return f"There is no field {name!r}. {hint}"
 
 
 def _refusal(error: ValidationError, given: dict[str, Any]) -> Exception:
@@ -238,7 +240,7 @@ def _place(keys: tuple[int | str, ...], given: Any) -> str:
             continue  # the name of an alternative
         elif not isinstance(given, dict):
             break
-        path.append(str(key)[:80])
+        path.append(str(key)[:_LONGEST_NAME])
     return ".".join(path)
 
 
