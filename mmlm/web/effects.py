@@ -69,8 +69,10 @@ def build(session: Session) -> None:
                 seed = gr.Number(0, precision=0, label="Seed", elem_id="effects-seed")
                 question = gr.Textbox(Plan.question, label="Question", elem_id="effects-question")
             with gr.Row():
-                start = gr.Button("Measure", variant="primary", elem_id="effects-start")
-                stop = gr.Button("Stop", interactive=False, elem_id="effects-stop")
+                start = gr.Button(
+                    "Measure", variant="primary", min_width=120, elem_id="effects-start"
+                )
+                stop = gr.Button("Stop", interactive=False, min_width=120, elem_id="effects-stop")
         with gr.Column(scale=3, min_width=320):
             look = {"css_template": effects_html.style(), "apply_default_css": False}
             bar = gr.HTML("", elem_id="effects-progress", **look)
