@@ -9,13 +9,14 @@ import socket
 import threading
 import webbrowser
 from dataclasses import replace
+from importlib import resources
 from typing import TYPE_CHECKING
 
 import gradio as gr
 
 from mmlm.cli.web import Web, is_loopback
 from mmlm.errors import InputError
-from mmlm.web import compare
+from mmlm.web import compare_tab
 from mmlm.web.models import Limits, Models, Session
 from mmlm.web.theme import head, stylesheet, theme
 
@@ -50,14 +51,18 @@ def playground(
                 list(models.names),
                 value=models.names[0],
                 label="Model",
+                show_label=False,
+                container=False,
                 elem_id="model",
                 scale=0,
                 min_width=220,
             )
+            shade = gr.Button("\u25d0", elem_id="shade", scale=0, min_width=42)
+        shade.click(None, None, None, js=_script("shade.js"))
         session = Session(models, limits, model, detector=detector)
         with gr.Tabs():
             with gr.Tab("Compare", elem_id="compare-tab", id="compare"):
-                session = replace(session, methods=compare.build(session))
+                session = replace(session, methods=compare_tab.build(session))
             for name, label in (("effects", "Effects"), ("data", "Data")):
                 if importlib.util.find_spec(f"mmlm.web.{name}") is None:
                     continue
@@ -65,6 +70,10 @@ def playground(
                     importlib.import_module(f"mmlm.web.{name}").build(session)
     page.queue(max_size=limits.waiting, default_concurrency_limit=1, api_open=False)
     return page
+
+
+def _script(name: str) -> str:
+    return resources.files("mmlm.web").joinpath(name).read_text("utf-8")
 
 
 def launch(page: gr.Blocks, limits: Limits, host: str = "127.0.0.1", port: int = 0) -> str:

@@ -6,100 +6,86 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
-from mmlm.decoding_settings import GenerateSettings
-from mmlm.inputs import message, prepare
+from mmlm.errors import InputError
 
 if TYPE_CHECKING:
-    from PIL import Image
+    import torch
 
+    from mmlm.decoding_settings import GenerateSettings
     from mmlm.engine.method import Method
+    from mmlm.show.conversation import Conversation
     from mmlm.web.models import Models
 
-__all__ = ["Column", "Past", "answer_all"]
+__all__ = ["Column", "answer_all"]
 
-_TICK = 0.06  # seconds between two looks at the columns; faster than people read
-
-
-@dataclass(frozen=True)
-class Past:
-    """What was said before in one column.
-
-    Attributes:
-        question: Of the user.
-        answer: Of this column.
-    """
-
-    question: str
-    answer: str
+_TICK = 0.06  # seconds between two looks at the columns; people read slower
 
 
-@dataclass
+@dataclass(eq=False)
 class Column:
     """One way of answering, and its answer as far as it is.
 
     Attributes:
+        asked: The conversation, whose last question is open.
         methods: Attached while it answers; empty for the plain model.
         text: The answer so far.
-        state: "waiting", "running", "done", "stopped" or "failed".
-        n_tokens: New tokens; known when it is done.
-        seconds: From the prompt to the last token, so far.
+        state: Where it is.
+        token_ids: Of the answer; known when it is done.
+        seconds: From the ready prompt to the last token, so far.
         error: What went wrong.
+        stop: Set it to end the answer early.
     """
 
+    asked: Conversation
     methods: tuple[Method, ...] = ()
     text: str = ""
-    state: str = "waiting"
-    n_tokens: int = 0
+    state: Literal["waiting", "running", "done", "stopped", "failed"] = "waiting"
+    token_ids: tuple[int, ...] = ()
     seconds: float = 0.0
     error: Exception | None = None
     stop: threading.Event = field(default_factory=threading.Event, repr=False)
 
     @property
     def label(self) -> str:
-        """What it is called: the methods, or "plain"."""
+        """What it is called: its methods, or "plain"."""
         return " + ".join(method.label for method in self.methods) or "plain"
+
+    @property
+    def answered(self) -> Conversation:
+        """The conversation with the answer, to be continued."""
+        texts = [method.text for method in self.methods]
+        return self.asked.with_answer(self.text, texts)
 
 
 def answer_all(
-    models: Models,
-    name: str,
-    columns: Sequence[Column],
-    conversations: Sequence[tuple[Past, ...]],
-    question: str,
-    picture: Image.Image | None,
-    settings: GenerateSettings,
+    models: Models, name: str, columns: Sequence[Column], settings: GenerateSettings
 ) -> Iterator[None]:
     """Fills the columns, all at the same time; yields whenever one of them has changed.
 
-    Sampled columns take turns: torch draws for all threads from one generator.
+    Sampled columns take turns: torch draws for all threads from one generator. An error stays in
+    its column, and the others go on. If the caller stops reading, the columns are stopped.
 
     Args:
         models: What can be borrowed.
         name: Which model.
-        columns: Changed in place. Setting a column's `stop` ends it early.
-        conversations: What was said before in each.
-        question: Asked of all.
-        picture: Shown with the first question of the conversation; None for a talk without one.
+        columns: Changed in place.
         settings: How to generate.
     """
-    workers = 1 if settings.do_sample else len(columns)
 
-    def run(column: Column, past: tuple[Past, ...]) -> None:
+    def run(column: Column) -> None:
         try:
-            _answer(models, name, column, past, question, picture, settings)
-        except Exception as error:  # shown in its column; the others go on
+            _answer(models, name, column, settings)
+        except Exception as error:
             column.error, column.state = error, "failed"
 
-    with ThreadPoolExecutor(max_workers=workers) as pool:
-        running: list[Future[None]] = [
-            pool.submit(run, column, past)
-            for column, past in zip(columns, conversations, strict=True)
-        ]
+    with ThreadPoolExecutor(max_workers=1 if settings.do_sample else len(columns)) as pool:
+        running: list[Future[None]] = [pool.submit(run, column) for column in columns]
+        seen: Any = None
         try:
-            seen: Any = None
             while not all(future.done() for future in running):
                 now = [(column.state, column.text) for column in columns]
                 if now != seen:
@@ -107,54 +93,42 @@ def answer_all(
                     yield
                 time.sleep(_TICK)
         finally:
-            # Also when nobody listens any more: the visitor closed the page.
             for column in columns:
                 column.stop.set()
     yield
 
 
-def _answer(
-    models: Models,
-    name: str,
-    column: Column,
-    past: tuple[Past, ...],
-    question: str,
-    picture: Image.Image | None,
-    settings: GenerateSettings,
-) -> None:
-    from contextlib import nullcontext
-
+def _answer(models: Models, name: str, column: Column, settings: GenerateSettings) -> None:
     from mmlm.streaming import AnswerStream
 
     dice = models.dice if settings.do_sample else nullcontext()
     with models.borrow(name) as (model, processor), dice:
+        if column.stop.is_set():
+            column.state = "stopped"
+            return
         column.state = "running"
-        inputs = prepare(
-            processor,
-            [_messages(past, question, picture is not None)],
-            [[picture] if picture is not None else []],
-            device=model.device,
-            dtype=model.dtype,
-        )
+        inputs = column.asked.inputs(model, processor)
+        _check_length(model, inputs, settings.max_new_tokens)
         started = time.perf_counter()
-        stream = AnswerStream(
-            model, processor, inputs, column.methods, replace(settings, batch_size=1)
-        )
-        with stream as pieces:
+        settings = replace(settings, batch_size=1)
+        with AnswerStream(model, processor, inputs, column.methods, settings) as pieces:
             for _ in pieces:
                 column.text = pieces.text
                 column.seconds = time.perf_counter() - started
                 if column.stop.is_set():
                     pieces.stop()
-        column.text, column.n_tokens = pieces.text, pieces.n_tokens
         column.seconds = time.perf_counter() - started
+        column.text, column.token_ids = pieces.text, pieces.token_ids
         column.state = "stopped" if pieces.stopped else "done"
 
 
-def _messages(past: tuple[Past, ...], question: str, shown: bool) -> list[dict[str, Any]]:
-    """The conversation in chat format; the picture stands with the first question."""
-    found = []
-    for turn in past:
-        found.append(message("user", turn.question, int(shown and not found)))
-        found.append(message("assistant", turn.answer))
-    return [*found, message("user", question, int(shown and not found))]
+def _check_length(model: Any, inputs: dict[str, torch.Tensor], new_tokens: int) -> None:
+    """Refuses a talk that has grown longer than the model can read."""
+    most = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    length = inputs["input_ids"].shape[1]
+    if most is not None and length + new_tokens > most:
+        raise InputError(
+            f"The talk has {length} tokens, and with {new_tokens} new ones it would be longer than "
+            f"the {most} that this model reads.",
+            advice="Begin a new talk, or ask for fewer new tokens.",
+        )

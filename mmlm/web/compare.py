@@ -2,203 +2,256 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from tempfile import mkdtemp
 from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 
-from mmlm.decoding_settings import GenerateSettings
-from mmlm.errors import InputError
-from mmlm.images import load_image
-from mmlm.web.answers import Turn, talk_html, truth_html
-from mmlm.web.columns import Column, Past, answer_all
-from mmlm.web.messages import guarded
+from mmlm.errors import InputError, MmlmError
+from mmlm.show.conversation import Conversation, Picture
+from mmlm.web.answers import Clicked, Turn, talk_html, truth_html
+from mmlm.web.columns import Column, answer_all
+from mmlm.web.gaze import Gaze, follow
+from mmlm.web.gaze_figures import figures
 from mmlm.web.method_forms import read_methods
+from mmlm.web.settings import generate_settings
+from mmlm.web.uploads import checked
 
 if TYPE_CHECKING:
-    from mmlm.show.truth import Known
+    from mmlm.engine.method import Method
     from mmlm.web.models import Session
 
-__all__ = ["Talk", "build"]
+__all__ = ["Talk", "ask", "forget", "show_scene", "show_upload", "stop", "word"]
+
+_MOST_TURNS = 20
 
 
-@dataclass
+@dataclass(eq=False)
 class Talk:
-    """What one visitor has on the page.
+    """What one visitor has on the page; changed in place.
 
     Attributes:
-        picture: File of the picture in view; empty for none.
-        known: What is known to be in it.
+        picture: In view; None for a talk without one.
+        scene: Its number if it is a drawn scene.
         turns: The conversation about it.
+        gazes: Answers that were followed: (turn, whose answer, whose methods) -> what was seen.
+        warned: Words that the model does not know and the visitor was told of.
     """
 
-    picture: str = ""
-    known: Known | None = None
+    picture: Picture | None = None
+    scene: int | None = None
     turns: list[Turn] = field(default_factory=list)
+    gazes: dict[tuple[int, int, int], Gaze | MmlmError] = field(default_factory=dict)
+    warned: set[str] = field(default_factory=set)
+
+    def restart(self) -> None:
+        """Forgets the conversation; the picture stays."""
+        for turn in self.turns:
+            for column in turn.columns:
+                column.stop.set()
+        self.turns.clear()
+        self.gazes.clear()
 
 
-#: The first question; made of words that the embedded model knows.
-FIRST_QUESTION = "describe the image ."
-_LONGEST_QUESTION = 4000
-
-
-def build(session: Session) -> tuple[gr.Textbox, ...]:
-    """Lays out the tab and connects it.
+def show_scene(talk: Talk, number: int) -> str:
+    """Puts a drawn scene in view, and begins a new talk about it.
 
     Args:
-        session: What the tabs share.
+        talk: Of the visitor.
+        number: Of the scene.
 
     Returns:
-        The fields with the methods of each column as text.
+        What is in it, as HTML.
+
+    Raises:
+        InputError: For a number below 0.
     """
-    from mmlm.web.choosers import chooser
+    from mmlm.show.truth import draw_scene
 
-    talk = gr.State(Talk())
-    with gr.Row(elem_classes="compare"):
-        with gr.Column(scale=0, min_width=320, elem_classes="side"):
-            picture = gr.Image(
-                label="Picture",
-                format="png",
-                type="filepath",
-                sources=["upload", "clipboard"],
-                buttons=["fullscreen"],
-                height=300,
-                elem_id="picture",
-                placeholder="Drop a picture here\nor click to choose one",
-            )
-            # Gradio would open the file and fail with its own words. (A subclass is no way: Gradio
-            # writes a .pyi file beside the module of every subclass.)
-            picture.preprocess = _path
-            truth = gr.HTML(truth_html(None), elem_id="truth")
-            with gr.Row(elem_classes="tight"):
-                draw = gr.Button("Draw a scene", elem_id="draw", size="sm", min_width=120)
-                number = gr.Number(
-                    17,
-                    label="Scene",
-                    show_label=False,
-                    precision=0,
-                    minimum=0,
-                    elem_id="scene-number",
-                    min_width=90,
-                )
-            methods = tuple(chooser(place, session.model) for place in range(1, 5))
-        with gr.Column(scale=1, min_width=320):
-            with gr.Row(elem_classes="tight bar"):
-                question = gr.Textbox(
-                    FIRST_QUESTION,
-                    label="Question",
-                    show_label=False,
-                    placeholder="Ask about the picture",
-                    max_length=_LONGEST_QUESTION,
-                    elem_id="question",
-                    scale=1,
-                )
-                ask = gr.Button("Ask", variant="primary", elem_id="ask", scale=0, min_width=90)
-                stop = gr.Button(
-                    "Stop", variant="stop", elem_id="stop", scale=0, min_width=90, visible=False
-                )
-                new = gr.Button("New talk", elem_id="new-talk", scale=0, min_width=100)
-            answers = gr.HTML("", elem_id="answers")
-    asked = [talk, session.model, question, *methods]
-    busy = {"fn": lambda: _buttons(running=True), "outputs": [ask, stop], "queue": False}
-    free = {"fn": lambda: _buttons(running=False), "outputs": [ask, stop], "queue": False}
-
-    @guarded
-    def run(talk: Talk, model: str, question: str, *texts: str) -> Iterator[str]:
-        yield from _run(session, talk, model, question, texts)
-
-    @guarded
-    def show(talk: Talk, number: float) -> tuple[Any, ...]:
-        return _show_scene(talk, int(number or 0))
-
-    @guarded
-    def take(talk: Talk, path: str | None) -> tuple[Any, ...]:
-        return _take(session, talk, path)
-
-    shown = [picture, truth, answers]
-    page = gr.context.Context.root_block
-    for trigger in (ask.click, question.submit):
-        running = trigger(**busy).then(
-            run, asked, answers, concurrency_id="compare", show_progress="hidden"
-        )
-        running.then(**free)
-    stop.click(_stop, talk, queue=False)
-    draw.click(lambda: random.randrange(100_000), None, number).then(show, [talk, number], shown)
-    number.submit(show, [talk, number], shown)
-    picture.upload(take, [talk, picture], shown)
-    picture.clear(take, [talk, picture], shown)
-    new.click(_forget, talk, answers, queue=False)
-    page.load(show, [talk, number], shown)
-    return methods
+    drawn = draw_scene(index=number)
+    talk.restart()
+    talk.scene = number
+    talk.picture = Picture(f"scene {number}", drawn.image, known=drawn.known)
+    return truth_html(drawn.known)
 
 
-def _path(payload: Any) -> str | None:
-    """The file that a visitor gave, unread."""
-    return payload.path if payload is not None else None
+def show_upload(session: Session, talk: Talk, path: str | None) -> str:
+    """Puts a visitor's file in view, and begins a new talk about it.
+
+    Args:
+        session: What the page shares.
+        talk: Of the visitor.
+        path: The file; None for no picture.
+
+    Returns:
+        What is in it, as HTML.
+
+    Raises:
+        ImageReadError: If it cannot be read safely; the talk is left without a picture.
+    """
+    from mmlm.show.truth import of_file
+
+    talk.restart()
+    talk.picture, talk.scene = None, None
+    if path is None:
+        return ""
+    image = checked(path, session.limits)
+    talk.picture = Picture(Path(path).name, image, path=Path(path), known=of_file(path))
+    detector = session.detector.name if session.detector else ""
+    return truth_html(talk.picture.known, detector=detector)
 
 
-def _buttons(*, running: bool) -> tuple[Any, Any]:
-    return gr.update(visible=not running), gr.update(visible=running)
-
-
-def _run(
-    session: Session, talk: Talk, model: str, question: str, texts: tuple[str, ...]
+def ask(
+    session: Session,
+    talk: Talk,
+    model: str,
+    question: str,
+    texts: tuple[str, ...],
+    generate: dict[str, Any],
 ) -> Iterator[str]:
+    """Asks all columns, and gives the talk as HTML whenever it has grown.
+
+    Args:
+        session: What the page shares.
+        talk: Of the visitor.
+        model: Its name.
+        question: As the visitor wrote it.
+        texts: Methods by column, as text; empty ones are not used.
+        generate: Generation settings by name.
+
+    Raises:
+        InputError: If anything of that cannot be; nothing was done then.
+    """
     question = (question or "").strip()
     if not question:
         raise InputError("There is no question.", advice="Write one, e.g. describe the image .")
-    chosen = [methods for methods in map(read_methods, texts) if methods]
-    columns = [Column(), *map(Column, chosen)]
-    turn = Turn(question, columns)
-    if talk.known is not None:
-        turn.known = dict.fromkeys(range(len(columns)), talk.known)
-    pasts = [_past(talk.turns, column) for column in columns]
+    if len(talk.turns) >= _MOST_TURNS:
+        raise InputError(
+            f"This talk has {_MOST_TURNS} questions already.", advice="Begin a new talk."
+        )
+    settings = generate_settings(generate, session.limits.new_tokens)
+    chosen = [(), *filter(None, map(_column_methods, texts, range(1, len(texts) + 1)))]
+    _warn_unknown(session, talk, model, question)
+    columns = [Column(_asked(talk, methods, question), methods) for methods in chosen]
+    turn = Turn(question, columns, model)
+    if talk.picture is not None and talk.picture.known is not None:
+        turn.known = dict.fromkeys(range(len(columns)), talk.picture.known)
+    for earlier in talk.turns:
+        earlier.clicked, earlier.figures = None, {}
     talk.turns.append(turn)
-    settings = GenerateSettings(max_new_tokens=128)
-    image = load_image(talk.picture) if talk.picture else None
-    for _ in answer_all(session.models, model, columns, pasts, question, image, settings):
+    for _ in answer_all(session.models, model, columns, settings):
+        yield talk_html(talk.turns)
+    if _judge(session, talk, turn):
         yield talk_html(talk.turns)
 
 
-def _past(turns: list[Turn], column: Column) -> tuple[Past, ...]:
-    """What these methods said before; where they are new, what the plain model said."""
-    found = []
-    for turn in turns:
-        same = [one for one in turn.columns if one.methods == column.methods]
-        found.append(Past(turn.question, (same or turn.columns)[0].text))
-    return tuple(found)
-
-
-def _stop(talk: Talk) -> None:
+def stop(talk: Talk) -> None:
+    """Ends the answers of the last question after the token that is being computed."""
     for column in talk.turns[-1].columns if talk.turns else ():
         column.stop.set()
 
 
-def _forget(talk: Talk) -> str:
-    talk.turns.clear()
+def forget(talk: Talk) -> str:
+    """Begins a new talk about the same picture."""
+    talk.restart()
     return ""
 
 
-def _show_scene(talk: Talk, number: int) -> tuple[Any, ...]:
-    from mmlm.show.truth import draw_scene
+def word(session: Session, talk: Talk, turn: int, clicked: Clicked) -> Iterator[str]:
+    """Shows where each column looked at a word of one of the answers.
 
-    drawn = draw_scene(index=number)
-    path = Path(mkdtemp(prefix="mmlm-scene-")) / f"scene-{number}.png"
-    drawn.image.save(path)
-    talk.picture, talk.known = str(path), drawn.known
-    talk.turns.clear()
-    return str(path), truth_html(talk.known), ""
+    Args:
+        session: What the page shares.
+        talk: Of the visitor.
+        turn: Number of the question.
+        clicked: Which word of whose answer.
+
+    Raises:
+        InputError: If there is no such word, or no picture.
+    """
+    if not 0 <= turn < len(talk.turns) or not 0 <= clicked.column < len(talk.turns[turn].columns):
+        raise InputError("This answer is gone.", advice="Ask again, then click a word.")
+    asked = talk.turns[turn]
+    source = asked.columns[clicked.column]
+    if source.state not in ("done", "stopped"):
+        raise InputError("This answer is not finished.", advice="Wait for its end, then click.")
+    for other in talk.turns:
+        other.clicked, other.figures = None, {}
+    asked.clicked = clicked
+    missing = [
+        place
+        for place in range(len(asked.columns))
+        if (turn, clicked.column, place) not in talk.gazes
+    ]
+    if missing:
+        asked.figures = dict.fromkeys(range(len(asked.columns)), '<p class="looking">looking …</p>')
+        yield talk_html(talk.turns)
+
+    def seen(place: int) -> Gaze | MmlmError:
+        try:
+            with session.models.borrow(asked.model) as (model, processor):
+                methods = asked.columns[place].methods
+                return follow(model, processor, methods, source.asked, source.token_ids)
+        except MmlmError as error:
+            return error
+
+    with ThreadPoolExecutor(max_workers=len(asked.columns)) as pool:
+        for place, gaze in zip(missing, pool.map(seen, missing), strict=True):
+            talk.gazes[turn, clicked.column, place] = gaze
+    gazes = [talk.gazes[turn, clicked.column, place] for place in range(len(asked.columns))]
+    asked.figures = figures(gazes, clicked, source.asked.pictures()[0] if talk.picture else None)
+    yield talk_html(talk.turns)
 
 
-def _take(session: Session, talk: Talk, path: str | None) -> tuple[Any, ...]:
-    from mmlm.show.truth import of_file
+def _column_methods(text: str, place: int) -> tuple[Method, ...]:
+    try:
+        return read_methods(text)
+    except MmlmError as error:
+        raise InputError(f"Method {place}: {error}", advice=error.advice) from error
 
-    if path is not None:
-        load_image(path, session.limits.pixels)
-    talk.picture, talk.known = path or "", of_file(path) if path else None
-    talk.turns.clear()
-    return gr.skip(), truth_html(talk.known), ""
+
+def _asked(talk: Talk, methods: tuple[Method, ...], question: str) -> Conversation:
+    """The question, behind what these methods said before.
+
+    Methods that were not there before go on from what the plain model said.
+    """
+    if not talk.turns:
+        pictures = () if talk.picture is None else (talk.picture,)
+        return Conversation(pending=pictures).with_question(question)
+    columns = talk.turns[-1].columns
+    same = [column for column in columns if column.methods == methods]
+    return (same or columns)[0].answered.with_question(question)
+
+
+def _warn_unknown(session: Session, talk: Talk, model: str, question: str) -> None:
+    """Tells, once per talk and word, which words the model cannot read."""
+    from mmlm.inputs import unknown_words
+
+    unknown = [
+        name
+        for name in unknown_words(session.models.open(model).processor, question)
+        if name not in talk.warned
+    ]
+    talk.warned.update(unknown)
+    if unknown:
+        gr.Warning(
+            f"The model has no word for {', '.join(unknown)}; it reads them all as one unknown "
+            "word. The embedded model knows words of its own small world only.",
+            title="Unknown words",
+        )
+
+
+def _judge(session: Session, talk: Talk, turn: Turn) -> bool:
+    """Asks the detector about the objects that the answers name; whether it said anything."""
+    from mmlm.show.truth import by_detector
+
+    picture = talk.picture
+    if session.detector is None or picture is None or picture.path is None or turn.known:
+        return False
+    for place, column in enumerate(turn.columns):
+        if column.text:
+            turn.known[place] = by_detector(session.detector, picture.path, column.text)
+    return bool(turn.known)
