@@ -8,7 +8,7 @@ export TOKENIZERS_PARALLELISM := false
 export HF_HUB_OFFLINE ?= 1
 export WANDB_MODE ?= offline
 
-.PHONY: setup demo test test-all lint docs embedded-model measure effects loop speed clean
+.PHONY: setup demo test test-all test-web lint docs embedded-model measure effects loop speed clean
 
 setup: $(VENV)/.done
 
@@ -28,6 +28,10 @@ test: setup
 # The same on tiny models of all ten families instead of the five that differ most.
 test-all: setup
 	MMLM_FAMILIES=all OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
+
+# The playground in a real browser; needs Chromium (Debian: apt-get install chromium).
+test-web: setup
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/browser -m browser
 
 lint: setup
 	$(BIN)/ruff check .

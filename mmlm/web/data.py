@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 
-from mmlm.images import load_image
+from mmlm.errors import InputError
 from mmlm.web import data_html
 from mmlm.web.data_steps import DrawnScene, Upload, Watch
 from mmlm.web.messages import guarded
 from mmlm.web.models import twin
+from mmlm.web.uploads import checked, picture_field
 
 if TYPE_CHECKING:
     from data_tools.sentinel.settings import SentinelSettings
@@ -103,16 +104,7 @@ def _subject_fields() -> tuple[gr.components.Component, ...]:
             elem_id="data-errors",
         )
     with gr.Group(visible=False) as mine:
-        picture = gr.Image(
-            label="Picture",
-            type="filepath",
-            format="png",
-            sources=["upload", "clipboard"],
-            height=220,
-            elem_id="data-picture",
-        )
-        # Gradio would open the file and fail with its own words.
-        picture.preprocess = lambda payload: payload.path if payload is not None else None
+        picture = picture_field("data-picture", height=220)
         seen = gr.Textbox(
             "",
             label="What do you see?",
@@ -180,17 +172,13 @@ def _read(session: Session, values: tuple[Any, ...]) -> tuple[Subject, str, Sent
 
 def _path(session: Session, picture: str | None) -> Path:
     """The visitor's file, once it was decoded within the limits."""
-    from mmlm.errors import InputError
-
     if not picture:
         raise InputError("There is no picture.", advice="Drop one into the field, or draw a scene.")
-    load_image(picture, session.limits.pixels)
+    checked(picture, session.limits)
     return Path(picture)
 
 
 def _there(watch: Watch | None) -> Watch:
-    from mmlm.errors import InputError
-
     if watch is None:
         raise InputError("Nothing was begun.", advice="Click Begin.")
     return watch
