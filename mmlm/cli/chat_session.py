@@ -229,7 +229,7 @@ class Session:
                     "methods": methods,
                     "images": [picture.name for picture in asked.turns[-1].pictures],
                     "unknown_words": unknown,
-                    **(named or {"found": None, "invented": None}),
+                    "objects": named,
                 }
             )
         elif self.patient:
@@ -240,7 +240,7 @@ class Session:
         """Time, and what is right and wrong, below an answer."""
         said = [answer.remark]
         for verdict, words in (named or {}).items():
-            said += [f"{verdict}: {', '.join(words) or 'nothing'}"]
+            said += [f"{verdict.replace('_', ' ')}: {', '.join(words)}"] if words else []
         self.terminal.note(f"  [{'; '.join(said)}]")
 
     def warn_unknown(self, question: str) -> list[str]:
@@ -274,7 +274,9 @@ class Session:
                     shown.add(piece)
             if shown:
                 shown.end(" [stopped]" if pieces.stopped else "")
-        return Answer(pieces.text, pieces.n_tokens, pieces.stopped, time.monotonic() - began)
+        return Answer(
+            pieces.text, pieces.n_tokens, pieces.stopped, round(time.monotonic() - began, 3)
+        )
 
     def show_pictures(self, rest: str) -> None:
         """``/image``: other pictures, new conversation."""
@@ -332,8 +334,8 @@ class Session:
             self.terminal.emit(
                 {
                     "question": asked.turns[-1].question,
-                    "plain": asdict(plain) | (views.named(plain.text, known) or {}),
-                    "with_methods": asdict(changed) | (views.named(changed.text, known) or {}),
+                    "plain": asdict(plain) | {"objects": views.named(plain.text, known)},
+                    "with_methods": asdict(changed) | {"objects": views.named(changed.text, known)},
                     "methods": [method.text for method in self.methods],
                 }
             )

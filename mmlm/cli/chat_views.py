@@ -69,19 +69,27 @@ class Written:
 
 
 def named(text: str, known: Known | None) -> dict[str, list[str]] | None:
-    """The words of an answer for objects that are in the pictures, and for those that are not.
+    """The words of an answer for objects, by what is to be said about them, each word once.
 
     Returns:
-        ``{"found": [...], "invented": [...]}``, each word once; None if nothing is known.
+        The keys ``found``, ``invented``, ``rightly_denied`` and ``wrongly_denied``; None if nothing
+        is known about the pictures.
     """
     if known is None:
         return None
-    said = {"good": "found", "bad": "invented"}
-    found: dict[str, list[str]] = {"found": [], "invented": []}
+    said = {
+        ("good", False): "found",
+        ("bad", False): "invented",
+        ("good", True): "rightly_denied",
+        ("bad", True): "wrongly_denied",
+    }
+    words: dict[str, list[str]] = {verdict: [] for verdict in said.values()}
     for piece in pieces(text, known.objects, known.asked):
-        if piece.kind and piece.text not in found[said[piece.kind]]:
-            found[said[piece.kind]].append(piece.text)
-    return found
+        if piece.kind:
+            verdict = words[said[piece.kind, "denied" in piece.title]]
+            if piece.text not in verdict:
+                verdict.append(piece.text)
+    return words
 
 
 def side_by_side(answers: Sequence[tuple[str, str, str]], known: Known | None) -> Any:

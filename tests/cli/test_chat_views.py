@@ -85,11 +85,16 @@ class TestWritten:
 
 
 def test_named():
-    said = views.named("a dog , a cat and a dog .", KNOWN)
-    assert said == {"found": ["dog"], "invented": ["cat"]}
+    def named(text, known=KNOWN):
+        return {verdict: words for verdict, words in views.named(text, known).items() if words}
+
+    assert named("a dog , a cat and a dog .") == {"found": ["dog"], "invented": ["cat"]}
+    assert named("no cat .") == {"rightly_denied": ["cat"]}
+    assert named("there is no dog .") == {"wrongly_denied": ["dog"]}
+    assert named("hello .") == {}
     assert views.named("a dog .", None) is None
     asked = Known(frozenset({"dog"}), "a detector", frozenset({"dog", "cup"}))
-    assert views.named("a dog , a cat , a cup", asked) == {"found": ["dog"], "invented": ["cup"]}
+    assert named("a dog , a cat , a cup", asked) == {"found": ["dog"], "invented": ["cup"]}
 
 
 def test_side_by_side_marks_what_differs_and_what_is_wrong():
