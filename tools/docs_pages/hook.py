@@ -1,4 +1,4 @@
-"""A hook of MkDocs: adds the API pages, which are made while the site is built."""
+"""A hook of MkDocs: adds the pages that are made of the whole source while the site is built."""
 
 from __future__ import annotations
 
@@ -25,7 +25,8 @@ def on_files(files: Any, config: Any) -> Any:
     """Adds the pages themselves."""
     from mkdocs.structure.files import File
 
-    for name, text in api.room_pages().items():
+    made = api.room_pages() | {"error-messages.md": messages.messages_page()}
+    for name, text in made.items():
         files.append(File.generated(config, name, content=text))
     return files
 
