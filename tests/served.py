@@ -4,7 +4,9 @@ import base64
 import contextlib
 import io
 import json
+import socket
 import threading
+import time
 from dataclasses import dataclass
 
 import httpx
@@ -12,6 +14,7 @@ import openai
 from tiny import picture
 
 import mmlm
+from mmlm.runner import GenerateSettings, Request, generate_all
 from mmlm.serve.app import make_app
 from mmlm.serve.limits import Limits
 from mmlm.serve.names import Names
@@ -44,6 +47,15 @@ def user(*parts):
 def asking(*parts, **fields):
     """A request's body."""
     return {"model": "embedded", "messages": [user(*parts)], "max_tokens": 8} | fields
+
+
+def head(length):
+    """The head of a request whose body has this many bytes."""
+    return (
+        b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\n"
+        b"Content-Type: application/json\r\n"
+        b"Content-Length: " + str(length).encode() + b"\r\n\r\n"
+    )
 
 
 @dataclass
@@ -82,11 +94,19 @@ class Served:
     def client(self, key="-"):
         return openai.OpenAI(base_url=self.url, api_key=key, max_retries=0, timeout=60)
 
-    @property
-    def settled(self):
-        """Whether nothing is under way or kept any more."""
-        worker = self.service.worker
-        return (worker.waiting, worker.running, self.service.taken) == (0, 0, 0)
+    def settles(self, seconds=20):
+        """Waits until nothing is under way or kept any more; returns whether that came about."""
+        worker, end = self.service.worker, time.monotonic() + seconds
+        while time.monotonic() < end:
+            if (worker.waiting, worker.running, self.service.taken) == (0, 0, 0):
+                return True
+            time.sleep(0.02)
+        return False
+
+    def connected(self):
+        """A connection of one's own."""
+        url = httpx.URL(self.url)
+        return socket.create_connection((url.host, url.port), timeout=30)
 
 
 @contextlib.contextmanager
@@ -116,3 +136,12 @@ def running(model=None, processor=None, *, offered=(), limits=None, **serving):
         server[0].should_exit = True
         thread.join(30)
         assert not thread.is_alive()
+
+
+def single(embedded, question, *numbers, methods=(), marked=False, **settings):
+    """The answer of the batched runner to this request alone."""
+    pictures = tuple(picture(number) for number in numbers)
+    request = Request("x", pictures, question, marked=marked)
+    settings = GenerateSettings(**({"max_new_tokens": 8} | settings))
+    [result] = generate_all(*embedded, [request], methods, settings)
+    return result
