@@ -41,6 +41,7 @@ SUMMARIES = {
     "chat": "talk with a model about pictures in the terminal",
     "web": "the playground in a browser: answers side by side, and where the model looked",
     "serve": "a model behind HTTP that answers like OpenAI's chat completions, with methods",
+    "inspect": "what a model looks at while it answers: maps, layers, heads, before and after",
     "generate": "answer a file of questions about pictures: JSON lines in, JSON lines out",
     "assemble": "a new LLaVA from any vision tower and language model",
     "train": "train or fine-tune from a configuration file",
@@ -51,7 +52,7 @@ SUMMARIES = {
     "compare": "compare runs of one benchmark with a baseline, in numbers and in pictures",
     "methods": "list the methods with their parameters",
     "calibrate": "measure what a method must know about a model (inter-k, sink-dims, heads)",
-    "doctor": "what a model is, which methods it supports, and why not",
+    "doctor": "what a model is, which methods it supports, and why not; --self: what is missing",
 }
 
 

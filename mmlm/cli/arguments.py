@@ -129,7 +129,10 @@ def _parser(title: str, command: Command, options: list[_Option]) -> jsonargpars
         if option.positional:
             if option.repeatable:
                 # One value each: jsonargparse would read every word as a whole list.
-                arguments |= {"type": typing.get_args(option.hint)[0], "nargs": "+"}
+                arguments |= {
+                    "type": typing.get_args(option.hint)[0],
+                    "nargs": "+" if option.required else "*",
+                }
             elif not option.required:
                 arguments |= {"nargs": "?", "default": option.default}
             target.add_argument(option.key, **arguments)
@@ -173,6 +176,8 @@ def _formatter(options: dict[str, _Option]) -> type[argparse.HelpFormatter]:
             option = options.get(action.option_strings[0]) if action.option_strings else None
             if option is None or option.alias is None:
                 return super()._format_action_invocation(action)
+            if option.hint is bool:
+                return option.alias
             repeat = " (repeatable)" if option.repeatable else ""
             return f"{option.alias} {action.metavar}{repeat}"
 
@@ -195,7 +200,7 @@ def _plain(argv: Sequence[str], options: list[_Option]) -> list[str]:
     named = [option for option in options if not option.positional]
     by_flag = {option.flag: option for option in named}
     by_flag |= {f"--{o.key}": o for o in named if o.repeatable}
-    switches = {f"--{o.key}": o for o in options if o.hint is bool}
+    switches = {flag: o for o in options if o.hint is bool for flag in (o.flag, f"--{o.key}")}
     files: list[str] = []
     rewritten: list[str] = []
     collected: dict[str, list[str]] = {}
@@ -209,7 +214,7 @@ def _plain(argv: Sequence[str], options: list[_Option]) -> list[str]:
         option = by_flag.get(name)
         if name in switches and not equals:
             given = rest.pop(0) if rest and rest[0] in ("true", "false") else "true"
-            rewritten.append(f"{name}={given}")
+            rewritten.append(f"--{switches[name].key}={given}")
         elif name == "--config" or (option and (option.alias or option.repeatable)):
             if not equals and not rest:
                 raise InputError(f"{name} needs a value.", advice=f"Write: {name} VALUE")

@@ -1,18 +1,19 @@
 """``mmlm doctor``: what a model is, which methods it supports, and why not the others.
 
 Only the small files of the checkpoint are read: the model is built from its configuration without
-any weights, so a model of any size is examined in seconds.
+any weights, so a model of any size is examined in seconds. With ``--self`` the installation is
+examined instead (`mmlm.cli.doctor_self`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from mmlm.cli.frame import DONE, Command, Terminal
+from mmlm.cli.frame import DONE, SOME_FAILED, Command, Terminal
 from mmlm.cli.options import EMBEDDED, check_model_name
-from mmlm.errors import UnsupportedModel
+from mmlm.errors import InputError, UnsupportedModel
 
 if TYPE_CHECKING:
     from mmlm.engine.anatomy import Anatomy
@@ -28,20 +29,28 @@ class Doctor:
     Attributes:
         model: A Hugging Face id, a folder, or `embedded`.
         load: Also load the weights and check that every tensor is there.
+        installation: Examine the installation and no model: versions, devices, folders, and what is
+            missing.
     """
 
     model: str = EMBEDDED
     load: bool = False
+    installation: bool = field(default=False, metadata={"alias": "--self"})
 
 
 def run(settings: Doctor, terminal: Terminal) -> int:
-    """Examines a model.
+    """Examines a model, or the installation.
+
+    Returns:
+        ``DONE``, or ``SOME_FAILED`` if something is wrong with the installation.
 
     Raises:
-        InputError: If there is no such model.
+        InputError: If there is no such model, or both are asked for.
         UnsupportedModel: If it is no vision-language model, or a part is missing.
         MissingTensors: With ``load``: if the weights do not fill the model.
     """
+    if settings.installation:
+        return _examine_installation(settings, terminal)
     check_model_name(settings.model)
     import transformers
 
@@ -61,6 +70,25 @@ def run(settings: Doctor, terminal: Terminal) -> int:
     for table in _tables(report):
         terminal.table(table)
     return DONE
+
+
+def _examine_installation(settings: Doctor, terminal: Terminal) -> int:
+    if settings.model != EMBEDDED or settings.load:
+        raise InputError(
+            "--self examines the installation, and a model was named as well.",
+            advice="Ask twice: mmlm doctor --self, and mmlm doctor MODEL",
+        )
+    from mmlm.cli import doctor_self
+
+    report = doctor_self.installation()
+    if terminal.json:
+        terminal.emit(report)
+    for table in doctor_self.tables(report):
+        terminal.table(table)
+    for problem in report["problems"]:
+        terminal.error(problem["problem"], problem["advice"])
+    terminal.say("" if report["problems"] else "Everything that mmlm needs is here.")
+    return SOME_FAILED if report["problems"] else DONE
 
 
 def examine(model: Any, processor: Any) -> dict[str, Any]:
@@ -157,9 +185,12 @@ def _in_words(part: dict[str, Any]) -> str:
 
 
 COMMAND = Command(
-    summary="what a model is, which methods it supports, and why not",
+    summary="what a model is, which methods it supports, and why not; --self: what is missing",
     settings=Doctor,
     run=run,
     positional=("model",),
-    example="mmlm doctor llava-hf/llava-1.5-7b-hf\nmmlm doctor ./my-model --load --json",
+    example=(
+        "mmlm doctor llava-hf/llava-1.5-7b-hf\nmmlm doctor ./my-model --load --json\n"
+        "mmlm doctor --self"
+    ),
 )
