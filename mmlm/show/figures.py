@@ -7,18 +7,34 @@ picture or a figure; nothing here runs a model.
 
 from __future__ import annotations
 
+import textwrap
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from mmlm.errors import InputError
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     import numpy as np
+    from matplotlib.figure import Figure
     from PIL import Image
 
-__all__ = ["MAP", "overlay"]
+__all__ = ["HEADS", "MAP", "Panel", "Tile", "heads", "layers", "overlay", "save", "sheet"]
 
 MAP = "viridis"
-"""Colour map of everything that is more or less attention."""
+"""Colour map of attention over pictures."""
+HEADS = "cividis"
+"""Colour map of heads."""
+_DPI = 144
+#: Told apart by colour (Okabe and Ito), by brightness, by line and by mark.
+_STYLES: tuple[dict[str, str], ...] = (
+    {"color": "#0072B2", "linestyle": "-", "marker": "o"},
+    {"color": "#D55E00", "linestyle": "--", "marker": "s"},
+    {"color": "#009E73", "linestyle": ":", "marker": "^"},
+    {"color": "#CC79A7", "linestyle": "-.", "marker": "D"},
+)
 _SIDE = 480
 """Pixels of the longer side of a map over a picture; small pictures are enlarged to it."""
 
@@ -73,3 +89,144 @@ def _enlarged(values: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     down = np.arange(height) * values.shape[0] // height
     across = np.arange(width) * values.shape[1] // width
     return values[down][:, across]
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One diagram over the layers of a model.
+
+    Attributes:
+        title: What it shows, as a sentence.
+        unit: Label of the vertical axis.
+        curves: By name, layer -> value; None where the value is undefined.
+        even: A value at which a line is drawn: neither more nor less.
+        logarithmic: Whether the vertical axis is, if values differ by more than a factor of 10.
+    """
+
+    title: str
+    unit: str
+    curves: Mapping[str, Mapping[int, float | None]]
+    even: float | None = None
+    logarithmic: bool = False
+
+
+def layers(panels: Sequence[Panel]) -> Figure:
+    """Diagrams over the layers, one below another, a curve for each answer.
+
+    Args:
+        panels: At least one.
+    """
+    from matplotlib.ticker import MaxNLocator
+
+    figure = _figure(7.2, 0.4 + 2.3 * len(panels))
+    grid = figure.subplots(len(panels), 1, sharex=True, squeeze=False)[:, 0]
+    for axes, panel in zip(grid, panels, strict=True):
+        for (name, curve), style in zip(panel.curves.items(), _STYLES, strict=False):
+            values = [float("nan") if v is None else v for v in curve.values()]
+            axes.plot(list(curve), values, label=name, **style)
+        if panel.even is not None:
+            axes.axhline(panel.even, color="#777777", linewidth=0.8, zorder=0)
+        found = [v for curve in panel.curves.values() for v in curve.values() if v]
+        if panel.logarithmic and max(found) > 10 * min(found):
+            axes.set_yscale("log")
+        else:
+            axes.set_ylim(bottom=0)
+        axes.set_title(panel.title, loc="left", fontsize=10)
+        axes.set_ylabel(panel.unit)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.grid(axis="y", linewidth=0.4, color="#dddddd")
+        axes.spines[["top", "right"]].set_visible(False)
+    grid[-1].set_xlabel("decoder layer")
+    if any(len(panel.curves) > 1 for panel in panels):
+        grid[0].legend(frameon=False, fontsize=8.5)
+    return figure
+
+
+def heads(maps: Mapping[str, np.ndarray], numbers: Sequence[int], label: str) -> Figure:
+    """Maps of all attention heads, side by side with one scale.
+
+    Args:
+        maps: By name [layers, heads], >= 0.
+        numbers: The layers' numbers.
+        label: What a value is.
+    """
+    from matplotlib.ticker import MaxNLocator
+
+    rows, columns = next(iter(maps.values())).shape
+    width, height = max(0.22 * columns, 1.6), max(0.22 * rows, 1.2)
+    figure = _figure((width + 0.7) * len(maps) + 1.0, height + 1.1)
+    grid = figure.subplots(1, len(maps), sharey=True, squeeze=False)[0]
+    top = max(float(values.max()) for values in maps.values()) or 1.0
+    for axes, (name, values) in zip(grid, maps.items(), strict=True):
+        drawn = axes.imshow(values, cmap=HEADS, vmin=0, vmax=top, aspect="equal")
+        axes.set_title(_wrapped(name, max(int(width / 0.085), 16)), fontsize=9)
+        axes.set_xlabel("head")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        step = max(1, -(-rows // 16))
+        axes.set_yticks(range(0, rows, step), [str(n) for n in numbers[::step]])
+    grid[0].set_ylabel("decoder layer")
+    figure.colorbar(drawn, ax=list(grid), label=label, shrink=0.85)
+    return figure
+
+
+@dataclass(frozen=True)
+class Tile:
+    """A picture in a sheet.
+
+    Attributes:
+        title: Above it.
+        image: The picture; None leaves the place empty.
+        note: Below it.
+    """
+
+    title: str
+    image: Image.Image | None
+    note: str = ""
+
+
+def sheet(rows: Mapping[str, Sequence[Tile]]) -> Figure:
+    """Rows of pictures, each row with its name above it.
+
+    Args:
+        rows: By name, tiles from left to right; at least one.
+    """
+    columns = max(len(tiles) for tiles in rows.values())
+    figure = _figure(1.75 * columns, 2.35 * len(rows))
+    parts = figure.subfigures(len(rows), 1, squeeze=False)[:, 0]
+    for part, (name, tiles) in zip(parts, rows.items(), strict=True):
+        part.suptitle(name, x=0.01, ha="left", fontsize=10, fontweight="bold")
+        for axes, tile in zip(part.subplots(1, columns, squeeze=False)[0], tiles, strict=False):
+            if tile.image is not None:
+                axes.imshow(tile.image)
+            axes.set_title(tile.title, fontsize=9.5)
+            axes.set_xlabel(tile.note, fontsize=8, color="#555555")
+        for axes in part.axes:
+            axes.set_xticks([])
+            axes.set_yticks([])
+            axes.spines[:].set_visible(False)
+    return figure
+
+
+def save(figure: Figure, path: Path) -> None:
+    """Writes a figure; the same figure gives the same file.
+
+    Args:
+        figure: The figure.
+        path: ``.png`` or ``.svg``.
+    """
+    import matplotlib
+
+    with matplotlib.rc_context({"svg.hashsalt": "mmlm", "svg.fonttype": "none"}):
+        kind = {"Date": None} if path.suffix == ".svg" else {"Software": None}
+        figure.savefig(path, dpi=_DPI, facecolor="white", metadata=kind)
+
+
+def _figure(width: float, height: float) -> Figure:
+    # Not pyplot: it keeps figures in a list that all threads share.
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width, height), layout="constrained", facecolor="white")
+
+
+def _wrapped(text: str, width: int) -> str:
+    return "\n".join(textwrap.wrap(text, width))

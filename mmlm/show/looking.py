@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from mmlm.streaming import AnswerStream
 
-__all__ = ["Look", "look", "of_stream", "token_spans"]
+__all__ = ["Look", "look", "of_stream", "prepared_otherwise", "token_spans"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -184,14 +184,19 @@ def _on_picture(
 
     places = footprints(model, processor, size)
     if places.tokens != keys:
-        raise UnsupportedModel(
-            f"A picture of {size[0]} x {size[1]} pixels takes {places.tokens} tokens alone and "
-            f"{keys} in this prompt, so it is not known which of them shows which part of it.",
-            advice="Ask about one picture at a time: this model prepares several in another way.",
-        )
+        raise prepared_otherwise(places.tokens, keys)
     values = torch.tensor(steps, dtype=torch.float32).reshape(len(steps), keys)
     spread: np.ndarray = places.spread(values).numpy()
     return spread
+
+
+def prepared_otherwise(alone: int, together: int) -> UnsupportedModel:
+    """The error for pictures that take another number of tokens in a prompt than alone."""
+    return UnsupportedModel(
+        f"What takes {alone} image tokens alone takes {together} in this prompt, so it is not known "
+        "which of them shows which part of a picture.",
+        advice="Ask about one picture at a time: this model prepares several in another way.",
+    )
 
 
 def token_spans(

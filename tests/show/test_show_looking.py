@@ -113,7 +113,7 @@ def test_pictures_that_a_model_prepares_otherwise_together_are_refused():
     model, processor = tiny.shared("llava_onevision")
     pictures = [tiny.picture(1, (112, 112)), tiny.picture(2, (112, 112))]
     stream = streamed(model, processor, pictures, mmlm.AttentionMap())
-    with pytest.raises(UnsupportedModel, match="alone and") as caught:
+    with pytest.raises(UnsupportedModel, match="alone takes") as caught:
         looking.of_stream(stream, pictures)
     assert "one picture at a time" in caught.value.advice
 

@@ -1,0 +1,188 @@
+"""The figures of an inspection, and its numbers as a table."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from mmlm.pages import escaped
+from mmlm.show import figures
+from mmlm.show.figures import Panel, Tile
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from mmlm.show.inspection import Arm, Inspection
+    from mmlm.show.spots import Spot
+
+__all__ = ["draw_heads", "draw_layers", "draw_sinks", "draw_words", "stage_table"]
+
+_TILES = 6
+"""Words in a row of a sheet."""
+
+
+def draw_words(inspection: Inspection, shown: Sequence[Spot], image: int = 0) -> Figure | None:
+    """A row per answer: the picture's map for its first words, of one scale per word.
+
+    Args:
+        inspection: The answers.
+        shown: The words; of each answer the first six that it says.
+        image: Number of the picture.
+
+    Returns:
+        None if no attention over pictures was measured.
+    """
+    if not any(arm.look for arm in inspection.arms):
+        return None
+    picture = inspection.pictures[image].image
+    rows: dict[str, list[Tile]] = {}
+    for number, arm in enumerate(inspection.arms):
+        said = [spot for spot in shown if number in spot.said]
+        said.sort(key=lambda spot: spot.said[number].start)
+        rows[arm.name] = [Tile("the picture", picture.convert("RGB"))]
+        rows[arm.name] += [_word(inspection, spot, number, image) for spot in said[:_TILES]]
+    return figures.sheet(rows)
+
+
+def _word(inspection: Inspection, spot: Spot, number: int, image: int) -> Tile:
+    """One answer's map of a word; all answers that say it have one scale."""
+    maps = inspection.maps({i: (s.start, s.end) for i, s in spot.said.items()}, image)
+    peak = max(float(values.max()) for values, _ in maps.values())
+    values, share = maps[number]
+    drawn = figures.overlay(inspection.pictures[image].image, values, peak=peak, side=320)
+    verdict = {"good": "found: ", "bad": "invented: "}.get(spot.said[number].kind, "")
+    return Tile(f"{verdict}{spot.text}", drawn, f"{share:.0%} on the picture")
+
+
+def draw_layers(inspection: Inspection) -> Figure | None:
+    """Attention on the pictures, MDI, and attention on visual sinks, layer by layer.
+
+    Returns:
+        None if nothing of it was measured.
+    """
+    measured: list[tuple[Panel, bool]] = [
+        (
+            Panel(
+                "Attention on the pictures",
+                "share",
+                {arm.name: arm.attention_on_pictures() for arm in inspection.arms},
+            ),
+            any(arm.look for arm in inspection.arms),
+        ),
+        (
+            Panel(
+                "Text dominance: attention per text token over attention per image token",
+                "MDI",
+                {arm.name: arm.dominance("mdi") for arm in inspection.arms},
+                even=1.0,
+                logarithmic=True,
+            ),
+            any(arm.dominance("mdi") for arm in inspection.arms),
+        ),
+        (
+            Panel(
+                "Attention on visual sinks",
+                "share",
+                {arm.name: _on_sinks(arm) for arm in inspection.arms},
+            ),
+            any(_on_sinks(arm) for arm in inspection.arms),
+        ),
+    ]
+    panels = [panel for panel, there in measured if there]
+    return figures.layers(panels) if panels else None
+
+
+def _on_sinks(arm: Arm) -> dict[int, float | None]:
+    record = arm.records.get("visual_sinks")
+    if record is None:
+        return {}
+    return dict(zip(record["layers"], record["attention"]["visual_sink"], strict=True))
+
+
+def draw_heads(inspection: Inspection) -> Figure | None:
+    """The relative head divergence of every layer and head.
+
+    Returns:
+        None if it was not measured.
+    """
+    import numpy as np
+
+    records = {arm.name: arm.records.get("head_divergence") for arm in inspection.arms}
+    found = {name: r for name, r in records.items() if r is not None and r["relative"]}
+    if not found:
+        return None
+    maps = {name: np.asarray(record["relative"]) for name, record in found.items()}
+    numbers = next(iter(found.values()))["layers"]
+    return figures.heads(maps, numbers, "relative head divergence")
+
+
+def draw_sinks(inspection: Inspection, model: Any, processor: Any) -> Figure | None:
+    """Where the sinks of the first picture are: in how many layers a place is one.
+
+    Args:
+        inspection: The answers.
+        model: The model.
+        processor: Its processor.
+
+    Returns:
+        None if sinks were not looked for, or it is not known where tokens lie in the picture.
+    """
+    import torch
+
+    from mmlm.token_places import KNOWN, footprints
+
+    records = {arm.name: arm.records.get("visual_sinks") for arm in inspection.arms}
+    found = {name: record for name, record in records.items() if record is not None}
+    if not found or model.config.model_type not in KNOWN:
+        return None
+    picture = inspection.pictures[0].image
+    places = footprints(model, processor, picture.size)
+    rows = {}
+    for name, record in found.items():
+        counts = torch.zeros(places.tokens)
+        for layer in record["sinks"]:
+            counts[layer[0]] += 1
+        drawn = figures.overlay(picture, places.spread(counts).numpy(), side=320)
+        layers = sum(bool(layer[0]) for layer in record["sinks"])
+        tokens = int((counts > 0).sum())
+        rows[name] = [
+            Tile("the picture", picture.convert("RGB")),
+            Tile("sinks", drawn, f"{tokens} tokens, in {layers} of {len(record['layers'])} layers"),
+        ]
+    return figures.sheet(rows)
+
+
+def stage_table(inspection: Inspection) -> str:
+    """Early, middle and late layers in numbers, as an HTML table; "" if nothing was measured."""
+    from mmlm.engine.stages import stage_layers
+
+    n_layers = next(
+        (
+            arm.records["text_dominance"]["n_layers"]
+            for arm in inspection.arms
+            if "text_dominance" in arm.records
+        ),
+        0,
+    )
+    if not n_layers:
+        return ""
+    rows = []
+    for stage, numbers in stage_layers(n_layers).items():
+        cells = []
+        for arm in inspection.arms:
+            for figure in ("mdi", "aei_text", "aei_image"):
+                of = arm.dominance(figure)
+                values = [of[n] for n in numbers if of.get(n) is not None]
+                mean = sum(v for v in values if v is not None) / len(values) if values else None
+                cells.append("<td>-</td>" if mean is None else f"<td>{mean:.2f}</td>")
+        of_stage = ", ".join(map(str, numbers))
+        rows.append(f"<tr><th>{stage} (layers {of_stage})</th>{''.join(cells)}</tr>")
+    names = "".join(f'<th colspan="3">{escaped(arm.name)}</th>' for arm in inspection.arms)
+    heads = "<th>MDI</th><th>AEI text</th><th>AEI image</th>" * len(inspection.arms)
+    return (
+        "<h2>Text dominance in numbers</h2>"
+        '<p class="note">MDI is attention per text token over attention per image token; AEI is a '
+        "side's share of the attention over its share of the tokens, 1 where both are equal.</p>"
+        f'<div class="panel scroll"><table><thead><tr><th></th>{names}</tr>'
+        f"<tr><th></th>{heads}</tr></thead><tbody>{''.join(rows)}</tbody></table></div>"
+    )
