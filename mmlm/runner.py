@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import mmlm
 from mmlm.batching import batches
 from mmlm.decoding_settings import GenerateSettings, generation_config
+from mmlm.engine.identity import fingerprint
 from mmlm.errors import ImageReadError, InputError, LayoutError, MmlmError
 from mmlm.inputs import ImageSource, load_image, message, prepare, render
 from mmlm.progress import progress_bar
@@ -357,22 +358,3 @@ def seeded(seed: int, ids: Sequence[str], device: torch.device) -> Iterator[None
     with torch.random.fork_rng(devices=devices):
         torch.manual_seed(int.from_bytes(digest[:8]) >> 1)
         yield
-
-
-def fingerprint(model: Any) -> str:
-    """A short hash of a model's weights: equal for equal weights wherever they were loaded from.
-
-    Hashes names, shapes and the first 1024 numbers of every tensor: enough to tell any two
-    trainings apart, and fast for models of any size.
-
-    Args:
-        model: A torch module.
-    """
-    import torch
-
-    digest = hashlib.sha256()
-    for name, tensor in model.state_dict().items():
-        start = tensor.detach().flatten()[:1024].to("cpu", torch.float32)
-        digest.update(f"{name}{tuple(tensor.shape)}".encode())
-        digest.update(start.contiguous().numpy().tobytes())
-    return f"sha256:{digest.hexdigest()[:32]}"

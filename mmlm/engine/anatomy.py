@@ -278,11 +278,14 @@ class Anatomy:
     def exit_logits(self, x: Tensor, *, normed: bool = True) -> Tensor:
         """What the head makes of residual states [..., D] of any layer: fp32 [..., V].
 
+        A model in float64 keeps it.
+
         Args:
             x: Outputs of decoder layers, before the last norm.
             normed: Whether the last norm is applied first, as the model does after its last layer.
         """
-        z: Tensor = self.head(self.norm(x) if normed else x).float()
+        z: Tensor = self.head(self.norm(x) if normed else x)
+        z = z.to(torch.promote_types(z.dtype, torch.float32))
         cap = getattr(self.config.get_text_config(), "final_logit_softcapping", None)
         return torch.tanh(z / cap) * cap if self.family.softcap and cap else z
 

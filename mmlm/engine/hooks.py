@@ -1,7 +1,8 @@
 """The hooks at the sites inside decoder layers: what turns a method's edit into the model's.
 
 Each function returns one hook for one layer. Edits reach the main rows only: rows of auxiliary
-branches that share the pass, and rows without an image, are left as they are.
+branches that share the pass, and rows without an image, are left as they are (but for heads of a
+method that says otherwise: ``edits_without_image``).
 """
 
 from __future__ import annotations
@@ -180,7 +181,7 @@ def head_gain(session: Session, i: int, layer: int, y: Tensor) -> Tensor | None:
     gain = method.heads(session.states[i], layer, y)
     if gain is None:
         return None
-    if session.untouched is not None:
+    if session.untouched is not None and not method.edits_without_image:
         copies = gain.shape[0] // rows
         gain = gain.masked_fill(session.untouched.repeat(copies)[:, None, None, None], 1)
     if gain.shape[0] == whole or not session.riding:

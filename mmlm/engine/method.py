@@ -128,6 +128,8 @@ class Method(Checked, abc.ABC):
     #: Whether what this class keeps depends on the prompt alone, not on generated tokens. Then a
     #: search may look at several next tokens at once, and take tokens back.
     rewinds: ClassVar[bool] = False
+    #: Whether ``heads`` reaches prompts without an image, too: for what changes the model itself.
+    edits_without_image: ClassVar[bool] = False
     #: Whether weights that nobody trained yet mean something (the identity, as a rule). Others are
     #: refused outside a training unless they come from a file.
     fresh_is_valid: ClassVar[bool] = False
@@ -487,7 +489,11 @@ class Method(Checked, abc.ABC):
     def heads(
         self, state: Any, layer: int, y: Float[Tensor, "B L H d"]
     ) -> Float[Tensor, "B L_or_1 H 1"] | None:
-        """Gains on the outputs of the heads, before the output projection; the product."""
+        """Gains on the outputs of the heads, before the output projection; the product.
+
+        One gain for all positions of the pass, or one per column of ``y``: the product of both
+        kinds is taken position by position.
+        """
 
     def attended(
         self, state: Any, layer: int, x: Float[Tensor, "B L D"]
