@@ -51,7 +51,8 @@ LABELS |= {
     )
     for stage in ("early", "middle", "late")
 }
-_PLAIN = ("mean_length", "text_tokens", "image_tokens")  # in words or tokens, not a share
+# In words, tokens or swaps, not a share.
+_PLAIN = ("mean_length", "text_tokens", "image_tokens", "swaps_per_question")
 _SCALES = ("rating", "points")  # ends of names of scores on a scale of their own
 _QUOTIENTS = ("mdi_", "aei_")  # how many times as much, not a share
 
@@ -62,7 +63,7 @@ def value_text(name: str, value: float | None) -> str:
         return "undefined"
     if name.startswith(_QUOTIENTS) or name.endswith(_SCALES):
         return f"{value:.2f}"
-    return f"{value if name in _PLAIN else 100 * value:.1f}"
+    return f"{value if name.endswith(_PLAIN) else 100 * value:.1f}"
 
 
 def interval_text(name: str, measure: Measure) -> str:

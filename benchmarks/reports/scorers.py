@@ -176,5 +176,6 @@ SCORERS = {
         "benchmarks.reports.scorers:score_objects", facts=("annotations", "references")
     ),
     "pope": Scorer("benchmarks.pope:score_stored", _last("parser")),
+    "swapmix": Scorer("benchmarks.swapmix:score_stored"),
     "text-dominance": Scorer("benchmarks.text_dominance:score_stored", _text_dominance),
 }

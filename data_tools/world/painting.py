@@ -24,6 +24,8 @@ CLUTTER_OPACITY = 0.7
 
 _PAINT_STREAM = 1
 """Appended to a scene's seed for everything that is not truth: background, clutter, noise."""
+_NOISE_STREAM, _CLUTTER_STREAM = 5, 6
+"""Followed by a number, for other noise and other clutter in an otherwise equal picture."""
 
 
 class Picture(NamedTuple):
@@ -37,16 +39,28 @@ class Picture(NamedTuple):
     """[S, S]: 0 background, else position in `Scene.instances` + 1 of the topmost object."""
 
 
-def render(scene: Scene) -> Picture:
+def render(scene: Scene, *, noise: int = 0, clutter: int = 0) -> Picture:
     """Paint a scene.
 
-    Background bands, clutter, objects in order (premultiplied alpha), grey noise.
+    Background bands, clutter, objects in order (premultiplied alpha), grey noise. None of it
+    depends on which objects there are.
+
+    Args:
+        scene: What to paint.
+        noise: 0 for the scene's own noise, another number for other noise and nothing else.
+        clutter: 0 for the scene's own clutter, another number for other clutter and nothing else.
     """
     config = scene.config
     size = config.size
     rng = stream(scene.split, scene.seed, scene.index, _PAINT_STREAM)
     canvas = _background(rng, BY_NAME[scene.theme], size)
-    _clutter(rng, canvas, size)
+    pieces = _draw_clutter(rng)  # drawn also if not used: the noise comes from the same stream
+    if clutter:
+        other = stream(scene.split, scene.seed, scene.index, _CLUTTER_STREAM, clutter)
+        pieces = _draw_clutter(other)
+    _clutter(pieces, canvas, size)
+    if noise:
+        rng = stream(scene.split, scene.seed, scene.index, _NOISE_STREAM, noise)
     instance_map = np.zeros((size, size), np.uint8)
     for number, i in enumerate(scene.instances, start=1):
         colour, transparency, solid = sprite(scene.style, i.category, i.picture, i.width, i.height)
@@ -58,9 +72,9 @@ def render(scene: Scene) -> Picture:
         part += colour
         instance_map[area][solid] = number
     if config.noise_sigma:
-        noise = rng.standard_normal((size, size, 1), np.float32)
-        noise *= np.float32(config.noise_sigma)
-        canvas += noise
+        grey = rng.standard_normal((size, size, 1), np.float32)
+        grey *= np.float32(config.noise_sigma)
+        canvas += grey
     canvas += 0.5
     image = np.clip(canvas, 0, 255, out=canvas).astype(np.uint8)
     class_of = np.array([0, *(i.category + 1 for i in scene.instances)], np.uint8)
@@ -79,11 +93,17 @@ def _background(rng: np.random.Generator, theme: Theme, size: int) -> NDArray[np
     return canvas
 
 
-def _clutter(rng: np.random.Generator, canvas: NDArray[np.float32], size: int) -> None:
-    """Blend up to three unlabelled rectangles or ellipses behind the objects."""
-    low, high = (side * size / BASE_SIZE for side in CLUTTER_SIDE)
+def _draw_clutter(rng: np.random.Generator) -> list[list[float]]:
+    """Form, place, size and colour of up to three pieces, each number from 0 to 1."""
     count = int(rng.random() * (MAX_CLUTTER + 1))
-    for oval, u, v, w, h, *rgb in rng.random((count, 8)).tolist():
+    pieces: list[list[float]] = rng.random((count, 8)).tolist()
+    return pieces
+
+
+def _clutter(pieces: list[list[float]], canvas: NDArray[np.float32], size: int) -> None:
+    """Blend unlabelled rectangles or ellipses behind the objects."""
+    low, high = (side * size / BASE_SIZE for side in CLUTTER_SIDE)
+    for oval, u, v, w, h, *rgb in pieces:
         width, height = round(low + w * (high - low)), round(low + h * (high - low))
         x, y = int(u * (size - width + 1)), int(v * (size - height + 1))
         opacity = np.full((height, width, 1), CLUTTER_OPACITY, np.float32)

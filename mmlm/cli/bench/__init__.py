@@ -13,6 +13,7 @@ from mmlm.cli.bench import (
     multi_image,
     object_halbench,
     pope,
+    swapmix,
     text_dominance,
 )
 
@@ -27,6 +28,7 @@ COMMANDS = {
     "mmhal": mmhal.COMMAND,
     "object-halbench": object_halbench.COMMAND,
     "pope": pope.COMMAND,
+    "swapmix": swapmix.COMMAND,
     "text-dominance": text_dominance.COMMAND,
     **multi_image.COMMANDS,
 }

@@ -11,6 +11,7 @@ from mmlm.cli.score import (
     multi_image,
     object_halbench,
     pope,
+    swapmix,
     text_dominance,
 )
 
@@ -26,6 +27,7 @@ COMMANDS = {
     "mmhal": mmhal.COMMAND,
     "object-halbench": object_halbench.COMMAND,
     "pope": pope.COMMAND,
+    "swapmix": swapmix.COMMAND,
     "text-dominance": text_dominance.COMMAND,
     **multi_image.COMMANDS,
 }
