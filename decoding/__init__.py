@@ -9,6 +9,7 @@ from decoding.m3id import M3ID
 from decoding.only import ONLY
 from decoding.opera import OPERA
 from decoding.pai import PAI
+from decoding.ph3 import PH3, SeeingKnowing
 from decoding.var import VAR
 from decoding.vcd import VCD
 from decoding.vhr import VHR
@@ -23,11 +24,13 @@ __all__ = [
     "ONLY",
     "OPERA",
     "PAI",
+    "PH3",
     "VAR",
     "VCD",
     "VHR",
     "VISTA",
     "DoLa",
     "ImbalancedAttention",
+    "SeeingKnowing",
     "ZeroTuning",
 ]

@@ -34,7 +34,9 @@ _METHODS = {
     "ONLY": "decoding.only",
     "OPERA": "decoding.opera",
     "PAI": "decoding.pai",
+    "PH3": "decoding.ph3",
     "RandomPruner": "mmlm.methods.random_pruner",
+    "SeeingKnowing": "decoding.ph3",
     "VAR": "decoding.var",
     "VCD": "decoding.vcd",
     "VHR": "decoding.vhr",
@@ -74,6 +76,7 @@ if TYPE_CHECKING:
     from decoding.only import ONLY
     from decoding.opera import OPERA
     from decoding.pai import PAI
+    from decoding.ph3 import PH3, SeeingKnowing
     from decoding.var import VAR
     from decoding.vcd import VCD
     from decoding.vhr import VHR
@@ -111,6 +114,7 @@ __all__ = [
     "ONLY",
     "OPERA",
     "PAI",
+    "PH3",
     "VAR",
     "VCD",
     "VHR",
@@ -128,6 +132,7 @@ __all__ = [
     "ImbalancedAttention",
     "Method",
     "RandomPruner",
+    "SeeingKnowing",
     "TextDominance",
     "TokenLayout",
     "VisualSinks",

@@ -66,9 +66,10 @@ def broken_laws(name, targets):
         if not any(within(target, top) for top in OURS) or name in TYPE_ONLY:
             continue
         own = name in ("decoding", "mmlm.methods") and within(target, name)
-        # What several model-side methods share has a file of its own; methods know no methods.
-        shared = target.startswith("mmlm.methods.") and target not in METHODS
-        own = own or (within(name, "mmlm.methods") and shared)
+        # What is long, or shared, has a file of its own; methods know no methods.
+        for package in ("mmlm.methods", "decoding"):
+            shared = target.startswith(f"{package}.") and target not in METHODS
+            own = own or (within(name, package) and shared)
         if not own and not any(within(target, prefix) for prefix in allowed):
             yield f"{name} imports {target}"
 

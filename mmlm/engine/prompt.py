@@ -56,6 +56,9 @@ class Prompt(Protocol):
         (``layer_in``, ``heads``, ``mlp``, ``layer_out``) get the columns that are left.
         """
 
+    def beside(self, method: Method) -> tuple[str, ...]:
+        """Text forms of the other attached methods that change anything."""
+
     def module(self, method: Method) -> nn.Module:
         """The weights of a method: part of the model, or lent for the length of a block."""
 

@@ -196,6 +196,11 @@ class Session:
         placed = placed.repeat_interleave(copies, dim=0)
         return placed if self.compaction is None else self.compaction.survivors.take(placed)
 
+    def beside(self, method: Method) -> tuple[str, ...]:
+        """Text forms of the other methods, without those that only look."""
+        others = (m for m in self.methods if m is not method and m.sites - m.only_looks)
+        return tuple(m.text for m in others)
+
     def module(self, method: Method) -> nn.Module:
         """The weights of a method: part of the model, or lent for the length of a block."""
         name = type(method).__name__
