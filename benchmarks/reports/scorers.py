@@ -169,6 +169,7 @@ SCORERS = {
     "mmbench": Scorer("benchmarks.mmbench:score_stored"),
     "mme": Scorer("benchmarks.mme:score_stored"),
     "mmhal": Scorer("benchmarks.mmhal:score_stored"),
+    "mmir": Scorer("benchmarks.mmir:score_stored"),
     "mmmu": Scorer("benchmarks.multi_image.mmmu:score_stored"),
     "mvbench": Scorer("benchmarks.multi_image.mvbench:score_stored", _last("parser")),
     "nlvr2": Scorer("benchmarks.multi_image.nlvr2:score_stored"),
