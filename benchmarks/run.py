@@ -18,7 +18,7 @@ from mmlm.records import INFORMATION, write_json
 from mmlm.runner import GenerateSettings, Request, generate_batches
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from mmlm.engine.method import Method
     from mmlm.records import RecordFile
@@ -57,11 +57,14 @@ class Task:
         metric: Name under which results may be published, scorer variant included.
         items: The requests, in the order of the data set.
         answer_field: Field of the stored line that holds the answer.
+        methods_of: What is attached beside the run's methods for requests that are answered
+            together, in the order of their rows.
     """
 
     metric: str
     items: tuple[Item, ...]
     answer_field: str = "text"
+    methods_of: Callable[[Sequence[Request]], Sequence[Method]] | None = None
 
 
 @dataclass(frozen=True)
@@ -161,6 +164,7 @@ def answer(
         settings,
         done={str(identifier) for identifier in records.done},
         progress=progress,
+        methods_of=task.methods_of,
     )
     speed = stored_speed(records) if records.done else Speed()
     for results, seconds in _timed(batches):

@@ -157,6 +157,7 @@ def generate_batches(
     *,
     done: Collection[str] = frozenset(),
     progress: bool = False,
+    methods_of: Callable[[Sequence[Request]], Sequence[Method]] | None = None,
 ) -> Iterator[list[Result]]:
     """Answers requests in batches, for callers that store each batch before the next one starts.
 
@@ -172,6 +173,8 @@ def generate_batches(
         done: Identifiers that need no answer. A batch with only some of them done is computed
             whole, so that the others do not depend on where the last run was interrupted.
         progress: Show a progress bar on standard error.
+        methods_of: Methods that are attached beside the others for the requests that are answered
+            together, given in the order of their rows; for settings that differ from row to row.
 
     Yields:
         The results of one batch, without those that were done, in order; never empty.
@@ -192,7 +195,8 @@ def generate_batches(
             missing = [request.id for request in batch if request.id not in done]
             results = []
             if missing:
-                results = _Batch(model, processor, methods, config, settings.seed).answer(batch)
+                one = _Batch(model, processor, methods, config, settings.seed, methods_of)
+                results = one.answer(batch)
                 failed += sum(result.error is not None for result in results)
             advance(len(batch), f"{failed} failed" if failed else "")
             if missing:
@@ -262,6 +266,7 @@ class _Batch:
     methods: Sequence[Method]
     config: GenerationConfig
     seed: int
+    methods_of: Callable[[Sequence[Request]], Sequence[Method]] | None = None
 
     def answer(self, batch: Sequence[Request]) -> list[Result]:
         rows = [_Row(request) for request in batch]
@@ -307,10 +312,13 @@ class _Batch:
         import torch
 
         keys = [row.seed_key for row in rows]
+        methods = list(self.methods)
+        if self.methods_of is not None:
+            methods += self.methods_of([row.request for row in rows])
         try:
             with (
                 seeded(self.seed, keys, self.model.device),
-                mmlm.attach(self.model, *self.methods, processor=self.processor),
+                mmlm.attach(self.model, *methods, processor=self.processor),
             ):
                 tokens = self.model.generate(**inputs, generation_config=self.config)
                 answers = tokens[:, inputs["input_ids"].shape[1] :].cpu()

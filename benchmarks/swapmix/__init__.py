@@ -24,10 +24,10 @@ from __future__ import annotations
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.base import CountTable, Mark, Sample, Scores
+from benchmarks.base import CountTable, Mark, Ratio, Sample, Scores
 from benchmarks.swapmix import captions
 from benchmarks.swapmix.answers import OTHER, READERS, read_answer
-from benchmarks.swapmix.counts import DIRECTIONS, RATIOS, SWAPS, row_of, score_swapmix
+from benchmarks.swapmix.counts import DIRECTIONS, NEEDS, RATIOS, SWAPS, row_of, score_swapmix
 from benchmarks.swapmix.questions import CAPTION, Asked, Group, Variant, grouped, task
 from mmlm.errors import InputError
 
@@ -128,12 +128,21 @@ def _table(groups: Sequence[Group]) -> CountTable:
             overall = nothing if group.kind == CAPTION else part
             pictures.append(str(group.original["picture"]))
             rows.append({**overall, **words, **scoped})
-    ratios = dict(RATIOS) if set(kinds) - {CAPTION} else {}
+    return CountTable.build(pictures, rows, _ratios(groups, kinds))
+
+
+def _ratios(groups: Sequence[Group], kinds: Sequence[str]) -> dict[str, Ratio]:
+    """The rates of what was asked and changed; others would be undefined."""
+    tried = {line["swap"] for group in groups for line in group.swaps}
+    known = {name: ratio for name, ratio in RATIOS.items() if NEEDS.get(name, "") in {"", *tried}}
+    ratios = dict(known) if set(kinds) - {CAPTION} else {}
     for kind in kinds:
-        ratios |= {f"{kind}_{name}": RATIOS[name].prefixed(kind) for name in _BY_TYPE}
+        own = [name for name in _BY_TYPE if name in known]
+        ratios |= {f"{kind}_{name}": known[name].prefixed(kind) for name in own}
     if CAPTION in kinds:
-        ratios |= captions.RATIOS
-    return CountTable.build(pictures, rows, ratios)
+        words = captions.RATIOS.items()
+        ratios |= {n: r for n, r in words if "noise" in tried or not n.startswith("noise")}
+    return ratios
 
 
 def _rows(group: Group) -> Iterator[tuple[dict[str, float], Mapping[str, float]]]:

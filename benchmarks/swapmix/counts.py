@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     Record = Mapping[str, Any]
 
-__all__ = ["DIRECTIONS", "RATIOS", "SWAPS", "row_of", "score_swapmix"]
+__all__ = ["DIRECTIONS", "NEEDS", "RATIOS", "SWAPS", "row_of", "score_swapmix"]
 
 SWAPS = ("object", "attribute", "noise", "clutter")
 """What is changed in the picture; a record holds the answers afterwards under ``<name>_swaps``."""
@@ -40,6 +40,18 @@ RATIOS = {
     "other_answers": Ratio(("other_answers",), ("answers",)),
 }
 """All rates. Those of the paper are over the questions that are answered rightly (``right``)."""
+
+NEEDS = {
+    "object_reliance": "object",
+    "attribute_reliance": "attribute",
+    "noise_reliance": "noise",
+    "clutter_reliance": "clutter",
+    "excess": "noise",
+    "noise_flip_rate": "noise",
+    "near_flip_rate": "object",
+    "far_flip_rate": "object",
+}
+"""The change without which a rate says nothing."""
 
 DIRECTIONS: dict[str, Direction] = {
     **dict.fromkeys(RATIOS, "lower"),

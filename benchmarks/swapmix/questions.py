@@ -15,7 +15,9 @@ from mmlm.runner import Request
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
+    from pathlib import Path
 
+    from benchmarks.swapmix.feature_swap import FeatureSwap
     from mmlm.images import ImageSource
 
     Line = Mapping[str, Any]
@@ -98,12 +100,13 @@ class Group:
         return [line for line in self.swaps if line["swap"] == swap]
 
 
-def task(questions: Iterable[Asked], level: str) -> Task:
+def task(questions: Iterable[Asked], level: str, donors: Path | None = None) -> Task:
     """The requests: every question about its picture and about each changed one.
 
     Args:
         questions: The questions.
         level: Where the swaps happen: "world" (in the picture) or "features"; part of the name.
+        donors: For features: the file of the features of all pictures.
 
     Raises:
         InputError: If there is none.
@@ -112,7 +115,36 @@ def task(questions: Iterable[Asked], level: str) -> Task:
     items = [item for question in questions for item in _items(question, level)]
     if not items:
         raise InputError("There are no questions to ask.", advice="Ask for more pictures.")
-    return Task(f"swapmix/{level}", tuple(items))
+    if donors is None:
+        return Task(f"swapmix/{level}", tuple(items))
+    facts = {item.request.id: item.facts for item in items}
+
+    def methods_of(requests: Sequence[Request]) -> tuple[FeatureSwap, ...]:
+        return swaps_of(facts, donors, requests)
+
+    return Task(f"swapmix/{level}", tuple(items), methods_of=methods_of)
+
+
+def swaps_of(
+    facts: Mapping[str, Line], donors: Path, requests: Sequence[Request]
+) -> tuple[FeatureSwap, ...]:
+    """What is attached for a batch: the swap of each of its rows; nothing if no row has one.
+
+    Args:
+        facts: Fields of the stored lines, by the request's id.
+        donors: The file of features.
+        requests: The batch.
+    """
+    from benchmarks.swapmix.feature_swap import FeatureSwap
+
+    moves = []
+    for request in requests:
+        fact = facts[request.id]
+        old, new = fact.get("old_tokens", ()), fact.get("new_tokens", ())
+        moves.append((str(fact.get("donor", "")), tuple(old), tuple(new)))
+    if not any(old for _, old, _ in moves):
+        return ()
+    return (FeatureSwap(donors=str(donors), moves=tuple(moves)),)
 
 
 def _items(asked: Asked, level: str) -> Iterable[Item]:

@@ -4,6 +4,7 @@ import json
 
 import pytest
 from PIL import Image
+from tiny import picture
 
 from mmlm.cli import main
 
@@ -78,6 +79,8 @@ def test_swapmix_of_captions(bench, tmp_path, capsys):
         (("--kind", "noise", "--kind", "noise"), "--kind is noise, noise"),
         (("--split", "night"), "There is no split 'night'"),
         (("--kind", "colour"), "colour"),
+        (("--level", "features", "--kind", "noise"), "--level features knows no --kind noise"),
+        (("--level", "features", "--question", "caption"), "knows no --question caption"),
     ],
 )
 def test_swapmix_refuses_before_any_work(bench, tmp_path, arguments, message, capsys):
@@ -96,6 +99,57 @@ def test_swapmix_paints_its_own_pictures_only(bench, tmp_path, capsys):
     given = ("--images", str(tmp_path), "--annotations", str(tmp_path / "instances.json"))
     assert bench("swapmix", *given) == 2
     assert "Only the embedded world can paint" in capsys.readouterr().err
+
+
+def test_swapmix_on_features_of_any_boxed_pictures(bench, tmp_path, capsys):
+    """Two photographs with boxes; what is in them does not matter to a random model."""
+    names = {1: "dog", 2: "cat", 3: "car"}
+    boxes = [(1, 1, [0, 0, 28, 28]), (1, 3, [28, 28, 28, 28]), (2, 2, [0, 28, 28, 28])]
+    instances = {
+        "images": [{"id": i, "file_name": f"{i}.png", "width": 56, "height": 56} for i in (1, 2)],
+        "categories": [
+            {"id": i, "name": name, "supercategory": "animal" if i < 3 else "vehicle"}
+            for i, name in names.items()
+        ],
+        "annotations": [
+            {"image_id": image, "category_id": kind, "bbox": box} for image, kind, box in boxes
+        ],
+    }
+    (tmp_path / "instances.json").write_text(json.dumps(instances))
+    for number in (1, 2):
+        picture(number).resize((56, 56)).save(tmp_path / f"{number}.png")
+    given = ("--images", str(tmp_path), "--annotations", str(tmp_path / "instances.json"))
+    arguments = ("--level", "features", *given, "--generate.batch_size", "4", "--json")
+    assert bench("swapmix", *arguments) == 0
+    first = json.loads(capsys.readouterr().out)
+    assert first["metric"] == "swapmix/features"
+    assert "noise_reliance" not in first["metrics"]
+    stored = lines(tmp_path / "out" / "answers.jsonl")
+    swaps = [line for line in stored if line["swap"] != "original"]
+    assert {line["note"] for line in swaps if line["picture"] == "1"} <= {
+        "dog -> cat of 2",
+        "car -> cat of 2",
+    }
+    assert all(line["old_tokens"] and line["donor"] for line in swaps)
+    # The answers are those of single rows: every row gets its own swap.
+    alone = ("--level", "features", *given, "--generate.batch_size", "1")
+    assert bench("swapmix", *alone, output="alone") == 0
+    again = lines(tmp_path / "alone" / "answers.jsonl")
+    assert [line["text"] for line in again] == [line["text"] for line in stored]
+
+
+def test_swapmix_on_features_of_the_world(bench, tmp_path):
+    arguments = ("--level", "features", "--count", "3", "--swaps", "1")
+    assert bench("swapmix", *arguments, "--generate.batch_size", "16") == 0
+    stored = lines(tmp_path / "out" / "answers.jsonl")
+    assert {line["swap"] for line in stored} <= {"original", "object", "attribute"}
+    assert len(list((tmp_path / "out").glob("features-*.safetensors"))) == 1
+
+
+def test_swapmix_on_features_needs_boxes(bench, tmp_path, capsys):
+    picture(1).save(tmp_path / "COCO_val2014_000000000042.jpg")
+    assert bench("swapmix", "--level", "features", "--images", str(tmp_path)) == 2
+    assert "--annotations" in capsys.readouterr().err
 
 
 # --- MMIR -----------------------------------------------------------------------------------------

@@ -69,6 +69,7 @@ class Plan:
         scorer: Name of the scorer with its variant, for the run record.
         data: What determines the requests and their truth: hashes, prompts, ids.
         task: Makes the requests; called after all checks, when the model is known to load.
+        task_sees_model: Whether `task` is given the model and its processor.
         score: Scores stored answers, in the order of the data set.
         file: Name of the file of answers.
         information: Paths and other facts that do not determine the answers.
@@ -79,12 +80,13 @@ class Plan:
     benchmark: str
     scorer: str
     data: Mapping[str, Any]
-    task: Callable[[], Task]
+    task: Callable[..., Task]
     score: Callable[[Sequence[Mapping[str, Any]]], Scored]
     file: str = "answers.jsonl"
     information: Mapping[str, Any] = field(default_factory=dict)
     table: Callable[[Any], Table] | None = None
     methods: tuple[Method, ...] = ()
+    task_sees_model: bool = False
 
 
 def run_plan(settings: BenchOptions, terminal: Terminal, plan: Plan) -> int:
@@ -120,7 +122,7 @@ def run_plan(settings: BenchOptions, terminal: Terminal, plan: Plan) -> int:
         RecordFile(path, record)  # refuses the output of another run before the model is loaded
     model, processor = open_model(settings.model, methods, terminal)
     with locked(path):  # other shards prepare the same pictures
-        task = plan.task()
+        task = plan.task(model, processor) if plan.task_sees_model else plan.task()
     record |= {"weights": fingerprint(model), "revision": _revision(model)}
     record[INFORMATION] |= provisions(task)
     order = [item.request.id for item in task.items]
