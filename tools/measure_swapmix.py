@@ -1,0 +1,130 @@
+"""Measures SwapMix on the embedded model, for docs/effects.md.
+
+    python tools/measure_swapmix.py                           plain, VHR, VCD, PAI
+    python tools/measure_swapmix.py --methods plain
+    python tools/measure_swapmix.py --model runs/loop/cdpo/model --name C-DPO --methods plain
+
+Scenes of split `natural`, painted again; greedy. 100 scenes with questions (existence twice, count,
+relation), the first 40 of them with captions. Every setting is one file under docs/results/swapmix
+with the counts of every scene, written when it is finished; what is there is not measured again.
+`tools/swapmix_page.py` makes the tables from the files.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from measure_effects import PLAIN, ROOT, commit, is_there, store
+
+import mmlm
+from benchmarks import swapmix
+from benchmarks.base import CountTable
+from mmlm.cli.bench.swapped_pictures import painted_questions
+from mmlm.cli.configs import effect_settings
+from mmlm.runner import GenerateSettings, fingerprint, generate_all
+
+RESULTS = ROOT / "docs" / "results" / "swapmix"
+PICTURES = ROOT / "runs" / "swapmix" / "pictures"
+SPLIT = "natural"
+SWAPS = 5
+KINDS = ("object", "attribute", "noise", "clutter")
+PARTS = {"questions": ("existence", "count", "relation"), "captions": ("caption",)}
+TOKENS = {"questions": 6, "captions": 84}
+"""Of a short answer: what decides it stands in its first words."""
+METHODS = (PLAIN, "VHR", "VCD", "PAI")
+BATCH = 60
+
+
+def measure(
+    model: Any, processor: Any, methods: Sequence[mmlm.Method], counts: dict[str, int]
+) -> dict[str, Any]:
+    """The counts of every scene, of questions and of captions."""
+    began = time.monotonic()
+    record: dict[str, Any] = {}
+    for part, types in PARTS.items():
+        asked = painted_questions(
+            PICTURES, SPLIT, 0, counts[part], types=types, kinds=KINDS, swaps=SWAPS
+        )
+        items = swapmix.task(asked, "world").items
+        settings = GenerateSettings(batch_size=BATCH, max_new_tokens=TOKENS[part])
+        requests = [item.request for item in items]
+        results = generate_all(model, processor, requests, methods, settings)
+        lines = [
+            {"id": result.id, **item.facts, "text": result.text, "error": result.error}
+            for item, result in zip(items, results, strict=True)
+        ]
+        scores = swapmix.score_stored(lines)
+        record[part] = _counts(scores.table) | {"statuses": dict(scores.statuses)}
+    return record | {"seconds": round(time.monotonic() - began, 1)}
+
+
+def _counts(table: CountTable) -> dict[str, Any]:
+    """A table in JSON: one list of numbers per column that is not all zeros."""
+    columns = {
+        name: [round(value, 6) for value in column]
+        for name, column in zip(table.columns, table.counts.T.tolist(), strict=True)
+    }
+    return {
+        "images": list(table.images),
+        "columns": {n: [int(v) if v == int(v) else v for v in c] for n, c in columns.items()},
+        "metrics": list(table.ratios),
+    }
+
+
+def identity(model: Any, setting: str, counts: dict[str, int]) -> dict[str, Any]:
+    """Everything that determines the counts but the code."""
+    return {
+        "setting": setting,
+        "model": fingerprint(model),
+        "split": SPLIT,
+        "pictures": counts["questions"],
+        "captioned": counts["captions"],
+        "swaps": SWAPS,
+        "kinds": list(KINDS),
+    }
+
+
+def path_of(name: str) -> Path:
+    """Where the result of a setting is stored."""
+    return RESULTS / f"{name}.json"
+
+
+def main() -> int:
+    """Measures what is missing."""
+    import torch
+
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--methods", nargs="+", default=list(METHODS))
+    parser.add_argument("--model", default="embedded")
+    parser.add_argument("--name", default="", help="name of another model's result")
+    parser.add_argument("--scenes", type=int, default=100)
+    parser.add_argument("--captioned", type=int, default=40)
+    parser.add_argument("--threads", type=int, default=1)
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    model, processor = mmlm.load(arguments.model)
+    counts = {"questions": arguments.scenes, "captions": arguments.captioned}
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    for group in arguments.methods:
+        text = PLAIN if group == PLAIN else effect_settings("embedded")[group][0]
+        methods = () if group == PLAIN else (mmlm.parse_method(text),)
+        path = path_of(arguments.name or group)
+        who = identity(model, text, counts)
+        if is_there(path, who):
+            continue
+        record = measure(model, processor, methods, counts)
+        versions = {name: version(name) for name in ("torch", "transformers")}
+        information = {"commit": commit(), "threads": arguments.threads, **versions}
+        store(path, {"identity": who, **record, "information": information})
+        print(f"{text}: {record['seconds']:.0f} s", file=sys.stderr, flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
