@@ -69,6 +69,7 @@ def _counts(table: CountTable) -> dict[str, Any]:
     columns = {
         name: [round(value, 6) for value in column]
         for name, column in zip(table.columns, table.counts.T.tolist(), strict=True)
+        if any(column)
     }
     return {
         "images": list(table.images),
