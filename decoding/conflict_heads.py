@@ -169,7 +169,7 @@ def list_heads(
     halves: Halves,
     *,
     significance: float = 2.0,
-    score: Score = "sum",
+    score: Score = "patching",
     protect: Sequence[Head] = (),
     protect_layers: int = 2,
 ) -> HeadLists:

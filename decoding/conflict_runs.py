@@ -64,7 +64,7 @@ def measure(
     batches: Iterable[Conflicts],
     *,
     form: Form = "mlp_recomputed",
-    score: Score = "sum",
+    score: Score = "patching",
     mean: Float[Tensor, "D"] | None = None,
 ) -> Measured:
     """Runs every sample with its picture and with the other one, and takes all heads' effects.
@@ -90,6 +90,7 @@ def measure(
     return Measured(*joined)
 
 
+@torch.no_grad()
 def _measured(
     anatomy: Anatomy, batch: Conflicts, form: Form, score: Score, mean: Tensor | None
 ) -> Measured:
@@ -196,6 +197,7 @@ def _image_features(
         handle.remove()
 
 
+@torch.no_grad()
 def differences(model: nn.Module, batches: Iterable[Conflicts]) -> Float[Tensor, "n"]:
     """``z(image) - z(memory)`` of every sample, with what is attached to the model."""
     anatomy = Anatomy(model)
@@ -263,7 +265,7 @@ def calibrate_heads(
     samples: Iterable[Conflicts],
     *,
     form: Form = "mlp_recomputed",
-    score: Score = "sum",
+    score: Score = "patching",
     name: str = "",
     **options: Any,
 ) -> HeadRecord:

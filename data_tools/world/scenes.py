@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -274,6 +274,45 @@ def _place(
         if best_overlap <= DROP_OVERLAP:
             placed.append(instance._replace(x=best[0], y=best[1]))
     return placed
+
+
+def with_object(scene: Scene, name: str, rng: np.random.Generator) -> Scene | None:
+    """The same scene with one more object; nothing else moves.
+
+    Args:
+        scene: The scene.
+        name: Class of the new object.
+        rng: Draws its picture, size and place.
+
+    Returns:
+        None if every place that was tried covers too much, of it or of another object.
+    """
+    (new,) = _draw_sizes(rng, scene.config, scene.style, [NAMES.index(name)])
+    size = scene.config.size
+    top = math.ceil(SKY * size) if _IS_BIG[new.category] else 0
+    span_x, span_y = size - new.width + 1, size - new.height - top + 1
+    best, least = new, math.inf
+    for u, v in rng.random((TRIES, 2)).tolist():
+        placed = new._replace(x=int(u * span_x), y=top + int(v * span_y))
+        covered = max(
+            _largest_overlap([other], *placed.box) / min(_area(other), _area(new))
+            for other in scene.instances
+        )
+        if covered < least:
+            best, least = placed, covered
+    if least > DROP_OVERLAP:
+        return None
+    instances = sorted((*scene.instances, best), key=lambda i: -_area(i))
+    return replace(scene, instances=tuple(instances))
+
+
+def without_class(scene: Scene, name: str) -> Scene:
+    """The same scene without the objects of one class."""
+    return replace(scene, instances=tuple(i for i in scene.instances if i.name != name))
+
+
+def _area(instance: Instance) -> int:
+    return instance.width * instance.height
 
 
 def _largest_overlap(placed: list[Instance], x: int, y: int, width: int, height: int) -> int:

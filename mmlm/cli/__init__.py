@@ -51,7 +51,7 @@ SUMMARIES = {
     "score": "score stored answers again without the model (chair, pope)",
     "compare": "compare runs of one benchmark with a baseline, in numbers and in pictures",
     "methods": "list the methods with their parameters",
-    "calibrate": "measure what a method must know about a model (inter-k, sink-dims, heads)",
+    "calibrate": "measure what a method must know about a model (heads, inter-k, ...)",
     "doctor": "what a model is, which methods it supports, and why not; --self: what is missing",
 }
 

@@ -27,7 +27,8 @@ STRONG: dict[str, str] = {
     "ImbalancedAttention": "ImbalancedAttention(tower_score='column_mean')",
     "INTER": "INTER(k=0.0, w=3.0, allow_text_only=True)",
     "M3ID": "M3ID(decay=0.5, first_step=1)",
-    "PH3": "PH3(heads_by_layer=((1, (0, 1, 2, 5)), (2, (3, 4, 6, 7))))",
+    # Other heads than those of the methods on heads below: what is pruned cannot be changed.
+    "PH3": "PH3(heads_by_layer=((1, (3, 4, 6)), (2, (0, 1, 2))))",
     "SeeingKnowing": "SeeingKnowing(image_change=2.0, memory_change=-2.0, "
     "image_heads=((1, (0, 1)), (2, (3, 4))), memory_heads=((1, (2, 5)), (2, (6, 7))))",
     "VAR": "VAR(move_fraction=0.9, min_nonsink_ratio=0.0, min_visual_mass=0.0, tau=0.9, "

@@ -8,11 +8,12 @@ write, which ``mmlm generate --config FILE`` reads.
 
 from __future__ import annotations
 
-from mmlm.cli.calibrate import heads, inter_k, sink_dims
+from mmlm.cli.calibrate import conflict_heads, heads, inter_k, sink_dims
 
 __all__ = ["COMMANDS"]
 
 COMMANDS = {
+    "conflict-heads": conflict_heads.COMMAND,
     "heads": heads.COMMAND,
     "inter-k": inter_k.COMMAND,
     "sink-dims": sink_dims.COMMAND,
