@@ -1,11 +1,11 @@
 """Measures SwapMix on the embedded model, for docs/effects.md.
 
-    python tools/measure_swapmix.py                           plain, VHR, VCD, PAI
+    python tools/measure_swapmix.py                           plain, VHR, VCD
     python tools/measure_swapmix.py --methods plain
     python tools/measure_swapmix.py --model runs/loop/cdpo/model --name C-DPO --methods plain
 
-Scenes of split `natural`, painted again; greedy. 100 scenes with questions (existence twice, count,
-relation), the first 40 of them with captions. Every setting is one file under docs/results/swapmix
+Scenes of split `natural`, painted again; greedy. 60 scenes with questions (existence twice, count,
+relation), the first 20 of them with captions. Every setting is one file under docs/results/swapmix
 with the counts of every scene, written when it is finished; what is there is not measured again.
 `tools/swapmix_page.py` makes the tables from the files.
 """
@@ -37,7 +37,7 @@ KINDS = ("object", "attribute", "noise", "clutter")
 PARTS = {"questions": ("existence", "count", "relation"), "captions": ("caption",)}
 TOKENS = {"questions": 6, "captions": 84}
 """Of a short answer: what decides it stands in its first words."""
-METHODS = (PLAIN, "VHR", "VCD", "PAI")
+METHODS = (PLAIN, "VHR", "VCD")
 BATCH = 60
 
 
@@ -104,8 +104,8 @@ def main() -> int:
     parser.add_argument("--methods", nargs="+", default=list(METHODS))
     parser.add_argument("--model", default="embedded")
     parser.add_argument("--name", default="", help="name of another model's result")
-    parser.add_argument("--scenes", type=int, default=100)
-    parser.add_argument("--captioned", type=int, default=40)
+    parser.add_argument("--scenes", type=int, default=60)
+    parser.add_argument("--captioned", type=int, default=20)
     parser.add_argument("--threads", type=int, default=1)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)

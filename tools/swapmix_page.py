@@ -1,0 +1,140 @@
+"""Writes the tables on SwapMix in docs/effects.md from what measure_swapmix.py stored.
+
+    python tools/swapmix_page.py            rewrite the tables
+    python tools/swapmix_page.py --check    exit code 1 if the page is not up to date
+
+Changes are paired over the scenes, with 95 % bootstrap intervals.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from effects_page import change_cell
+from embedded_tables import table
+from measure_effects import PLAIN, ROOT
+from measure_swapmix import RESULTS
+
+from benchmarks.base import CountTable, Ratio
+from benchmarks.swapmix import CAPTION, READERS, captions
+from benchmarks.swapmix.counts import RATIOS
+from mmlm.cli.configs import effect_label
+
+DOCUMENT = ROOT / "docs" / "effects.md"
+MARKED = re.compile(r"(<!-- swapmix: (\w+) -->\n).*?(<!-- swapmix end -->)", re.DOTALL)
+QUESTIONS = {
+    "accuracy": "accuracy",
+    "context_reliance": "context reliance",
+    "noise_reliance": "of noise alone",
+    "flip_rate": "flip rate",
+    "noise_flip_rate": "of noise alone",
+    "near_flip_rate": "near swaps",
+    "far_flip_rate": "far swaps",
+}
+BY_TYPE = ("accuracy", "context_reliance", "flip_rate", "noise_flip_rate")
+CAPTIONS = {
+    "lost_words": "words lost",
+    "noise_lost_words": "by noise alone",
+    "gained_words": "inventions gained",
+    "noise_gained_words": "by noise alone",
+}
+
+Record = Mapping[str, Any]
+
+
+def counts(stored: Record, ratios: Mapping[str, Ratio]) -> CountTable:
+    """The stored counts of every scene; a column that was all zeros is not stored."""
+    names = {n for ratio in ratios.values() for n in (*ratio.numerator, *ratio.denominator)}
+    images = tuple(stored["images"])
+    columns = [stored["columns"].get(name, [0] * len(images)) for name in sorted(names)]
+    return CountTable(tuple(sorted(names)), images, np.array(columns, dtype=np.float64).T, ratios)
+
+
+def _rows(records: Sequence[Record], part: str, ratios: Mapping[str, Ratio]) -> list[list[str]]:
+    """Plain decoding in its own numbers, then changes against it."""
+    plain = counts(records[0][part], ratios)
+    rows = [["plain", *(_value(plain, name) for name in ratios)]]
+    for record in records[1:]:
+        other = counts(record[part], ratios)
+        cells = [change_cell(plain.difference(other, name), 100) for name in ratios]
+        rows.append([_label(record), *cells])
+    return rows
+
+
+def _label(record: Record) -> str:
+    text = record["identity"]["setting"]
+    return str(record["name"]) if text == PLAIN else f"`{effect_label(text)}`"
+
+
+def _value(of: CountTable, name: str) -> str:
+    measure = of.measure(name, resamples=1000)
+    if measure.value is None or measure.interval is None:
+        return "undefined"
+    low, high = 100 * measure.interval.low, 100 * measure.interval.high
+    return f"{100 * measure.value:.1f} [{low:.1f}, {high:.1f}]"
+
+
+def questions(records: Sequence[Record]) -> str:
+    """What every setting changes for the answers to questions."""
+    ratios = {name: RATIOS[name] for name in QUESTIONS}
+    return table(["setting", *QUESTIONS.values()], _rows(records, "questions", ratios))
+
+
+def types(records: Sequence[Record]) -> str:
+    """Plain decoding by type of question; words of captions are one."""
+    rows = []
+    for part, kinds in (("questions", tuple(READERS)), ("captions", (CAPTION,))):
+        for kind in kinds:
+            ratios = {name: RATIOS[name].prefixed(kind) for name in BY_TYPE}
+            per = RATIOS["swaps_per_question"].prefixed(kind)
+            of = counts(records[0][part], {**ratios, "swaps": per})
+            right = int(of.measure("swaps").denominator)
+            swaps = of.measure("swaps").value or 0.0
+            cells = [_value(of, name) for name in ratios]
+            rows.append([kind, str(right), f"{swaps:.0f}", *cells])
+    names = (QUESTIONS[name] for name in BY_TYPE)
+    return table(["type", "right answers", "swaps each", *names], rows)
+
+
+def words(records: Sequence[Record]) -> str:
+    """What every setting changes for the words of captions."""
+    ratios = {name: captions.RATIOS[name] for name in CAPTIONS}
+    return table(["setting", *CAPTIONS.values()], _rows(records, "captions", ratios))
+
+
+TABLES = {make.__name__: make for make in (questions, types, words)}
+
+
+def load() -> list[Record]:
+    """The stored results, plain decoding first."""
+    found = [
+        {"name": path.stem} | json.loads(path.read_text("utf-8"))
+        for path in sorted(RESULTS.glob("*.json"))
+    ]
+    return sorted(found, key=lambda record: str(record["name"]) != PLAIN)
+
+
+def main() -> int:
+    """Rewrites or checks the page."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--check", action="store_true", help="only compare")
+    parser.add_argument("--document", type=Path, default=DOCUMENT)
+    given = parser.parse_args()
+    records = load()
+    before = given.document.read_text(encoding="utf-8")
+    after = MARKED.sub(lambda m: f"{m[1]}{TABLES[m[2]](records)}{m[3]}", before)
+    if given.check:
+        return int(before != after)
+    given.document.write_text(after, encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
