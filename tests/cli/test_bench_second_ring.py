@@ -152,6 +152,12 @@ def test_swapmix_on_features_needs_boxes(bench, tmp_path, capsys):
     assert "--annotations" in capsys.readouterr().err
 
 
+def test_error_swapmix_on_features_of_an_unknown_family(bench, monkeypatch, capsys):
+    monkeypatch.setattr("mmlm.token_places.KNOWN", frozenset())
+    assert bench("swapmix", "--level", "features", "--count", "2") == 2
+    assert "Which image token of llava shows which part" in capsys.readouterr().err
+
+
 # --- MMIR -----------------------------------------------------------------------------------------
 
 
