@@ -100,26 +100,17 @@ class Donors:
             kinds: What is exchanged: object, attribute.
             swaps: Swaps of each kind for each object.
         """
-        about = {
-            token
-            for thing, tokens in zip(picture.things, picture.tokens, strict=True)
-            if thing.name == question.subject
-            for token in tokens
-        }
         variants: list[Variant] = []
         skipped = 0
-        for index, thing in enumerate(picture.things):
-            if thing.name == question.subject:
-                continue
-            old = tuple(token for token in picture.tokens[index] if token not in about)
+        for index, old in self._replaceable(picture, question.subject):
             if not old:
                 skipped += len(kinds) * swaps
                 continue
             draw = random.Random(f"{self._seed}|{picture.name}|{number}|{index}")
             for kind in kinds:
-                classes = self._classes if kind == "object" else self._looks
-                for near, donor in classes(draw, picture, index, question.subject, swaps):
-                    variants.append(self._variant(kind, near, picture, thing, old, donor))
+                choose = self._classes if kind == "object" else self._looks
+                for near, donor in choose(draw, picture, index, question.subject, swaps):
+                    variants.append(self._variant(kind, near, picture, index, old, donor))
         return Asked(
             id=f"{picture.name}-{question.kind}-{number}",
             kind=question.kind,
@@ -130,6 +121,15 @@ class Donors:
             variants=tuple(variants),
             skipped=skipped,
         )
+
+    @staticmethod
+    def _replaceable(picture: BoxedPicture, subject: str) -> Iterator[tuple[int, tuple[int, ...]]]:
+        """Each object that is not asked for, with its tokens that do not show one that is."""
+        whole = list(zip(picture.things, picture.tokens, strict=True))
+        about = {t for thing, tokens in whole if thing.name == subject for t in tokens}
+        for index, (thing, tokens) in enumerate(whole):
+            if thing.name != subject:
+                yield index, tuple(token for token in tokens if token not in about)
 
     def _classes(
         self, draw: random.Random, picture: BoxedPicture, index: int, subject: str, count: int
@@ -165,10 +165,11 @@ class Donors:
         kind: str,
         near: bool | None,
         picture: BoxedPicture,
-        thing: Thing,
+        index: int,
         old: tuple[int, ...],
         donor: tuple[BoxedPicture, int],
     ) -> Variant:
+        thing = picture.things[index]
         other, number = donor
         new = nearest(picture.seen, old, other.seen, other.tokens[number])
         name = other.things[number].name

@@ -51,23 +51,14 @@ def feature_task(
     """
     from benchmarks import swapmix
     from benchmarks.stored import content_hash
-    from benchmarks.swapmix.boxes import read_things
-    from benchmarks.swapmix.donors import BoxedPicture, Donors
+    from benchmarks.swapmix.donors import Donors
     from benchmarks.swapmix.features import capture
-    from mmlm.inputs import load_image
     from mmlm.runner import fingerprint
-    from mmlm.token_places import footprints
 
-    things = read_things(source.files[0][0])
-    pictures = []
-    for picture in source.pictures:
-        path = source.folder / picture.file_name
-        seen = footprints(model, processor, load_image(path).size)
-        name = str(picture.image_id)
-        pictures.append(BoxedPicture.of(name, path, things[picture.image_id], seen))
-    names = content_hash([fingerprint(model), [str(p.path) for p in pictures]])
-    file = folder / f"features-{names.removeprefix('sha256:')[:16]}.safetensors"
+    pictures = _boxed(model, processor, source)
     paths = {picture.name: picture.path for picture in pictures}
+    known = content_hash([fingerprint(model), [str(path) for path in paths.values()]])
+    file = folder / f"features-{known.removeprefix('sha256:')[:16]}.safetensors"
     features = capture(model, processor, paths, file, progress=progress)
     donors = Donors(pictures, features, seed)
     asked = [
@@ -77,6 +68,23 @@ def feature_task(
         if question.kind in types
     ]
     return swapmix.task(asked, "features", donors=file)
+
+
+def _boxed(model: Any, processor: Any, source: Source) -> list[BoxedPicture]:
+    """The pictures with the tokens that show each of their objects."""
+    from benchmarks.swapmix.boxes import read_things
+    from benchmarks.swapmix.donors import BoxedPicture
+    from mmlm.inputs import load_image
+    from mmlm.token_places import footprints
+
+    things = read_things(source.files[0][0])
+    pictures = []
+    for picture in source.pictures:
+        path = source.folder / picture.file_name
+        seen = footprints(model, processor, load_image(path).size)
+        name = str(picture.image_id)
+        pictures.append(BoxedPicture.of(name, path, things[picture.image_id], seen))
+    return pictures
 
 
 def _questions(picture: BoxedPicture, seed: int) -> Iterator[AskedBox]:
