@@ -62,8 +62,8 @@ def effect_settings(model: str) -> dict[str, tuple[str, ...]]:
 
 
 def effect_label(text: str) -> str:
-    """A setting's text form for tables: without the list of heads that ends it, if one does."""
-    return re.sub(r",\s*heads_by_layer=.*\)$", ")", text)
+    """A setting's text form for tables: without the lists of heads that end it, if any do."""
+    return re.sub(r",\s*(heads_by_layer|image_heads)=.*\)$", ")", text)
 
 
 def with_config_paths(argv: Sequence[str]) -> list[str]:

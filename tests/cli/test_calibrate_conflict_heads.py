@@ -49,8 +49,10 @@ def test_the_same_command_writes_the_same_file_and_ph3_reads_it(written, embedde
 
 def test_best_fraction_by_hand():
     shares = [(0.01, 0.5), (0.02, 0.3), (0.05, 0.3), (0.1, 0.6)]
-    assert best_fraction(shares, "image") == 0.02
-    assert best_fraction(shares, "memory") == 0.1
+    assert best_fraction(shares, 0.5, "image") == 0.02
+    assert best_fraction(shares, 0.5, "memory") == 0.1
+    assert best_fraction(shares, 0.3, "image") is None
+    assert best_fraction([], 0.5, "memory") is None
 
 
 @pytest.fixture

@@ -109,7 +109,7 @@ def _exchanged(folder: Path, kind: str, swap: Any) -> Variant:
         note=f"{swap.old} -> {swap.new}" if kind == "object" else f"another {swap.old}",
         near=swap.near,
         objects=tuple(sorted(scene.classes)),
-        facts={"swapped": swap.old},
+        facts={"swapped": swap.old, "touched": list(swap.touched)},
     )
 
 

@@ -190,15 +190,22 @@ def _lists_of_first(
     return {"image": lists.memory, "memory": lists.image}
 
 
-def best_fraction(shares: Sequence[tuple[float, float]], towards: str) -> float:
+def best_fraction(
+    shares: Sequence[tuple[float, float]], plain: float, towards: str
+) -> float | None:
     """The fraction with the best share of memory answers, the smallest of equal ones.
 
     Args:
         shares: (fraction, share of memory answers).
+        plain: The share with all heads.
         towards: "image" wants few of them, "memory" many.
+
+    Returns:
+        None if no fraction is better than all heads.
     """
     sign = 1 if towards == "image" else -1
-    return min(shares, key=lambda one: (sign * one[1], one[0]))[0]
+    better = [one for one in shares if sign * (one[1] - plain) < 0]
+    return min(better, key=lambda one: (sign * one[1], one[0]))[0] if better else None
 
 
 class _Sweep:
@@ -214,7 +221,7 @@ class _Sweep:
         """The record with the fractions that were best."""
         n_layers, n_heads = record.shape
         sweep: dict[str, Any] = {"plain": self.share(())}
-        fraction = {}
+        fraction: dict[str, float] = {}
         for towards, ranked in lists.items():
             known: dict[int, float] = {}
             shares = []
@@ -223,8 +230,9 @@ class _Sweep:
                 if count not in known:
                     known[count] = self.share(ranked[:count])
                 shares.append((tried, known[count]))
-            if shares:
-                fraction[towards] = best_fraction(shares, towards)
+            best = best_fraction(shares, sweep["plain"], towards)
+            if best is not None:
+                fraction[towards] = best
             sweep[towards] = [list(one) for one in shares]
         return replace(record, fraction=fraction, sweep=sweep)
 
@@ -283,11 +291,14 @@ def _show(settings: Calibrate, record: HeadRecord, terminal: Terminal) -> None:
         if heads:
             terminal.say(f"Not listed, {why}: {', '.join(f'{a}.{b}' for a, b in heads)}.")
     terminal.say(f"Rank correlation of two halves of the samples: {lists.split_half}.")
-    for towards, share in record.fraction.items():
-        best = dict(tuple(one) for one in record.sweep[towards])[share]
+    for towards in ("image", "memory"):
+        shares = dict(tuple(one) for one in record.sweep[towards])
+        share, plain = record.fraction.get(towards), record.sweep["plain"]
+        tried = ", ".join(f"{tried:.1%}: {value:.1%}" for tried, value in shares.items())
         terminal.say(
-            f"towards={towards!r}: {share:.1%} of all heads, found on one half, change memory "
-            f"answers in the other from {record.sweep['plain']:.1%} to {best:.1%}."
+            f"towards={towards!r}, heads of one half tried on the other, where {plain:.1%} of "
+            f"answers follow memory: {tried or 'no heads'}. "
+            + ("None is better." if share is None else f"Best: {share:.1%}.")
         )
     terminal.say(f"Written to {settings.output}.")
 
