@@ -13,6 +13,7 @@ with the counts of every scene, written when it is finished; what is there is no
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 import time
 from collections.abc import Sequence
@@ -42,12 +43,17 @@ BATCH = 60
 
 
 def measure(
-    model: Any, processor: Any, methods: Sequence[mmlm.Method], counts: dict[str, int]
+    model: Any,
+    processor: Any,
+    methods: Sequence[mmlm.Method],
+    counts: dict[str, int],
+    parts: Sequence[str] = tuple(PARTS),
 ) -> dict[str, Any]:
     """The counts of every scene, of questions and of captions."""
     began = time.monotonic()
     record: dict[str, Any] = {}
-    for part, types in PARTS.items():
+    for part in parts:
+        types = PARTS[part]
         asked = painted_questions(
             PICTURES, SPLIT, 0, counts[part], types=types, kinds=KINDS, swaps=SWAPS
         )
@@ -106,6 +112,7 @@ def main() -> int:
     parser.add_argument("--name", default="", help="name of another model's result")
     parser.add_argument("--scenes", type=int, default=60)
     parser.add_argument("--captioned", type=int, default=20)
+    parser.add_argument("--again", choices=PARTS, help="measure this part of what is there again")
     parser.add_argument("--threads", type=int, default=1)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
@@ -117,12 +124,15 @@ def main() -> int:
         methods = () if group == PLAIN else (mmlm.parse_method(text),)
         path = path_of(arguments.name or group)
         who = identity(model, text, counts)
-        if is_there(path, who):
+        known = is_there(path, who)
+        if known and not arguments.again:
             continue
-        record = measure(model, processor, methods, counts)
+        parts = [arguments.again] if known else list(PARTS)
+        stored = json.loads(path.read_text("utf-8")) if known else {}
+        record = stored | measure(model, processor, methods, counts, parts)
         versions = {name: version(name) for name in ("torch", "transformers")}
         information = {"commit": commit(), "threads": arguments.threads, **versions}
-        store(path, {"identity": who, **record, "information": information})
+        store(path, {"identity": who} | record | {"information": information})
         print(f"{text}: {record['seconds']:.0f} s", file=sys.stderr, flush=True)
     return 0
 

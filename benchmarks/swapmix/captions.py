@@ -37,13 +37,13 @@ WORD_COLUMNS = tuple(
 def word_questions(group: Group) -> list[dict[str, Any]]:
     """One record, as `score_swapmix` takes it, for each object in the untouched picture.
 
-    Swaps of an object are left out of the questions about it: they are what it depends on.
+    Swaps of an object, and swaps that touch one, are left out of the questions about it.
     """
     named = set(node_words(group.original["text"]))
     after = {line["id"]: set(node_words(line["text"])) for line in group.swaps}
     records = []
     for word in group.original["objects"]:
-        kept = [line for line in group.swaps if line.get("swapped") != word]
+        kept = [line for line in group.swaps if word not in _about(line)]
         record: dict[str, Any] = {"answer": "yes", "original": _yes(word in named)}
         for line in kept:
             key = f"{line['swap']}_swaps"
@@ -77,6 +77,11 @@ def _changes(before: set[str], there: set[str], line: Mapping[str, Any]) -> dict
         "words": len(now),
         "gained": len(invented - before),
     }
+
+
+def _about(line: Mapping[str, Any]) -> set[str]:
+    """Classes that a change is not irrelevant to."""
+    return {line.get("swapped"), *line.get("touched", ())}
 
 
 def _yes(there: bool) -> str:

@@ -83,6 +83,8 @@ class Swap(NamedTuple):
     new: str
     near: bool | None
     """Whether the new class usually stands in the theme; None if the class stayed."""
+    touched: tuple[str, ...]
+    """Classes of other objects in whose boxes pixels changed, sorted."""
 
 
 class Drawn(NamedTuple):
@@ -207,11 +209,12 @@ def draw_swaps(
         draw = _other_classes if kind == "object" else _other_looks
         for by, near in draw(rng, scene, question, number, count):
             new = swap(scene, number, by)
-            if _touches(scene, new, number, question):
+            touched = _touched(scene, new, number)
+            if set(touched) & set(question.subjects):
                 skipped += 1
                 continue
             _check_truth(scene, new, number, question)
-            swaps.append(Swap(new, number, instance.name, NAMES[by.category], near))
+            swaps.append(Swap(new, number, instance.name, NAMES[by.category], near, touched))
     return Drawn(tuple(swaps), skipped)
 
 
@@ -249,14 +252,15 @@ def _other_looks(
     return [(options[index], None) for index in order]
 
 
-def _touches(old: Scene, new: Scene, instance: int, question: SwapQuestion) -> bool:
-    """Whether pixels of the old or the new object lie in the box of something relevant."""
+def _touched(old: Scene, new: Scene, instance: int) -> tuple[str, ...]:
+    """Classes of other objects in whose boxes pixels of the old or the new one lie."""
     mask = painted(old, instance) | painted(new, instance)
-    return any(
-        mask[i.y : i.y + i.height, i.x : i.x + i.width].any()
-        for i in old.instances
-        if i.name in question.subjects
-    )
+    found = {
+        i.name
+        for number, i in enumerate(old.instances)
+        if number != instance and mask[i.y : i.y + i.height, i.x : i.x + i.width].any()
+    }
+    return tuple(sorted(found))
 
 
 def _check_truth(old: Scene, new: Scene, instance: int, question: SwapQuestion) -> None:

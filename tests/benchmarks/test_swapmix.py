@@ -212,6 +212,8 @@ def test_words_of_captions_are_questions_of_their_own():
     assert scores.metrics["gained_words"] == pytest.approx(1 / 4)  # the knife, of 1 + 3 words
     assert scores.metrics["noise_lost_words"] == 0
     assert "context_reliance" not in scores.metrics  # words are not mixed with questions
+    lines[1]["touched"] = ["cup"]  # a cat that reaches into the cup's box says nothing about it
+    assert swapmix.score_stored(lines).metrics["caption_context_reliance"] == 0
     both = swapmix.score_stored([*lines, *lines_of([asked(id="2-q")], lambda facts: "no")])
     assert both.metrics["accuracy"] == 0
     assert both.metrics["caption_accuracy"] == 1
