@@ -24,11 +24,11 @@ from __future__ import annotations
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.base import CountTable, Mark, Ratio, Sample, Scores
+from benchmarks.base import CountTable, Ratio, Sample, Scores
 from benchmarks.swapmix import captions
 from benchmarks.swapmix.answers import OTHER, READERS, read_answer
 from benchmarks.swapmix.counts import DIRECTIONS, NEEDS, RATIOS, SWAPS, row_of, score_swapmix
-from benchmarks.swapmix.questions import CAPTION, Asked, Group, Variant, grouped, task
+from benchmarks.swapmix.questions import CAPTION, ORIGINAL, Asked, Group, Variant, grouped, task
 from mmlm.errors import InputError
 
 if TYPE_CHECKING:
@@ -162,30 +162,23 @@ def _direction(name: str) -> Direction:
     return DIRECTIONS[name]
 
 
-def _samples(group: Group) -> list[Sample]:
-    """The answer about the untouched picture, then those that a swap changed."""
-    found = [_sample(group, group.original, _verdict(group))]
+def _samples(group: Group) -> Iterator[Sample]:
+    """The answer about the untouched picture; then after each change, right if it has not moved."""
+    lines = (group.original, *group.swaps)
     if group.kind == CAPTION:
-        return found
-    (record,) = records(group)
-    original = record["original"]
-    for line in group.swaps:
-        if read_answer(group.kind, line["text"]) != original:
-            found.append(_sample(group, line, None))
-    return found
+        yield from (_sample(line, None) for line in lines)
+        return
+    original = read_answer(group.kind, group.original["text"])
+    right = original == group.original["label"]
+    yield _sample(group.original, right)
+    for line in group.swaps:  # of an answer that was wrong from the start nothing is expected
+        moved = read_answer(group.kind, line["text"]) != original
+        yield _sample(line, not moved if right else None)
 
 
-def _verdict(group: Group) -> bool | None:
-    if group.kind == CAPTION:
-        return None
-    (record,) = records(group)
-    return bool(record["original"] == record["answer"])
-
-
-def _sample(group: Group, line: Line, correct: bool | None) -> Sample:
-    changed = line["swap"] != "original"
-    note = f"{line['swap']}: {line['note']}" if changed else f"truth: {line.get('label') or '-'}"
-    marks = (Mark(0, len(line["text"]), "bad", note),) if changed and line["text"] else ()
+def _sample(line: Line, correct: bool | None) -> Sample:
+    original = line["swap"] == ORIGINAL
+    note = f"truth: {line['label'] or '-'}" if original else f"{line['swap']}: {line['note']}"
     return Sample(
         id=line["id"],
         image=line["image"],
@@ -193,6 +186,5 @@ def _sample(group: Group, line: Line, correct: bool | None) -> Sample:
         answer=line["text"],
         correct=correct,
         note=note,
-        marks=marks,
         unit=str(line["picture"]),
     )

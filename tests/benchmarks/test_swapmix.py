@@ -165,6 +165,9 @@ def test_lines_are_asked_stored_and_scored():
     assert scores.statuses == {"swaps skipped": 4}
     moved = [sample for sample in scores.samples if sample.id == "1-q-object-1"]
     assert moved[0].note == "object: dog -> cat"
+    # The first question was right: what moves is wrong. The second was not: nothing is expected.
+    verdicts = [sample.correct for sample in scores.samples]
+    assert verdicts == [True, False, True, True, False, None, None, None]
     assert scores.table.images == ("1", "2")  # the bootstrap draws scenes, not their variants
 
 
