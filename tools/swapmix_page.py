@@ -3,7 +3,8 @@
     python tools/swapmix_page.py            rewrite the tables
     python tools/swapmix_page.py --check    exit code 1 if the page is not up to date
 
-Changes are paired over the scenes, with 95 % bootstrap intervals.
+Changes are paired over the scenes, with 95 % bootstrap intervals; a setting that was measured on
+fewer scenes is compared on those.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from effects_page import change_cell
+from effects_page import change_cell, difference
 from embedded_tables import table
 from measure_effects import PLAIN, ROOT
 from measure_swapmix import RESULTS
@@ -63,8 +64,9 @@ def _rows(records: Sequence[Record], part: str, ratios: Mapping[str, Ratio]) -> 
     rows = [["plain", *(_value(plain, name) for name in ratios)]]
     for record in records[1:]:
         other = counts(record[part], ratios)
-        cells = [change_cell(plain.difference(other, name), 100) for name in ratios]
-        rows.append([_label(record), *cells])
+        scenes = f"{len(other.images)} scenes" if len(other.images) < len(plain.images) else ""
+        cells = [change_cell(difference(plain, other, name), 100) for name in ratios]
+        rows.append([" ".join(filter(None, (_label(record), scenes))), *cells])
     return rows
 
 
