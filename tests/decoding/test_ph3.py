@@ -225,7 +225,9 @@ def test_ph3_acceptance_09_on_other_scenes_of_the_world(capsys):
     from mmlm.cli.calibrate.conflict_samples import Batches, SampleOptions, samples
 
     model, processor = mmlm.load("embedded")
-    options = SampleOptions(count=40, first=1000)  # the shipped heads were found on 0 to 299
+    # The shipped heads were found on scenes 0 to 299. Where plain answers follow memory in half of
+    # the samples, as in the third kind, pruned image heads cannot be told from a constant answer.
+    options = SampleOptions(count=60, first=1000, kind=("caption", "theme"))
     batches = list(Batches(model, processor, samples(options), options, 40))
     measured = measure(model, batches, form="direct")
     chosen = torn(measured)
