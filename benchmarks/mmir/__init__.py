@@ -146,7 +146,6 @@ def _check(lines: Sequence[Line]) -> str:
     settings = set()
     for number, line in enumerate(lines, start=1):
         check_texts(line, number, ("setting", "source", "image"), "mmlm bench mmir")
-        answer_text(line, number)
         truth, elements = line.get("truth"), line.get("elements")
         if not isinstance(truth, list) or not isinstance(elements, dict) or not truth:
             raise InputError(
