@@ -9,7 +9,6 @@ import socket
 import threading
 import webbrowser
 from dataclasses import replace
-from importlib import resources
 from typing import TYPE_CHECKING
 
 import gradio as gr
@@ -18,7 +17,7 @@ from mmlm.cli.web import Web, is_loopback
 from mmlm.errors import InputError
 from mmlm.web import compare_tab
 from mmlm.web.models import Limits, Models, Session
-from mmlm.web.theme import head, stylesheet, theme
+from mmlm.web.theme import head, script, stylesheet, theme
 
 if TYPE_CHECKING:
     from data_tools.detectors import Detector
@@ -58,7 +57,7 @@ def playground(
                 min_width=220,
             )
             shade = gr.Button("\u25d0", elem_id="shade", scale=0, min_width=42)
-        shade.click(None, None, None, js=_script("shade.js"))
+        shade.click(None, None, None, js=script("shade.js"))
         session = Session(models, limits, model, detector=detector)
         with gr.Tabs():
             with gr.Tab("Compare", elem_id="compare-tab", id="compare"):
@@ -70,10 +69,6 @@ def playground(
                     importlib.import_module(f"mmlm.web.{name}").build(session)
     page.queue(max_size=limits.waiting, default_concurrency_limit=1, api_open=False)
     return page
-
-
-def _script(name: str) -> str:
-    return resources.files("mmlm.web").joinpath(name).read_text("utf-8")
 
 
 def launch(page: gr.Blocks, limits: Limits, host: str = "127.0.0.1", port: int = 0) -> str:
@@ -136,7 +131,7 @@ def serve(settings: Web, terminal: Terminal) -> None:
     from data_tools.detectors import parse_detector
 
     limits = Limits(
-        upload_bytes=int(settings.max_upload_mb * 1e6),
+        upload_bytes=int(settings.max_upload_mb * 2**20),
         pixels=int(settings.max_megapixels * 1e6),
         new_tokens=settings.max_new_tokens,
         waiting=settings.max_waiting,

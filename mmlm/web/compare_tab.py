@@ -5,11 +5,8 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from importlib import resources
 from pathlib import Path
-from tempfile import mkdtemp
 from typing import TYPE_CHECKING, Any
-from urllib.parse import quote
 
 import gradio as gr
 
@@ -18,6 +15,7 @@ from mmlm.web.answers import Clicked, truth_html
 from mmlm.web.compare import Talk
 from mmlm.web.messages import guarded
 from mmlm.web.settings import COLUMNS, FIRST_QUESTION, LONGEST_QUESTION, Chosen, from_json
+from mmlm.web.theme import script
 from mmlm.web.uploads import picture_field
 
 if TYPE_CHECKING:
@@ -52,9 +50,9 @@ class _Parts:
     new: gr.Button
     answers: gr.HTML
     link: gr.Button
-    save: gr.DownloadButton
+    save: gr.Button
     load: gr.UploadButton
-    query: gr.Textbox
+    handed: gr.Textbox
 
     @property
     def texts(self) -> list[gr.Textbox]:
@@ -90,17 +88,17 @@ def _lay_out(session: Session) -> _Parts:
             picture, truth, draw, scene = _picture_parts()
             methods = choosers.lay_out(_FIRST.methods, COLUMNS)
             generate = _generate_parts(session.limits.new_tokens)
-            link, save, load, query = _settings_parts()
+            link, save, load, handed = _settings_parts()
         with gr.Column(scale=1, min_width=280, elem_classes="talk"):
             question, ask, stop, new = _question_parts()
             answers = gr.HTML(
                 _EMPTY,
                 elem_id="answers",
-                js_on_load=resources.files("mmlm.web").joinpath("answers.js").read_text("utf-8"),
+                js_on_load=script("answers.js"),
             )
     return _Parts(
         talk, picture, truth, draw, scene, methods, generate, question, ask, stop, new, answers,
-        link, save, load, query,
+        link, save, load, handed,
     )  # fmt: skip
 
 
@@ -138,13 +136,13 @@ def _generate_parts(most_tokens: int) -> dict[str, Any]:
         beams = gr.Slider(1, 16, value=1, step=1, label="Beams", elem_id="gen-num_beams")
         sample = gr.Checkbox(first["do_sample"], label="Draw tokens at random",
                              elem_id="gen-do_sample")  # fmt: skip
-        drawn = {"interactive": False, "min_width": 90}
+        drawn = {"interactive": False, "min_width": 100}
         with gr.Row(elem_classes="tight"):
             temperature = gr.Number(
                 1.0, label="Temperature", step=0.1, elem_id="gen-temperature", **drawn
             )
             top_p = gr.Number(1.0, label="Top p", step=0.05, elem_id="gen-top_p", **drawn)
-            seed = gr.Number(0, label="Seed", precision=0, elem_id="gen-seed", min_width=90)
+        seed = gr.Number(0, label="Seed", precision=0, minimum=0, elem_id="gen-seed")
     sample.change(
         lambda on: [gr.update(interactive=on)] * 2,
         sample,
@@ -162,10 +160,10 @@ def _generate_parts(most_tokens: int) -> dict[str, Any]:
     }
 
 
-def _settings_parts() -> tuple[gr.Button, gr.DownloadButton, gr.UploadButton, gr.Textbox]:
+def _settings_parts() -> tuple[gr.Button, gr.Button, gr.UploadButton, gr.Textbox]:
     with gr.Row(elem_classes="tight settings"):
         link = gr.Button("Copy link", elem_id="link", size="sm", min_width=80)
-        save = gr.DownloadButton("Save settings", elem_id="save-settings", size="sm", min_width=80)
+        save = gr.Button("Save settings", elem_id="save-settings", size="sm", min_width=80)
         load = gr.UploadButton(
             "Load settings",
             elem_id="load-settings",
@@ -173,8 +171,9 @@ def _settings_parts() -> tuple[gr.Button, gr.DownloadButton, gr.UploadButton, gr
             min_width=80,
             file_types=[".json"],
         )
-    query = gr.Textbox(visible="hidden", elem_id="query", show_label=False)
-    return link, save, load, query
+    # What a script of the page takes over: it cannot be handed a value in another way.
+    handed = gr.Textbox(visible="hidden", elem_id="handed", show_label=False)
+    return link, save, load, handed
 
 
 def _question_parts() -> tuple[gr.Textbox, gr.Button, gr.Button, gr.Button]:
@@ -285,14 +284,12 @@ def _connect_settings(session: Session, parts: _Parts) -> None:
         return found
 
     @guarded
-    def link(*values: Any) -> str:
-        return f"?settings={quote(gathered(*values).as_json())}"
+    def compact(*values: Any) -> str:
+        return gathered(*values).as_json()
 
     @guarded
-    def save(*values: Any) -> str:
-        path = Path(mkdtemp(prefix="mmlm-settings-")) / "mmlm-settings.json"
-        path.write_text(gathered(*values).as_json(indent=1) + "\n", encoding="utf-8")
-        return str(path)
+    def indented(*values: Any) -> str:
+        return gathered(*values).as_json(indent=1) + "\n"
 
     def bring(talk: Talk, text: str) -> list[Any]:
         given = from_json(text, session.models.names, session.limits.new_tokens)
@@ -323,13 +320,14 @@ def _connect_settings(session: Session, parts: _Parts) -> None:
             yield [*first, *_scene(talk, _FIRST.scene)]
             raise
 
-    copy = resources.files("mmlm.web").joinpath("link.js").read_text("utf-8")
-    parts.link.click(link, chosen, parts.query, queue=False).success(
-        None, parts.query, None, js=copy
+    for button, text, name in ((parts.link, compact, "link.js"), (parts.save, indented, "save.js")):
+        button.click(text, chosen, parts.handed, queue=False).success(
+            None, parts.handed, None, js=script(name)
+        )
+    parts.load.upload(
+        load, [parts.talk, parts.load], changed, concurrency_limit=None, show_progress="hidden"
     )
-    parts.save.click(save, chosen, parts.save, queue=False)
-    parts.load.upload(load, [parts.talk, parts.load], changed, queue=False)
-    gr.on([_page().load], begin, parts.talk, changed, queue=False, show_progress="hidden")
+    _page().load(begin, parts.talk, changed, concurrency_limit=None, show_progress="hidden")
 
 
 def _page() -> gr.Blocks:

@@ -100,7 +100,9 @@ def parameters(method: Method) -> tuple[Parameter, ...]:
     from mmlm.cli.methods import describe
 
     hints = typing.get_type_hints(type(method))
-    meanings = {one["name"]: one["meaning"] for one in describe(type(method))["parameters"]}
+    described = describe(type(method))["parameters"]
+    # Docstrings mark code as Sphinx does, pages as Markdown does.
+    meanings = {one["name"]: one["meaning"].replace("``", "`") for one in described}
     found = []
     for field in dataclasses.fields(method):
         kind, choices = _kind(hints[field.name])
@@ -165,7 +167,9 @@ def _value(parameter: Parameter, shown: Any) -> Any:
     if kind in ("int", "float"):
         if shown is None:
             raise ValueError(f"{name} must be a number, got nothing.")
-        return int(shown) if kind == "int" and shown == int(shown) else shown
+        if kind == "float":
+            return float(shown)
+        return int(shown) if shown == int(shown) else shown  # the class says what is wrong with 1.5
     if kind == "str":
         return shown or ""
     if kind != "literal":

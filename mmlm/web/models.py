@@ -137,7 +137,7 @@ class Limits:
         waiting: Most requests that wait; further ones are told to come again.
     """
 
-    upload_bytes: int = 10_000_000
+    upload_bytes: int = 10 * 2**20
     pixels: int = 40_000_000
     new_tokens: int = 512
     waiting: int = 32
