@@ -53,6 +53,7 @@ SUMMARIES = {
     "methods": "list the methods with their parameters",
     "calibrate": "measure what a method must know about a model (inter-k, sink-dims, heads)",
     "doctor": "what a model is, which methods it supports, and why not; --self: what is missing",
+    "completion": "what TAB completes: a script for bash or zsh",
 }
 
 
