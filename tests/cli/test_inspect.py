@@ -11,6 +11,7 @@ from PIL import Image
 
 import mmlm
 from mmlm.cli import main
+from mmlm.cli.pictures import WORLD_PROMPT
 from mmlm.runner import GenerateSettings, Request, generate_all
 
 SHORT = ("--generate.max_new_tokens", "40", "--quiet")
@@ -70,7 +71,7 @@ def test_answers_are_those_of_a_run_without_probes(made):
     model, processor = mmlm.load("embedded")
     from mmlm.show.truth import draw_scene
 
-    request = Request("1", (draw_scene(index=3).image,), "describe the image .")
+    request = Request("1", (draw_scene(index=3).image,), WORLD_PROMPT)
     for arm, methods in zip(numbers["arms"], ((), (mmlm.VHR(alpha=2.0),)), strict=True):
         settings = GenerateSettings(max_new_tokens=40)
         (result,) = generate_all(model, processor, [request], methods, settings)
