@@ -4,7 +4,7 @@
 
 Captions of the split `natural` (greedy, 84 new tokens). For every object that a caption names: how
 much of the attention was on the picture while its name was written (`mmlm.AttentionMap`, mean over
-all layers and heads, mean over the name's tokens), and for objects that are there which part of that
+all layers and heads, mean over its tokens), and for objects that are there which part of that
 lay within their outlines. Writes docs/results/looking.json with the counts of every picture.
 """
 
