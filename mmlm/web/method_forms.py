@@ -63,6 +63,12 @@ def read_methods(text: str | None) -> tuple[Method, ...]:
 
     methods = []
     for part in _split(text or ""):
+        if "." in part.partition("(")[0]:
+            # A dotted name imports a module: not at the request of a visitor.
+            raise InputError(
+                f"{part!r} names a class by its path; the playground runs its own methods only.",
+                advice="Methods of your own run in `mmlm chat` and `mmlm inspect`.",
+            )
         method = mmlm.parse_method(part)
         if type(method).__name__ in mmlm._PROBES:
             raise InputError(
