@@ -130,7 +130,7 @@ def layers(panels: Sequence[Panel]) -> Figure:
         if panel.logarithmic and max(found) > 10 * min(found):
             axes.set_yscale("log")
         else:
-            axes.set_ylim(bottom=0)
+            axes.set_ylim(0, 1.12 * max([*found, panel.even or 0]) or None)
         axes.set_title(panel.title, loc="left", fontsize=10)
         axes.set_ylabel(panel.unit)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
