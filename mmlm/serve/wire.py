@@ -102,7 +102,7 @@ Part: TypeAlias = Annotated[TextPart | ImagePart, Field(discriminator="type")]
 
 
 def _kind(content: Any) -> str | None:
-    return {str: "words", list: "parts"}.get(type(content))
+    return "words" if isinstance(content, str) else "parts" if isinstance(content, list) else None
 
 
 Content: TypeAlias = Annotated[
