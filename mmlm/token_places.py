@@ -46,6 +46,8 @@ _MOST = 48
 _SAME_LINE = 0.006
 """Parts of the picture's height below which two tokens stand in one line: above the rounding of
 8-bit ramps, below the lines of a map of 64."""
+_LEAST = 0.01
+"""Part of a token below which it does not show something."""
 _KEPT = 64
 #: By model, then by processor (held, so that its identity stays its own) and size.
 _cache: WeakKeyDictionary[Any, dict[Any, tuple[Any, Footprints]]] = WeakKeyDictionary()
@@ -109,17 +111,27 @@ def footprints(model: Any, processor: Any, size: tuple[int, int]) -> Footprints:
 
 
 def _measured(model: Any, processor: Any, size: tuple[int, int]) -> Footprints:
+    ramps = brightness(model, processor, [_ramps(size)])[0]
+    seen = ramps[0] > 0.5
+    right, down = (ramps[i] / ramps[0].clamp(min=_LEAST) for i in (1, 2))
+    beside, below = _steps(right[seen], down[seen])
+    rows, columns = _Combs.over(below), _Combs.over(beside)
+    parts = brightness(model, processor, _drawings(size, rows, columns)).flatten(0, 1).clamp(0, 1)
+    seen_down = rows.bands(parts[: rows.period], down)
+    seen_across = columns.bands(parts[rows.period : rows.period + columns.period], right)
+    there = (seen_down.sum(-1, keepdim=True) > _LEAST) & (
+        seen_across.sum(-1, keepdim=True) > _LEAST
+    )
+    return Footprints(_shares(seen_down, there), _shares(seen_across, there))
+
+
+def _shares(seen: Tensor, there: Tensor) -> Tensor:
+    """How each token divides over bands: sums of 1, or 0 where it shows nothing."""
     import torch
 
-    rows, columns = _resolution(brightness(model, processor, [_ramps(size)])[0])
-    drawings = _bands(size, rows, columns)
-    parts = brightness(model, processor, drawings).flatten(0, 1)[: rows + columns].clamp(0, 1)
-    down, across = parts[:rows].T, parts[rows:].T
-    # Sharp resampling rings beside a border; what is below a hundredth of a token is no part of it.
-    down, across = (torch.where(x < 0.01 * x.sum(-1, keepdim=True), 0, x) for x in (down, across))
-    seen = (down.sum(-1, keepdim=True) > 0.01) & (across.sum(-1, keepdim=True) > 0.01)
-    down, across = (seen * x / x.sum(-1, keepdim=True).clamp(min=1e-6) for x in (down, across))
-    return Footprints(down.contiguous(), across.contiguous())
+    # Sharp resampling rings beside a border: that is no part of the token.
+    clear = torch.where(seen < _LEAST * seen.sum(-1, keepdim=True), 0, seen)
+    return (there * clear / clear.sum(-1, keepdim=True).clamp(min=1e-6)).contiguous()
 
 
 def _ramps(size: tuple[int, int]) -> Image.Image:
@@ -134,40 +146,87 @@ def _ramps(size: tuple[int, int]) -> Image.Image:
     return Image.fromarray(canvas)
 
 
-def _resolution(ramps: Tensor) -> tuple[int, int]:
-    """Rows and columns of the finest tokens, from the steps between tokens that follow each other.
+def _steps(right: Tensor, down: Tensor) -> tuple[Tensor, Tensor]:
+    """Steps between tokens that follow each other, within a line and from line to line.
 
     Args:
-        ramps: [3, tokens]; brightness of `_ramps`.
+        right: [tokens]; how far right the centre of each token is, in parts of the width.
+        down: How far down, in parts of the height.
     """
-    seen = ramps[0] > 0.5
-    x, y = (ramps[i][seen] / ramps[0][seen] for i in (1, 2))
-    right, down = x.diff(), y.diff()
-    beside = right[(right > 0) & (down.abs() < _SAME_LINE)]
-    below = down[(right <= 0) & (down > _SAME_LINE)]
-
-    def cells(steps: Tensor) -> int:
-        return min(max(round(1 / float(steps.median())), 1), _MOST) if len(steps) else 1
-
-    return cells(below), cells(beside)
+    across, along = right.diff(), down.diff()
+    beside = across[(across > 0) & (along.abs() < _SAME_LINE)]
+    below = along[(across <= 0) & (along > _SAME_LINE)]
+    return beside, below
 
 
-def _bands(size: tuple[int, int], rows: int, columns: int) -> list[Image.Image]:
-    """Drawings of one white band per colour: first the rows from the top, then the columns.
+@dataclass(frozen=True)
+class _Combs:
+    """Bands over one side of a picture, drawn several at a time.
 
-    Borders of bands lie between pixels, as borders of tokens do; a pixel on one is grey.
+    Bands that no token can see together are drawn in one colour, and told apart again by the
+    token's place: a comb is every ``period``-th band.
+
+    Attributes:
+        cells: Number of bands.
+        period: Number of combs.
     """
+
+    cells: int
+    period: int
+
+    @classmethod
+    def over(cls, steps: Tensor) -> _Combs:
+        """Bands as fine as the finest tokens, combs that the coarsest see one band of.
+
+        Args:
+            steps: Steps between neighbours of all tokens; none where they are one in a line.
+        """
+        if not len(steps):
+            return cls(1, 1)
+        cells = min(max(round(1 / float(steps.median())), 1), _MOST)
+        # A token reaches into bands beside it; three combs are one drawing.
+        covered = math.ceil(float(steps.max()) * cells) + 2
+        return cls(cells, min(3 * math.ceil(covered / 3), cells))
+
+    def drawn(self, pixels: int) -> Any:
+        """Brightness of each pixel of the side in each comb: float [period, pixels].
+
+        Borders of bands lie between pixels, as borders of tokens do; a pixel on one is grey.
+        """
+        parts = _parts(pixels, self.cells)
+        return [parts[i :: self.period].sum(0) for i in range(self.period)]
+
+    def bands(self, seen: Tensor, centre: Tensor) -> Tensor:
+        """What each token sees of each band, [tokens, cells].
+
+        Args:
+            seen: [period, tokens]; what it sees of each comb.
+            centre: [tokens]; where it is, in parts of the side.
+        """
+        import torch
+
+        comb = torch.arange(self.period)[:, None]
+        turn = ((centre * self.cells - 0.5 - comb) / self.period).round().long()
+        band = comb + self.period * turn
+        inside = (band >= 0) & (band < self.cells)
+        found = seen.new_zeros(self.cells, seen.shape[1])
+        found.scatter_add_(0, band.clamp(0, self.cells - 1), torch.where(inside, seen, 0))
+        return found.T
+
+
+def _drawings(size: tuple[int, int], rows: _Combs, columns: _Combs) -> list[Image.Image]:
+    """Drawings of one comb per colour: first those of the rows, then those of the columns."""
     import numpy as np
     from PIL import Image
 
     width, height = size
-    bands = [(x[:, None], None) for x in _parts(height, rows)]
-    bands += [(None, x[None]) for x in _parts(width, columns)]
+    combs = [comb[:, None] for comb in rows.drawn(height)]
+    combs += [comb[None] for comb in columns.drawn(width)]
     drawings = []
-    for start in range(0, len(bands), 3):
+    for start in range(0, len(combs), 3):
         canvas = np.zeros((height, width, 3), np.uint8)
-        for colour, (down, across) in enumerate(bands[start : start + 3]):
-            canvas[..., colour] = np.round(255 * (down if across is None else across))
+        for colour, comb in enumerate(combs[start : start + 3]):
+            canvas[..., colour] = np.round(255 * comb)
         drawings.append(Image.fromarray(canvas))
     return drawings
 
@@ -206,17 +265,18 @@ def brightness(model: Any, processor: Any, drawings: Sequence[Image.Image]) -> T
     if anatomy.family_name not in KNOWN:
         raise _unknown(anatomy, "its way from patches to tokens is not known")
     size = drawings[0].size
-    black, white, *given = (
-        _pixels(processor, picture)
-        for picture in (Image.new("RGB", size), Image.new("RGB", size, (255,) * 3), *drawings)
-    )
+    black = _pixels(processor, Image.new("RGB", size))
+    white = _pixels(processor, Image.new("RGB", size, (255,) * 3))
     reach = white["pixel_values"] - black["pixel_values"]
     # Padding is the same in all of them, and so becomes 0.
     reach = reach.where(reach != 0, torch.ones(()))
-    parts = torch.stack([(x["pixel_values"] - black["pixel_values"]) / reach for x in given])
+    patches = []
+    for drawing in drawings:  # one by one: pixels of a large picture are many
+        level = (_pixels(processor, drawing)["pixel_values"] - black["pixel_values"]) / reach
+        patches.append(_to_patches(anatomy, level))
     tokens = int((torch.isin(black["input_ids"], torch.tensor(anatomy.image_ids))).sum())
-    found = _to_tokens(anatomy, _to_patches(anatomy, parts), black, tokens)
-    return found.unflatten(0, (len(given), 3))
+    found = _to_tokens(anatomy, torch.cat(patches), black, tokens)
+    return found.unflatten(0, (len(drawings), 3))
 
 
 def _pixels(processor: Any, picture: Image.Image) -> dict[str, Tensor]:
@@ -226,15 +286,15 @@ def _pixels(processor: Any, picture: Image.Image) -> dict[str, Tensor]:
     return prepare(processor, [[message("user", "", 1)]], [[picture]])
 
 
-def _to_patches(anatomy: Anatomy, parts: Tensor) -> Tensor:
-    """Means over the pixels of each patch: [n, patches] or [n, tiles, patches], n drawings x 3."""
+def _to_patches(anatomy: Anatomy, level: Tensor) -> Tensor:
+    """Means over the pixels of each patch, by colour: [3, patches] or [3, tiles, patches]."""
     from torch.nn import functional
 
-    if parts.ndim == 3:  # flattened patches, colour after colour
-        return parts.unflatten(-1, (3, -1)).mean(-1).transpose(1, 2).flatten(0, 1)
+    if level.ndim == 2:  # flattened patches, colour after colour
+        return level.unflatten(-1, (3, -1)).mean(-1).T
     patch = anatomy.config.vision_config.patch_size
     side = patch if isinstance(patch, int) else patch[0]
-    colours = parts.flatten(1, -4).transpose(1, 2).flatten(0, 1)  # [n, tiles, height, width]
+    colours = level.flatten(0, -4).transpose(0, 1)  # [3, tiles, height, width]
     return functional.avg_pool2d(colours, side).flatten(2)
 
 
