@@ -56,14 +56,16 @@ class Turn:
     figures: dict[int, str] = field(default_factory=dict)
 
 
-def talk_html(turns: Sequence[Turn]) -> str:
+def talk_html(turns: Sequence[Turn], pending: str = "") -> str:
     """All turns of a talk, the newest first.
 
     Args:
         turns: In the order in which they were asked.
+        pending: A question that waits for its turn.
     """
     numbered = list(enumerate(turns))
-    return "".join(_turn(number, turn) for number, turn in reversed(numbered))
+    waits = f'<p class="pending"><span class="caret"></span>{prose(pending)}</p>' if pending else ""
+    return waits + "".join(_turn(number, turn) for number, turn in reversed(numbered))
 
 
 def truth_html(known: Known | None, *, detector: str = "") -> str:
@@ -140,7 +142,7 @@ def _stats(column: Column) -> str:
 
 def _tally(cut: Sequence[Piece], known: Known | None) -> str:
     """How many different objects were invented and found."""
-    if known is None:
+    if known is None or not cut:
         return ""
     counts = {
         kind: len({piece.title for piece in cut if piece.kind == kind}) for kind in ("bad", "good")

@@ -56,7 +56,7 @@ def playground(
                 scale=0,
                 min_width=220,
             )
-            shade = gr.Button("\u25d0", elem_id="shade", scale=0, min_width=42)
+            shade = gr.Button("Light or dark", elem_id="shade", scale=0, min_width=42)
         shade.click(None, None, None, js=script("shade.js"))
         session = Session(models, limits, model, detector=detector)
         with gr.Tabs():

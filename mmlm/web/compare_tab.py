@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import gradio as gr
 
 from mmlm.web import choosers, compare
-from mmlm.web.answers import Clicked, truth_html
+from mmlm.web.answers import Clicked, talk_html, truth_html
 from mmlm.web.compare import Talk
 from mmlm.web.messages import guarded
 from mmlm.web.settings import COLUMNS, FIRST_QUESTION, LONGEST_QUESTION, Chosen, from_json
@@ -83,19 +83,17 @@ def build(session: Session) -> tuple[gr.Textbox, ...]:
 
 def _lay_out(session: Session) -> _Parts:
     talk = gr.State(Talk())
+    # In the order of a phone; on wide screens the choices stand below the picture.
     with gr.Row(elem_classes="compare"):
-        with gr.Column(scale=0, min_width=300, elem_classes="side"):
+        with gr.Column(elem_classes="view-area"):
             picture, truth, draw, scene = _picture_parts()
+        with gr.Column(elem_classes="talk-area"):
+            question, ask, stop, new = _question_parts()
+            answers = gr.HTML(_EMPTY, elem_id="answers", js_on_load=script("answers.js"))
+        with gr.Column(elem_classes="choices-area"):
             methods = choosers.lay_out(_FIRST.methods, COLUMNS)
             generate = _generate_parts(session.limits.new_tokens)
             link, save, load, handed = _settings_parts()
-        with gr.Column(scale=1, min_width=280, elem_classes="talk"):
-            question, ask, stop, new = _question_parts()
-            answers = gr.HTML(
-                _EMPTY,
-                elem_id="answers",
-                js_on_load=script("answers.js"),
-            )
     return _Parts(
         talk, picture, truth, draw, scene, methods, generate, question, ask, stop, new, answers,
         link, save, load, handed,
@@ -233,6 +231,15 @@ def _connect_talk(session: Session, parts: _Parts) -> None:
         turn, *clicked = (int(event._data[name]) for name in ("turn", "column", "start", "end"))
         yield from compare.word(session, talk, turn, Clicked(*clicked))
 
+    def busy(talk: Talk, question: str) -> list[Any]:
+        # At once, before the queue: others may be asking.
+        return [*_buttons(running=True), talk_html(talk.turns, pending=question or "")]
+
+    def free(talk: Talk) -> list[Any]:
+        # A request that was refused has left no turn, and must not look as if it waited.
+        shown = talk_html(talk.turns) if talk.turns else _EMPTY
+        return [*_buttons(running=False), shown]
+
     def forget(talk: Talk) -> str:
         compare.forget(talk)
         return _EMPTY
@@ -246,11 +253,19 @@ def _connect_talk(session: Session, parts: _Parts) -> None:
     ]
     buttons = [parts.ask, parts.stop]
     for trigger in (parts.ask.click, parts.question.submit):
-        started = trigger(lambda: _buttons(running=True), None, buttons, queue=False)
-        answered = started.then(
-            run, asked, parts.answers, concurrency_id="compare", show_progress="hidden"
+        started = trigger(
+            busy,
+            [parts.talk, parts.question],
+            [*buttons, parts.answers],
+            queue=False,
+            show_progress="hidden",
         )
-        answered.then(lambda: _buttons(running=False), None, buttons, queue=False)
+        answered = started.then(
+            run, asked, parts.answers, concurrency_id="compare", show_progress="minimal"
+        )
+        answered.then(
+            free, parts.talk, [*buttons, parts.answers], queue=False, show_progress="hidden"
+        )
     parts.stop.click(compare.stop, parts.talk, None, queue=False)
     parts.new.click(forget, parts.talk, parts.answers, queue=False)
     parts.answers.click(

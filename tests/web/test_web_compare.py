@@ -130,7 +130,14 @@ def test_a_talk_longer_than_the_model_reads_is_refused(session):
     column = Column(long)
     list(answer_all(session.models, "embedded", [column], GenerateSettings(max_new_tokens=5)))
     assert isinstance(column.error, InputError)
-    assert "longer than the" in str(column.error)
+    assert "and this model reads 512" in str(column.error)
+
+
+def test_an_answer_ends_where_the_positions_do(session):
+    column = Column(Conversation().with_question("the " * 480))
+    list(answer_all(session.models, "embedded", [column], GenerateSettings(max_new_tokens=512)))
+    assert column.error is None
+    assert 0 < len(column.token_ids) < 32
 
 
 # ---- answers as HTML ---------------------------------------------------------------------------
