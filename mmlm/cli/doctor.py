@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from mmlm.cli.frame import DONE, SOME_FAILED, Command, Terminal
 from mmlm.cli.options import EMBEDDED, check_model_name
 from mmlm.errors import InputError, UnsupportedModel
+from mmlm.progress import library_bars
 
 if TYPE_CHECKING:
     from mmlm.engine.anatomy import Anatomy
@@ -52,14 +53,10 @@ def run(settings: Doctor, terminal: Terminal) -> int:
     if settings.installation:
         return _examine_installation(settings, terminal)
     check_model_name(settings.model)
-    import transformers
-
     import mmlm
     from mmlm.model.checkpoint import skeleton
 
-    transformers.utils.logging.set_verbosity_error()
-    if not terminal.progress:
-        transformers.utils.logging.disable_progress_bar()
+    library_bars(terminal.progress)
     report = {"model": settings.model, **examine(*skeleton(settings.model))}
     if settings.load:
         mmlm.load(settings.model)
