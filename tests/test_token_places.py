@@ -199,3 +199,22 @@ def test_combs_give_what_a_drawing_for_each_band_gives(family, size, monkeypatch
     expected = token_places._measured(model, processor, size)
     torch.testing.assert_close(places.down, expected.down, atol=0.02, rtol=0)
     torch.testing.assert_close(places.across, expected.across, atol=0.02, rtol=0)
+
+
+def test_a_llava_next_of_real_size_has_the_lines_of_its_tiles():
+    """336 pixels a tile, 24 x 24 tokens: 640 x 480 fills 48 x 36 tokens of four tiles."""
+    model, processor = tiny.build("llava_next")
+    sizes = [[336, 672], [672, 336], [672, 672], [1008, 336], [336, 1008]]
+    model.config.vision_config.image_size, model.config.vision_config.patch_size = 336, 14
+    model.config.image_grid_pinpoints = processor.image_processor.image_grid_pinpoints = sizes
+    processor.image_processor.size = {"shortest_edge": 336}
+    processor.image_processor.crop_size = {"height": 336, "width": 336}
+    processor.patch_size = 14
+    places = footprints(model, processor, (640, 480))
+    assert places.shape == (36, 48)
+    assert places.tokens == 24 * 24 + 36 * (48 + 1)
+    cover = places.spread(torch.ones(places.tokens))
+    assert float(cover.max() / cover.min()) < 1.03  # evenly seen, by the overview and by tiles
+    down, across = centres(places)
+    for found, expected in zip((down[:576], across[:576]), grid(24, 24), strict=True):
+        torch.testing.assert_close(found, expected, atol=0.005, rtol=0)
