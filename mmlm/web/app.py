@@ -8,14 +8,17 @@ import os
 import socket
 import threading
 import webbrowser
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import gradio as gr
 
+import mmlm
 from mmlm.cli.web import Web, is_loopback
 from mmlm.errors import InputError
 from mmlm.web import compare_tab
+from mmlm.web.method_forms import load_methods
 from mmlm.web.models import Limits, Models, Session
 from mmlm.web.theme import head, script, stylesheet, theme
 
@@ -33,7 +36,10 @@ _HEADER = """
 
 
 def playground(
-    models: Models, limits: Limits | None = None, detector: Detector | None = None
+    models: Models,
+    limits: Limits | None = None,
+    detector: Detector | None = None,
+    start: Sequence[str] = ("VHR(alpha=2.0)",),
 ) -> gr.Blocks:
     """The whole page, not yet served.
 
@@ -41,6 +47,7 @@ def playground(
         models: What visitors may choose.
         limits: What one visitor may ask for.
         detector: Says what is in uploaded pictures.
+        start: The methods that each column starts with, as text; at most `settings.COLUMNS`.
     """
     limits = limits or Limits()
     with gr.Blocks(title=_TITLE, analytics_enabled=False, fill_width=True) as page:
@@ -58,7 +65,7 @@ def playground(
             )
             shade = gr.Button("Light or dark", elem_id="shade", scale=0, min_width=42)
         shade.click(None, None, None, js=script("shade.js"))
-        session = Session(models, limits, model, detector=detector)
+        session = Session(models, limits, model, detector=detector, start=tuple(start))
         with gr.Tabs():
             with gr.Tab("Compare", elem_id="compare-tab", id="compare"):
                 session = replace(session, methods=compare_tab.build(session))
@@ -126,7 +133,9 @@ def serve(settings: Web, terminal: Terminal) -> None:
         terminal: Where the address is written.
 
     Raises:
-        InputError: If the model or the detector cannot be loaded, or the address is taken.
+        InputError: If the model, a method or the detector cannot be loaded, or the address is
+            taken.
+        MmlmError: If a method cannot work on the model.
     """
     from data_tools.detectors import parse_detector
 
@@ -137,12 +146,17 @@ def serve(settings: Web, terminal: Terminal) -> None:
         waiting=settings.max_waiting,
     )
     _free(settings.host, settings.port)
+    for text in settings.methods:
+        load_methods(text)
     models = Models((settings.model.id, *settings.also), settings.model)
     detector = parse_detector(settings.detector) if settings.detector else None
-    models.open(models.names[0])
+    model, processor = models.open(models.names[0])
+    for methods in map(load_methods, settings.methods):
+        with mmlm.attach(model, *methods, processor=processor):
+            pass  # refuses what this model cannot do, before anybody asks
     if detector is not None:
         detector.load()
-    page = playground(models, limits, detector)
+    page = playground(models, limits, detector, settings.methods or Session.start)
     address = launch(page, limits, settings.host, settings.port)
     if terminal.json:
         terminal.emit({"address": address})

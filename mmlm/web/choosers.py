@@ -14,7 +14,14 @@ import mmlm
 from mmlm.errors import MmlmError
 from mmlm.pages import escaped
 from mmlm.web.messages import guarded
-from mmlm.web.method_forms import Parameter, parameters, read_methods, start_text, with_value
+from mmlm.web.method_forms import (
+    Parameter,
+    method_name,
+    parameters,
+    read_methods,
+    start_text,
+    with_value,
+)
 
 __all__ = ["Chooser", "connect", "lay_out", "set_all"]
 
@@ -60,8 +67,10 @@ def lay_out(texts: Sequence[str], places: int) -> tuple[Chooser, ...]:
         texts: Methods by column that the page starts with.
         places: How many columns there are.
     """
+    own = [method_name(method) for text in texts for method in read_methods(text)]
+    names = list(dict.fromkeys([_NONE, *mmlm.method_names(), *own]))
     return tuple(
-        _chooser(place, text, shown)
+        _chooser(place, text, names, shown=shown)
         for place, (text, shown) in enumerate(_padded(texts, places), 1)
     )
 
@@ -75,11 +84,11 @@ def _padded(texts: Sequence[str], places: int) -> list[tuple[str, bool]]:
     ]
 
 
-def _chooser(place: int, text: str, shown: bool) -> Chooser:
+def _chooser(place: int, text: str, names: Sequence[str], *, shown: bool) -> Chooser:
     used = bool(text)
     with gr.Group(visible=shown, elem_classes="chooser") as group:
         name = gr.Dropdown(
-            [_NONE, *mmlm.method_names()],
+            list(names),
             value=_name(text),
             label=f"Method {place}",
             elem_id=f"method-{place}",
@@ -181,7 +190,7 @@ def _only_note(note: str) -> list[Any]:
 
 def _name(text: str) -> str:
     methods = read_methods(text)
-    return type(methods[0]).__name__ if methods else _NONE
+    return method_name(methods[0]) if methods else _NONE
 
 
 def _fields(place: int, text: str, call: gr.Textbox, note: gr.HTML) -> None:

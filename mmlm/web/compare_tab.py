@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 __all__ = ["build"]
 
-_FIRST = Chosen(methods=("VHR(alpha=2.0)",))
+_FIRST = Chosen()
 _SCENES = 100_000
 _EMPTY = (
     '<div class="empty"><p>Ask, and the plain model and every method you choose answer side by '
@@ -91,7 +91,7 @@ def _lay_out(session: Session) -> _Parts:
             question, ask, stop, new = _question_parts()
             answers = gr.HTML(_EMPTY, elem_id="answers", js_on_load=script("answers.js"))
         with gr.Column(elem_classes="choices-area"):
-            methods = choosers.lay_out(_FIRST.methods, COLUMNS)
+            methods = choosers.lay_out(session.start, COLUMNS)
             generate = _generate_parts(session.limits.new_tokens)
             link, save, load, handed = _settings_parts()
     return _Parts(

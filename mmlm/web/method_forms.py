@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ast
 import dataclasses
+import sys
 import typing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
@@ -18,7 +19,16 @@ from mmlm.errors import InputError
 if TYPE_CHECKING:
     from mmlm.engine.method import Method
 
-__all__ = ["Parameter", "parameters", "read_methods", "start_text", "with_value", "write_methods"]
+__all__ = [
+    "Parameter",
+    "load_methods",
+    "method_name",
+    "parameters",
+    "read_methods",
+    "start_text",
+    "with_value",
+    "write_methods",
+]
 
 JOIN = " + "
 
@@ -54,7 +64,8 @@ def read_methods(text: str | None) -> tuple[Method, ...]:
     """The methods of one column.
 
     Args:
-        text: Calls joined by " + "; empty or ``none`` for the plain model.
+        text: Calls joined by " + "; empty or ``none`` for the plain model. A method of one's own
+            is named by its path, if its module is loaded already (`load_methods`).
 
     Raises:
         InputError: For an unknown method or parameter, a refused value, or a probe.
@@ -63,11 +74,12 @@ def read_methods(text: str | None) -> tuple[Method, ...]:
 
     methods = []
     for part in _split(text or ""):
-        if "." in part.partition("(")[0]:
-            # A dotted name imports a module: not at the request of a visitor.
+        module = part.partition("(")[0].rpartition(".")[0]
+        if module and module not in sys.modules:
+            # Nothing is imported at the request of a visitor.
             raise InputError(
-                f"{part!r} names a class by its path; the playground runs its own methods only.",
-                advice="Methods of your own run in `mmlm chat` and `mmlm inspect`.",
+                f"{part!r} names a class by its path, and {module!r} is not loaded here.",
+                advice=f'Start the playground with it: mmlm web --method "{part}"',
             )
         method = mmlm.parse_method(part)
         if type(method).__name__ in mmlm._PROBES:
@@ -79,16 +91,45 @@ def read_methods(text: str | None) -> tuple[Method, ...]:
     return tuple(methods)
 
 
+def load_methods(text: str) -> tuple[Method, ...]:
+    """Like `read_methods`, for the one who starts the playground: modules are imported.
+
+    Args:
+        text: Calls joined by " + ".
+
+    Raises:
+        InputError: As `read_methods` does, or if a module cannot be imported.
+    """
+    import mmlm
+
+    for part in _split(text):
+        mmlm.parse_method(part)
+    return read_methods(text)
+
+
 def write_methods(methods: typing.Sequence[Method]) -> str:
     """The text form of a column: parameters that have their default value are left out."""
-    return JOIN.join(method.label for method in methods)
+    return JOIN.join(
+        method.label
+        if method_name(method) == type(method).__name__
+        else f"{type(method).__module__}.{method.label}"
+        for method in methods
+    )
+
+
+def method_name(method: Method) -> str:
+    """What a method is chosen by: its name, or its path if it does not ship with mmlm."""
+    import mmlm
+
+    cls = type(method)
+    return cls.__name__ if cls.__name__ in mmlm._METHODS else f"{cls.__module__}.{cls.__name__}"
 
 
 def start_text(name: str, model: str) -> str:
     """What a column starts with when a method is chosen by name.
 
     Args:
-        name: Of a method that ships with mmlm.
+        name: Of a method, see `method_name`.
         model: The model it will run on: for the embedded one the recommended setting is known.
     """
     from mmlm.cli.configs import effect_settings

@@ -155,6 +155,7 @@ class Session:
             joined by " + ", empty for a column that is not used), for ``inputs=``. Read them with
             `mmlm.web.method_forms.read_methods`.
         detector: Says what is in an uploaded picture; None if the playground has none.
+        start: The methods that each column starts with, as text.
     """
 
     models: Models
@@ -162,3 +163,4 @@ class Session:
     model: gr.Dropdown
     methods: tuple[gr.Textbox, ...] = ()
     detector: Detector | None = None
+    start: tuple[str, ...] = ("VHR(alpha=2.0)",)

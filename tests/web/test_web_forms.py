@@ -7,6 +7,8 @@ import pytest
 import mmlm
 from mmlm.errors import InputError
 from mmlm.web.method_forms import (
+    load_methods,
+    method_name,
     parameters,
     read_methods,
     start_text,
@@ -81,10 +83,35 @@ def test_the_class_refuses_values(text, name, value, said):
         ("VHR(", "not a method"),
         ("VHR(alfa=2)", "no parameter 'alfa'"),
         ("ImageAttention", "is a probe"),
-        ("os.path.join", "its own methods only"),
-        ("VHR + os.path.join", "its own methods only"),
+        ("antigravity.fly", "'antigravity' is not loaded here"),
+        ("VHR + antigravity.fly(x=1)", "'antigravity' is not loaded here"),
+        ("os.path.join", "not a subclass of mmlm.Method"),
     ],
 )
 def test_texts_that_are_no_methods(text, said):
     with pytest.raises(InputError, match=said):
         read_methods(text)
+
+
+def test_a_method_of_ones_own_is_known_once_it_was_loaded(tmp_path, monkeypatch):
+    source = """
+from dataclasses import dataclass
+
+from decoding.vhr import VHR
+
+
+@dataclass(frozen=True, kw_only=True)
+class Loud(VHR):
+    alpha: float = 9.0
+"""
+    (tmp_path / "own_methods.py").write_text(source)
+    monkeypatch.syspath_prepend(tmp_path)
+    text = "own_methods.Loud(layers=(1,)) + PAI"
+    with pytest.raises(InputError, match="'own_methods' is not loaded here"):
+        read_methods(text)
+    loud, pai = load_methods(text)
+    assert (method_name(loud), method_name(pai)) == ("own_methods.Loud", "PAI")
+    assert read_methods(text) == (loud, pai)
+    assert write_methods((loud, pai)) == text
+    assert with_value(text, 0, "alpha", 3) == "own_methods.Loud(alpha=3.0, layers=(1,)) + PAI"
+    assert start_text("own_methods.Loud", "embedded") == "own_methods.Loud"
