@@ -120,7 +120,7 @@ class Message(_Strict):
 
     role: Literal["system", "developer", "user", "assistant"]
     content: Content
-    name: str | None = None
+    name: None = None
     refusal: None = None
     audio: None = None
     function_call: None = None
