@@ -108,8 +108,7 @@ def build(session: Session) -> None:
             yield *_seen(step, plan)[:2], gr.update(value=_as_file(step), visible=True)
 
     inputs = [session.model, methods, count, split, seed, question, switch]
-    start.click(_busy, None, [start, stop], queue=False)
-    running = start.click(
+    running = start.click(_busy, None, [start, stop], queue=False).then(
         run,
         inputs,
         [bar, shown, file],
