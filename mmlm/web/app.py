@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 __all__ = ["launch", "playground", "serve"]
 
 _TITLE = "mmlm · see what a model invents"
+#: Seconds: how often files of visitors are looked through, and how old they may grow.
+_DELETE = (3600, 86400)
 _HEADER = """
 <header class="brand"><h1>mmlm</h1>
 <p>See what a vision-language model invents, why, and what each method does about it.</p></header>
@@ -50,7 +52,9 @@ def playground(
         start: The methods that each column starts with, as text; at most `settings.COLUMNS`.
     """
     limits = limits or Limits()
-    with gr.Blocks(title=_TITLE, analytics_enabled=False, fill_width=True) as page:
+    with gr.Blocks(
+        title=_TITLE, analytics_enabled=False, fill_width=True, delete_cache=_DELETE
+    ) as page:
         with gr.Row(elem_id="top"):
             gr.HTML(_HEADER)
             model = gr.Dropdown(

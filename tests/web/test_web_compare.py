@@ -160,6 +160,14 @@ def test_invented_and_found_objects_are_marked():
     assert "2 found" in html
 
 
+def test_what_is_denied_is_counted_apart():
+    turn = Turn(QUESTION, [column_of("there is no cat ."), column_of("no dog , a bird .")])
+    turn.known = dict.fromkeys((0, 1), Known(frozenset({"dog"}), "a test"))
+    tallies = re.findall(r'<span class="tally">(.*?)</span></span>', talk_html([turn]))
+    shown = [re.findall(r">([^<]+)<", f"{tally}<") for tally in tallies]
+    assert shown == [["1 rightly denied"], ["1 invented", "1 wrongly denied"]]
+
+
 def test_every_word_says_where_it_stands():
     text = "a well-known dog , it's here ."
     html = talk_html([Turn(QUESTION, [column_of(text)])])
