@@ -12,7 +12,8 @@ import mmlm
 from mmlm import token_places
 from mmlm.errors import UnsupportedModel
 from mmlm.inputs import message, prepare
-from mmlm.token_places import KNOWN, footprints
+from mmlm.token_brightness import KNOWN
+from mmlm.token_places import footprints
 
 
 def centres(places):
