@@ -24,6 +24,8 @@ _MOST = 48
 _SAME_LINE = 0.006
 """Parts of the picture's height below which two tokens stand in one line: above the rounding of
 8-bit ramps, below the lines of a map of 64."""
+_TINY = 0.001
+"""Parts of a side below which two tokens are not apart."""
 _LEAST = 0.01
 """Part of a token below which it does not show something."""
 _KEPT = 64
@@ -134,7 +136,7 @@ def _steps(right: Tensor, down: Tensor) -> tuple[Tensor, Tensor]:
     """
     across, along = right.diff(), down.diff()
     beside = across[(across > 0) & (along.abs() < _SAME_LINE)]
-    below = along[(across <= 0) & (along > _SAME_LINE)]
+    below = along[(across < _TINY) & (along > _TINY)]
     return beside, below
 
 

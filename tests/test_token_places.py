@@ -167,6 +167,13 @@ def test_large_pictures_have_at_most_48_cells_a_side():
     assert token_places._Combs.over(steps[1]) == token_places._Combs(1, 1)
 
 
+def test_lines_of_very_tall_pictures_are_told_apart():
+    down, right = grid(300, 4)
+    beside, below = token_places._steps(right, down)
+    assert token_places._Combs.over(below).cells == 48
+    assert token_places._Combs.over(beside).cells == 4
+
+
 def test_bands_are_told_apart_by_the_tokens_place():
     """Twelve bands in three combs; tokens see one, a part of three, and the last."""
     combs = token_places._Combs(12, 3)
