@@ -9,6 +9,7 @@ import time
 
 import httpx
 import pytest
+from PIL import Image
 
 from mmlm.cli import main
 from mmlm.cli.options import ModelOptions
@@ -52,6 +53,36 @@ def test_a_large_file_is_not_taken(address):
     assert ok.status_code == 200
     refused = httpx.post(f"{address}gradio_api/upload", files={"files": ("a.png", b"x" * 200_000)})
     assert refused.status_code == 413
+
+
+def uploaded(address, path):
+    """What the page's event for a dropped picture answers about a file."""
+    config = httpx.get(f"{address}config").json()
+    ids = {part["props"].get("elem_id"): part["id"] for part in config["components"]}
+    [event] = [
+        one for one in config["dependencies"] if [ids["picture"], "upload"] in one["targets"]
+    ]
+    data = [None, {"path": path, "meta": {"_type": "gradio.FileData"}}]
+    asked = {"data": data, "fn_index": event["id"], "session_hash": "test"}
+    httpx.post(f"{address}gradio_api/queue/join", json=asked).raise_for_status()
+    with httpx.stream("GET", f"{address}gradio_api/queue/data?session_hash=test") as stream:
+        for line in stream.iter_lines():
+            message = json.loads(line.removeprefix("data:")) if line else {}
+            if message.get("msg") == "process_completed":
+                return message
+    return None
+
+
+def test_only_files_that_were_uploaded_are_read(address, tmp_path):
+    picture = tmp_path / "secret.png"
+    Image.new("RGB", (8, 8)).save(picture)
+    answer = uploaded(address, str(picture))
+    assert (answer["success"], answer["output"]["error"]) == (False, None)  # no word about why
+    files = {"files": ("mine.png", picture.read_bytes())}
+    [path] = httpx.post(f"{address}gradio_api/upload", files=files).json()
+    answer = uploaded(address, path)
+    assert answer["success"] is True
+    assert "not known" in answer["output"]["data"][2]
 
 
 @pytest.mark.parametrize(
