@@ -45,7 +45,7 @@ class Web:
     port: int = 7860
     browser: bool = False
     max_upload_mb: float = 10.0
-    max_megapixels: float = 40.0
+    max_megapixels: float = 24.0
     max_new_tokens: int = 512
     max_waiting: int = 32
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
 import os
 import socket
 import threading
@@ -17,7 +15,7 @@ import gradio as gr
 import mmlm
 from mmlm.cli.web import Web, is_loopback
 from mmlm.errors import InputError
-from mmlm.web import compare_tab
+from mmlm.web import compare_tab, data, effects
 from mmlm.web.method_forms import load_methods
 from mmlm.web.models import Limits, Models, Session
 from mmlm.web.theme import head, script, stylesheet, theme
@@ -73,11 +71,10 @@ def playground(
         with gr.Tabs():
             with gr.Tab("Compare", elem_id="compare-tab", id="compare"):
                 session = replace(session, methods=compare_tab.build(session))
-            for name, label in (("effects", "Effects"), ("data", "Data")):
-                if importlib.util.find_spec(f"mmlm.web.{name}") is None:
-                    continue
-                with gr.Tab(label, elem_id=f"{name}-tab", id=name):
-                    importlib.import_module(f"mmlm.web.{name}").build(session)
+            with gr.Tab("Effects", elem_id="effects-tab", id="effects"):
+                effects.build(session)
+            with gr.Tab("Data", elem_id="data-tab", id="data"):
+                data.build(session)
     page.queue(max_size=limits.waiting, default_concurrency_limit=1, api_open=False)
     return page
 
@@ -98,7 +95,7 @@ def launch(page: gr.Blocks, limits: Limits, host: str = "127.0.0.1", port: int =
         InputError: If nothing can listen there.
     """
     port = _free(host, port)
-    # Gradio asks for a location in the open otherwise, and reports each start.
+    # Gradio reports each start to its makers otherwise.
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     _, address, _ = page.launch(
         server_name=host,

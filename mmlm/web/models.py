@@ -138,7 +138,7 @@ class Limits:
     """
 
     upload_bytes: int = 10 * 2**20
-    pixels: int = 40_000_000
+    pixels: int = 24_000_000
     new_tokens: int = 512
     waiting: int = 32
 
