@@ -116,7 +116,8 @@ def build(session: Session) -> None:
         show_progress="minimal",
         show_progress_on=[bar],
     )
-    running.then(_idle, None, [start, stop], queue=False)
+    for end in (running.success, running.failure):  # Gradio's "then" is not called after an error
+        end(_idle, None, [start, stop], queue=False)
     stop.click(_stop, switch, None, queue=False)
     taken.click(_taken, list(session.methods), methods, queue=False)
     session.model.change(
