@@ -263,9 +263,8 @@ def _connect_talk(session: Session, parts: _Parts) -> None:
         answered = started.then(
             run, asked, parts.answers, concurrency_id="compare", show_progress="minimal"
         )
-        answered.then(
-            free, parts.talk, [*buttons, parts.answers], queue=False, show_progress="hidden"
-        )
+        for end in (answered.success, answered.failure):  # "then" is not called after an error
+            end(free, parts.talk, [*buttons, parts.answers], queue=False, show_progress="hidden")
     parts.stop.click(compare.stop, parts.talk, None, queue=False)
     parts.new.click(forget, parts.talk, parts.answers, queue=False)
     parts.answers.click(
