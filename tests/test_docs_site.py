@@ -1,7 +1,9 @@
 """The documentation site: every name, every error, every page and every link has its place."""
 
 import ast
+import os
 import re
+import subprocess
 import sys
 from pathlib import Path
 
@@ -186,3 +188,20 @@ class TestSiteCheck:
     def test_a_name_without_a_place(self, tmp_path):
         self.site(tmp_path, "")
         assert any("decoding.vhr.VHR" in fault for fault in check_site.faults(tmp_path))
+
+
+@pytest.mark.slow
+def test_the_tutorials_commands_find_its_method(tmp_path):
+    """Its first block saved under the name it says, then its commands as written."""
+    page = (DOCS / "writing-a-method.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"^```(\w+)\n(.*?)^```$", page, re.M | re.S)
+    (tmp_path / "image_push.py").write_text(blocks[0][1], encoding="utf-8")
+    (commands,) = (text for kind, text in blocks if kind == "bash")
+    found = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    done = subprocess.run(
+        ["bash", "-euo", "pipefail", "-c", commands],
+        cwd=tmp_path, env=found, capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    pushed = blocks[2][1].splitlines()[1]
+    assert pushed in " ".join(done.stdout.split())

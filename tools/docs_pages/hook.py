@@ -15,7 +15,10 @@ MESSAGES = "error-messages.md"
 
 def on_config(config: Any) -> Any:
     """Puts these pages where a reader looks for them."""
-    below = [{room: f"api/{room}.md"} for room in api.rooms()]
+    packages: dict[str, list[dict[str, str]]] = {}
+    for room in api.rooms():
+        packages.setdefault(room.split(".")[0], []).append({room: f"api/{room}.md"})
+    below = [{package: pages} for package, pages in packages.items()]
     nav = []
     for entry in config.nav:
         if "API" in entry:
