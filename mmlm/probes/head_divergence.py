@@ -18,7 +18,7 @@ from torch import Tensor
 from mmlm.engine.anatomy import Anatomy
 from mmlm.engine.branches.branch import NoImage
 from mmlm.engine.divergence import divergence, text_activation
-from mmlm.engine.method import Cost, Method, Paper, Prompt
+from mmlm.engine.method import IN_BRANCHES, Cost, Method, Paper, Prompt
 from mmlm.engine.selections import check_layers, read_numbers
 
 __all__ = ["HeadDivergence"]
@@ -123,9 +123,16 @@ class HeadDivergence(Method):
         return layer in self.layers_of(anatomy)
 
     def unsupported(self, anatomy: Anatomy) -> list[str]:
-        """Nothing beyond the output projection; checks the layers."""
+        """Needs a prompt without its image, to which every method that is built in applies."""
+        from mmlm.engine.build_in import built_in
+
         check_layers("HeadDivergence", self.layers_of(anatomy), anatomy.n_layers)
-        return []
+        return [
+            f"{method.label} is built in and knows the main prompt only, so heads without the "
+            "image cannot be compared"
+            for method in built_in(anatomy.model)
+            if method.sites - method.only_looks - IN_BRANCHES
+        ]
 
     def begin(self, prompt: Prompt) -> _State:
         """Runs the text-only prefill and keeps its head outputs."""
