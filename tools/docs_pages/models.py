@@ -58,8 +58,8 @@ is missing, the error names it.
     mmlm doctor llava-hf/llava-1.5-7b-hf      # reads the small files only, no weights
     mmlm doctor ./my-model --load --json
 
-| family | class in transformers | vision tower | decoder's attention | pictures | for example |
-| --- | --- | --- | --- | --- | --- |
+| family | class in transformers | vision tower | pictures | for example |
+| --- | --- | --- | --- | --- |
 """
 
 LEGEND = """
@@ -104,18 +104,10 @@ def models_page() -> str:
 
 
 def _family_row(family: str, anatomy: Any) -> str:
-    parts = anatomy.parts()
     checkpoint, pictures = CHECKPOINTS[family]
-    tower, attention = type(parts["vision tower"][0]).__name__, parts["attention"][0]
-    cells = [
-        f"`{family}`",
-        f"`{type(anatomy.model).__name__}`",
-        f"`{tower}`",
-        f"`{type(attention).__name__}`",
-        pictures,
-        f"`{checkpoint}`",
-    ]
-    return f"| {' | '.join(cells)} |"
+    kind = type(anatomy.model).__name__
+    tower = type(anatomy.parts()["vision tower"][0]).__name__
+    return f"| `{family}` | `{kind}` | `{tower}` | {pictures} | `{checkpoint}` |"
 
 
 def _support(anatomy: Any, processor: Any, model: Any) -> dict[str, tuple[str, str]]:
