@@ -127,7 +127,10 @@ def _free(host: str, port: int) -> int:
 
 
 def serve(settings: Web, terminal: Terminal) -> None:
-    """Loads the first model, serves the page and waits for Ctrl-C.
+    """Serves the page, loads the first model meanwhile, and waits for Ctrl-C.
+
+    The page is there before the model: a visitor sees a picture in seconds, and whoever asks at
+    once waits for the model.
 
     Args:
         settings: Of the command.
@@ -146,19 +149,25 @@ def serve(settings: Web, terminal: Terminal) -> None:
         new_tokens=settings.max_new_tokens,
         waiting=settings.max_waiting,
     )
-    _free(settings.host, settings.port)
-    for text in settings.methods:
-        load_methods(text)
+    columns = [load_methods(text) for text in settings.methods]
     models = Models((settings.model.id, *settings.also), settings.model)
     detector = parse_detector(settings.detector) if settings.detector else None
-    model, processor = models.open(models.names[0])
-    for methods in map(load_methods, settings.methods):
-        with mmlm.attach(model, *methods, processor=processor):
-            pass  # refuses what this model cannot do, before anybody asks
-    if detector is not None:
-        detector.load()
     page = playground(models, limits, detector, settings.methods or Session.start)
     address = launch(page, limits, settings.host, settings.port)
+    try:
+        _announce(address, settings, terminal)
+        model, processor = models.open(models.names[0])
+        for methods in columns:
+            with mmlm.attach(model, *methods, processor=processor):
+                pass  # refuses what this model cannot do, before anybody asks
+        if detector is not None:
+            detector.load()
+        threading.Event().wait()
+    finally:
+        page.close(verbose=False)
+
+
+def _announce(address: str, settings: Web, terminal: Terminal) -> None:
     if terminal.json:
         terminal.emit({"address": address})
     terminal.say(f"The playground is at {address}   (Ctrl-C ends it)")
@@ -169,7 +178,3 @@ def serve(settings: Web, terminal: Terminal) -> None:
         )
     if settings.browser:
         webbrowser.open(address)
-    try:
-        threading.Event().wait()
-    finally:
-        page.close(verbose=False)

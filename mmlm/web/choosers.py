@@ -16,7 +16,7 @@ from mmlm.pages import escaped
 from mmlm.web.messages import guarded
 from mmlm.web.method_forms import (
     Parameter,
-    method_name,
+    method_names,
     parameters,
     read_methods,
     start_text,
@@ -67,7 +67,7 @@ def lay_out(texts: Sequence[str], places: int) -> tuple[Chooser, ...]:
         texts: Methods by column that the page starts with.
         places: How many columns there are.
     """
-    own = [method_name(method) for text in texts for method in read_methods(text)]
+    own = [name for text in texts for name in method_names(text)]
     names = list(dict.fromkeys([_NONE, *mmlm.method_names(), *own]))
     return tuple(
         _chooser(place, text, names, shown=shown)
@@ -189,8 +189,7 @@ def _only_note(note: str) -> list[Any]:
 
 
 def _name(text: str) -> str:
-    methods = read_methods(text)
-    return method_name(methods[0]) if methods else _NONE
+    return next(iter(method_names(text)), _NONE)
 
 
 def _fields(place: int, text: str, call: gr.Textbox, note: gr.HTML) -> None:

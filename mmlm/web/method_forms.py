@@ -23,6 +23,7 @@ __all__ = [
     "Parameter",
     "load_methods",
     "method_name",
+    "method_names",
     "parameters",
     "read_methods",
     "start_text",
@@ -123,6 +124,15 @@ def method_name(method: Method) -> str:
 
     cls = type(method)
     return cls.__name__ if cls.__name__ in mmlm._METHODS else f"{cls.__module__}.{cls.__name__}"
+
+
+def method_names(text: str) -> tuple[str, ...]:
+    """What the methods of a column are chosen by, read from the text alone: nothing is imported.
+
+    Args:
+        text: Calls joined by " + ".
+    """
+    return tuple(part.partition("(")[0].strip() for part in _split(text))
 
 
 def start_text(name: str, model: str) -> str:
