@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).resolve().parent.parent
 IMAGES = ROOT / "docs" / "images"
 WIDTHS = {"wide": (1280, 900), "phone": (400, 860)}
+LONGEST = 1400
+"""Pixels of a picture from top to bottom: what is below is cut off."""
 SHADES = ("light", "dark")
 #: No sandbox: it needs rights that containers lack. The rest keeps the browser itself off the net.
 FLAGS = (
@@ -37,7 +39,7 @@ FLAGS = (
     "--disable-component-update",
     "--disable-sync",
 )
-PATIENCE = 15_000
+PATIENCE = 60_000
 """Milliseconds that anything may take; a model answers on a busy machine."""
 
 
@@ -126,9 +128,11 @@ def compare(page: Page) -> None:
     page.wait_for_selector("#answers figure.gaze img")
 
 
-def effects(page: Page) -> None:
-    """CHAIR of plain decoding and VHR on 60 scenes."""
+def effects(page: Page, scenes: int = 60) -> None:
+    """CHAIR of plain decoding and VHR."""
     tab(page, "Effects")
+    page.locator("#effects-count input[type=number]").fill(str(scenes))
+    page.keyboard.press("Tab")
     page.locator("#effects-start").click()
     page.wait_for_selector("#effects-progress [data-state=done]")
 
@@ -163,7 +167,9 @@ def take(browser: Browser, address: str, name: str) -> None:
             page.evaluate("document.fonts.ready.then(() => window.scrollTo(0, 0))")
             page.wait_for_timeout(500)  # transitions of the page's own
             path = IMAGES / f"web-{name}-{width}-{shade}.png"
-            page.screenshot(path=path, full_page=True, animations="disabled")
+            whole = page.evaluate("document.documentElement.scrollHeight")
+            part = {"x": 0, "y": 0, "width": across, "height": min(whole, LONGEST)}
+            page.screenshot(path=path, full_page=True, clip=part, animations="disabled")
             _shrink(path)
             print(path.relative_to(ROOT), file=sys.stderr)
             context.close()

@@ -54,12 +54,12 @@ def build(session: Session) -> None:
         with gr.Column(scale=3, min_width=320):
             look = {"css_template": data_html.style(), "apply_default_css": False}
             with gr.Row():
-                with gr.Column(scale=2, min_width=320):
+                with gr.Column(scale=5, min_width=320):
                     steps = gr.HTML("", elem_id="data-steps", **look)
                     file = gr.DownloadButton(
                         "Pairs as JSON lines", visible=False, size="sm", elem_id="data-pairs"
                     )
-                with gr.Column(scale=1, min_width=260):
+                with gr.Column(scale=3, min_width=260):
                     known = gr.HTML("", elem_id="data-objects", **look)
 
     @guarded
