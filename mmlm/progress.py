@@ -176,7 +176,7 @@ def _tqdm() -> type:
     """A class with tqdm's interface that draws our bar."""
     from tqdm.std import tqdm
 
-    class Drawn(tqdm):  # type: ignore[type-arg]
+    class Drawn(tqdm):
         """Counts as tqdm does."""
 
         def __init__(self, *args: Any, **options: Any) -> None:

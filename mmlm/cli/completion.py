@@ -72,7 +72,7 @@ def script(shell: Literal["bash", "zsh"]) -> str:
     filled = {
         name: text.format(configs=" ".join(shipped_configs())) for name, text in PREAMBLE.items()
     }
-    text: str = shtab.complete(tree(), shell, preamble=filled)
+    text: str = shtab.complete(tree(), shell, preamble=filled)  # type: ignore[arg-type]
     return text
 
 
@@ -173,7 +173,9 @@ def _hand_over(parser: argparse.ArgumentParser, command: HandOver) -> None:
         if not flags:
             continue
         # Whatever it does, to a shell it is a name that takes a value or not.
-        takes = {"action": "store_true"} if action.nargs == 0 else {"metavar": "VALUE"}
+        takes: dict[str, Any] = {"metavar": "VALUE"}
+        if action.nargs == 0:
+            takes = {"action": "store_true"}
         copy = parser.add_argument(*flags, help=(action.help or "").replace("%", "%%"), **takes)
         if flags == ["--config"]:
             copy.complete = CONFIGS  # type: ignore[attr-defined]

@@ -138,8 +138,8 @@ class TestBlockMap:
 
     def test_levels(self):
         # Five shades of a fifth of the peak each.
-        rows = self.shown([[0, 0.1, 0.3, 0.5], [0.7, 0.9, 1.0, 0.19]])
-        assert rows == ["    ░░▒▒", "▓▓████  "]
+        rows = self.shown([[0, 0.19, 0.2, 0.4], [0.6, 0.8, 1.0, 0.39]])
+        assert rows == ["    ░░▒▒", "▓▓████░░"]
 
     def test_nothing_at_all(self):
         assert self.shown([[0, 0], [0, 0]])[0].strip() == ""
