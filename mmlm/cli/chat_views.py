@@ -187,14 +187,16 @@ def drawn(image: Image.Image, width: int) -> Any:
 
 
 def block_map(values: np.ndarray, title: str) -> Any:
-    """Attention over a picture in blocks, darker where there is more; the peak is full black.
+    """Attention over a picture in blocks, denser where there is more; only the peak is full.
 
     Args:
         values: [rows, columns], >= 0.
-        title: Stands above it.
+        title: Stands above it; in the frame it would make that wider than the picture.
     """
     import numpy as np
+    from rich.console import Group
     from rich.panel import Panel
+    from rich.text import Text
 
     step = -(-max(values.shape) // WIDEST)
     rows, columns = (-(-size // step) for size in values.shape)
@@ -205,4 +207,4 @@ def block_map(values: np.ndarray, title: str) -> Any:
     level = np.zeros_like(cells) if peak == 0 else cells / peak
     index = np.minimum((level * len(SHADES)).astype(int), len(SHADES) - 1)
     text = "\n".join("".join(SHADES[i] * 2 for i in row) for row in index)
-    return Panel(text, title=title, expand=False, padding=0)
+    return Group(Text(title), Panel(text, expand=False, padding=0))
