@@ -187,7 +187,7 @@ def drawn(image: Image.Image, width: int) -> Any:
 
 
 def block_map(values: np.ndarray, title: str) -> Any:
-    """Attention over a picture in blocks, denser where there is more; only the peak is full.
+    """Attention over a picture in blocks, in five shades, each a fifth of the peak.
 
     Args:
         values: [rows, columns], >= 0.
