@@ -109,7 +109,7 @@ print(sum(p.numel() for n, p in learner.named_parameters() if "mmlm_methods" in 
 # then train them:  mmlm train --config train/world/dara""",
     ),
 }
-PRINTED = {"DyVTE": "[6]", "MMA": "", "CrossLMM": "542084 to learn", "DARA": "12 to learn"}
+PRINTED = {"DyVTE": "6", "MMA": "", "CrossLMM": "542084 to learn", "DARA": "12 to learn"}
 
 
 def gallery_page() -> str:
