@@ -83,8 +83,8 @@ def test_the_class_refuses_values(text, name, value, said):
         ("VHR(", "not a method"),
         ("VHR(alfa=2)", "no parameter 'alfa'"),
         ("ImageAttention", "is a probe"),
-        ("antigravity.fly", "'antigravity' is not loaded here"),
-        ("VHR + antigravity.fly(x=1)", "'antigravity' is not loaded here"),
+        ("unheard_of.fly", "'unheard_of' is not loaded here"),
+        ("VHR + unheard_of.fly(x=1)", "'unheard_of' is not loaded here"),
         ("os.path.join", "not a subclass of mmlm.Method"),
     ],
 )

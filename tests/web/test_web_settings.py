@@ -51,7 +51,7 @@ def test_what_is_not_there_has_its_default():
         ({"methods": ["VHR"] * 5}, "'methods' is"),
         ({"methods": [1]}, "'methods' is"),
         ({"methods": ["VHR", "VHX"]}, "Method 2: There is no method 'VHX'"),
-        ({"methods": ["antigravity.x"]}, "Method 1: 'antigravity.x' names a class by its path"),
+        ({"methods": ["unheard_of.x"]}, "Method 1: 'unheard_of.x' names a class by its path"),
         ({"question": " "}, "'question' has 1 characters"),
         ({"question": "x" * 4001}, "'question' has 4001"),
         ({"scene": -1}, "'scene' is -1"),
