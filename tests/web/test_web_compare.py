@@ -3,6 +3,7 @@
 import re
 import threading
 import time
+from contextlib import contextmanager
 from dataclasses import replace
 from html import unescape
 from itertools import pairwise
@@ -59,7 +60,16 @@ def asked(index=17):
 # ---- columns -----------------------------------------------------------------------------------
 
 
-def test_columns_stream_side_by_side(session):
+def test_columns_stream_side_by_side(session, monkeypatch):
+    together, borrow = threading.Barrier(3), session.models.borrow
+
+    @contextmanager
+    def meeting(name):
+        with borrow(name) as loan:
+            together.wait(timeout=60)  # all three have a model at the same time
+            yield loan
+
+    monkeypatch.setattr(session.models, "borrow", meeting)
     columns = [Column(asked()), Column(asked(), (mmlm.VHR(),)), Column(asked(), (mmlm.PAI(),))]
     seen = []
     for _ in answer_all(session.models, "embedded", columns, GenerateSettings(max_new_tokens=60)):
@@ -67,8 +77,6 @@ def test_columns_stream_side_by_side(session):
     assert [column.state for column in columns] == ["done"] * 3
     assert len({column.text for column in columns}) == 3
     assert all(0 < len(column.token_ids) <= 60 and column.seconds > 0 for column in columns)
-    # Each only ever grows, and all of them grow before any is finished.
-    assert any(all(texts) and texts != seen[-1] for texts in seen)
     for texts in zip(*seen, strict=True):
         assert all(after.startswith(before.rstrip()) for before, after in pairwise(texts))
 
@@ -82,15 +90,17 @@ def test_an_error_stays_in_its_column(session):
     assert 'class="failure"' in html
 
 
-def test_a_stopped_column_keeps_what_it_has(session):
+def test_a_stopped_column_keeps_what_it_has():
+    slow = Models(["embedded"], ModelOptions())
+    slow.open("embedded").model.register_forward_pre_hook(lambda *_: time.sleep(0.05))
     column = Column(asked())
-    steps = answer_all(session.models, "embedded", [column], GenerateSettings(max_new_tokens=400))
-    while len(column.text) < 20:
+    steps = answer_all(slow, "embedded", [column], GenerateSettings(max_new_tokens=400))
+    while len(column.text) < 10:
         next(steps)
     column.stop.set()
     list(steps)
     assert column.state == "stopped"
-    assert 0 < len(column.token_ids) < 400
+    assert 0 < len(column.token_ids) < 31  # the whole answer has 31
 
 
 def test_nobody_listening_stops_the_columns(session):
