@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import io
+import json
 import re
 from pathlib import Path
 
@@ -58,3 +59,18 @@ def test_the_generator_of_preference_data_finds_what_it_needs(served):
     assert habits.keeps_stops
     assert not habits.echoes
     assert not habits.knows_n
+
+
+def test_the_page_quotes_the_stored_load():
+    found = json.loads((ROOT / "benchmarks" / "results" / "serve-cpu.json").read_text())
+    assert found["good_that_differ_from_their_single_run"] == 0
+    assert found["broken_without_4xx_and_message"] == 0
+    memory = ", ".join(map(str, found["resident_mib"]["after_each_200"]))
+    for line in (
+        f"| good answers | {found['good']}, of them different from their single run: 0 |",
+        f"| broken requests | {found['broken']}, of them without a 4xx and a message: 0 |",
+        f"1,000 requests | {memory} MiB |",
+        f"The {found['good']} answers are to {found['distinct_good']} different requests and "
+        f"{found['distinct_answers']} different texts.",
+    ):
+        assert line in PAGE
