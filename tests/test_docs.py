@@ -20,15 +20,16 @@ def blocks(page):
 
 def run(page):
     """Runs a page's Python blocks one after the other; returns its names."""
-    space, printed = {"__name__": "page"}, ""
+    space, printed, before = {"__name__": "page"}, "", ""
     for kind, code in blocks(page):
         if kind == "python":
             out = io.StringIO()
             with contextlib.redirect_stdout(out):
                 exec(compile(code, str(page), "exec"), space)
             printed = out.getvalue()
-        elif kind == "output":
+        elif kind == "output" and before == "python":  # others: tests/test_get_started.py
             assert printed == code
+        before = kind
     return space
 
 

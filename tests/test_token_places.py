@@ -12,7 +12,8 @@ import mmlm
 from mmlm import token_places
 from mmlm.errors import UnsupportedModel
 from mmlm.inputs import message, prepare
-from mmlm.token_places import KNOWN, footprints
+from mmlm.token_brightness import KNOWN
+from mmlm.token_places import footprints
 
 
 def centres(places):
@@ -161,6 +162,67 @@ def test_measured_once_per_size_and_forgotten_with_the_model(monkeypatch):
 
 
 def test_large_pictures_have_at_most_48_cells_a_side():
-    assert token_places._resolution(
-        torch.stack([torch.ones(80), torch.arange(80) / 80, torch.zeros(80)])
-    ) == (1, 48)
+    steps = token_places._steps(torch.arange(80) / 80, torch.zeros(80))
+    assert token_places._Combs.over(steps[0]) == token_places._Combs(48, 3)
+    assert token_places._Combs.over(steps[1]) == token_places._Combs(1, 1)
+
+
+def test_lines_of_very_tall_pictures_are_told_apart():
+    down, right = grid(300, 4)
+    beside, below = token_places._steps(right, down)
+    assert token_places._Combs.over(below).cells == 48
+    assert token_places._Combs.over(beside).cells == 4
+
+
+def test_bands_are_told_apart_by_the_tokens_place():
+    """Twelve bands in three combs; tokens see one, a part of three, and the last."""
+    combs = token_places._Combs(12, 3)
+    bands = torch.zeros(3, 12)
+    bands[0, 4], bands[2, 11] = 1.0, 0.5
+    bands[1, 6:9] = torch.tensor([0.25, 1.0, 0.75])
+    seen = torch.stack([bands[:, i::3].sum(1) for i in range(3)])
+    centre = torch.tensor([4.5, 7.6, 11.5]) / 12
+    torch.testing.assert_close(combs.bands(seen, centre), bands)
+
+
+def test_a_coarse_overview_beside_fine_tiles_has_combs_enough():
+    fine, coarse = torch.full((40,), 1 / 40), torch.full((4,), 1 / 4)
+    combs = token_places._Combs.over(torch.cat([fine, coarse]))
+    assert combs.cells == 40
+    assert combs.period >= 40 / 4 + 2
+
+
+@pytest.mark.parametrize("family", tiny.ALL)
+@pytest.mark.parametrize("size", [(112, 112), (96, 64), (64, 160), (50, 37), (300, 100)])
+def test_combs_give_what_a_drawing_for_each_band_gives(family, size, monkeypatch):
+    model, processor = tiny.shared(family)
+    places = token_places._measured(model, processor, size)
+    real = token_places._Combs.over
+
+    def one_by_one(steps):
+        cells = real(steps).cells
+        return token_places._Combs(cells, cells)
+
+    monkeypatch.setattr(token_places._Combs, "over", one_by_one)
+    expected = token_places._measured(model, processor, size)
+    torch.testing.assert_close(places.down, expected.down, atol=0.02, rtol=0)
+    torch.testing.assert_close(places.across, expected.across, atol=0.02, rtol=0)
+
+
+def test_a_llava_next_of_real_size_has_the_lines_of_its_tiles():
+    """336 pixels a tile, 24 x 24 tokens: 640 x 480 fills 48 x 36 tokens of four tiles."""
+    model, processor = tiny.build("llava_next")
+    sizes = [[336, 672], [672, 336], [672, 672], [1008, 336], [336, 1008]]
+    model.config.vision_config.image_size, model.config.vision_config.patch_size = 336, 14
+    model.config.image_grid_pinpoints = processor.image_processor.image_grid_pinpoints = sizes
+    processor.image_processor.size = {"shortest_edge": 336}
+    processor.image_processor.crop_size = {"height": 336, "width": 336}
+    processor.patch_size = 14
+    places = footprints(model, processor, (640, 480))
+    assert places.shape == (36, 48)
+    assert places.tokens == 24 * 24 + 36 * (48 + 1)
+    cover = places.spread(torch.ones(places.tokens))
+    assert float(cover.max() / cover.min()) < 1.03  # evenly seen, by the overview and by tiles
+    down, across = centres(places)
+    for found, expected in zip((down[:576], across[:576]), grid(24, 24), strict=True):
+        torch.testing.assert_close(found, expected, atol=0.005, rtol=0)

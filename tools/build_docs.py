@@ -8,10 +8,16 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import re
+import sys
 from pathlib import Path
-from typing import Any
 
 import mmlm
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from docs_pages.gallery import gallery_page
+from docs_pages.models import models_page
+from docs_pages.texts import cited, markdown, section
 
 DOCS = Path(__file__).parents[1] / "docs"
 
@@ -33,20 +39,6 @@ main rows wherever positions allow it.
 """
 
 
-def section(docstring: str, heading: str) -> str:
-    """The text below one of the fixed headings, joined to one paragraph."""
-    body = re.search(rf"^{heading}:\n((?:    .*\n|\n)+)", docstring + "\n", re.M)
-    if body is None:
-        raise ValueError(f"no heading {heading!r} in {docstring[:40]!r}")
-    return markdown(body.group(1))
-
-
-def markdown(text: str) -> str:
-    """A docstring's paragraph as Markdown: one line, references as plain code."""
-    text = re.sub(r":\w+:`~?([^`]+)`", r"`\1`", text)
-    return " ".join(text.replace("``", "`").split())
-
-
 def methods_page() -> str:
     """docs/methods.md."""
     classes = [getattr(mmlm, name) for name in mmlm.method_names()]
@@ -65,12 +57,6 @@ def methods_page() -> str:
         lines += ["", *method_section(cls)]
     lines += ["", "## Families", "", families()]
     return "\n".join(lines) + "\n"
-
-
-def cited(paper: Any) -> str:
-    """Where a paper appeared."""
-    appeared = f"{paper.year}" if paper.venue == "arXiv" else paper.venue
-    return f"{appeared}, arXiv {paper.arxiv}"
 
 
 def method_section(cls: type[mmlm.Method]) -> list[str]:
@@ -132,7 +118,7 @@ def families() -> str:
     )
 
 
-PAGES = {"methods.md": methods_page}
+PAGES = {"gallery.md": gallery_page, "methods.md": methods_page, "models.md": models_page}
 
 if __name__ == "__main__":
     for name, make in PAGES.items():

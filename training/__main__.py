@@ -35,7 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         recipe, run, only = parse(given)
         recipe.run(run, only)
     except MmlmError as error:
-        print(f"error: {error}\n{error.advice}", file=sys.stderr)
+        print(f"error: {error}\nadvice: {error.advice}", file=sys.stderr)
         return 2
     finally:
         leave()

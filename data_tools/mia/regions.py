@@ -1,7 +1,7 @@
 """Which tokens of a composed picture show which of its tiles.
 
 A mask of each tile, white on black, is sent through the very processor that prepares the composed
-picture; what arrives at a token is the part of it that shows the tile (:mod:`mmlm.token_places`).
+picture; how bright a token is tells which part of it shows the tile (:mod:`mmlm.token_brightness`).
 
 For parity there is the authors' split of the token grid into equal blocks (Liuziyu77/MIA-DPO,
 commit a85c51a), which knows neither labels nor padding.
@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from mmlm.errors import UnsupportedModel
-from mmlm.token_places import KNOWN, brightness
+from mmlm.token_brightness import KNOWN, brightness
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -30,6 +30,7 @@ from data_tools.world.painting import render
 from data_tools.world.polling import KINDS, poll
 from data_tools.world.scenes import SPLITS, Scene, WorldConfig, scene, stream
 from mmlm.errors import InputError
+from mmlm.progress import tracked
 
 FORMAT = 1
 """Raised whenever equal requests would give other bytes than before."""
@@ -91,7 +92,7 @@ def write_split(
     (folder / "images").mkdir(exist_ok=True)
     scenes: list[Scene] = []
     annotations: list[str] = []
-    for index in _counted(range(first, first + count), progress, f"Drawing {split}"):
+    for index in tracked(range(first, first + count), progress, f"scenes of {split}"):
         truth = scene(config, seed, index, split)
         picture = render(truth)
         path = folder / "images" / file_name(index)
@@ -282,12 +283,3 @@ def _instances(scenes: list[Scene], annotations: list[str]) -> bytes:
     ]
     head = json.dumps(_head(scenes) | {"categories": categories})
     return (head[:-1] + ', "annotations": [\n' + ",\n".join(annotations) + "\n]}\n").encode()
-
-
-def _counted(numbers: range, progress: bool, title: str) -> Iterable[int]:
-    if not progress:
-        return numbers
-    from rich.console import Console
-    from rich.progress import track
-
-    return track(numbers, title, console=Console(stderr=True))

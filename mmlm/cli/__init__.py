@@ -39,7 +39,7 @@ __all__ = ["SUMMARIES", "main"]
 SUMMARIES = {
     "demo": "caption, mitigate, score: the main job on the embedded world, with a report",
     "chat": "talk with a model about pictures in the terminal",
-    "web": "the playground in a browser: answers side by side, and where the model looked",
+    "web": "the playground in a browser: what the model invents, and what methods do about it",
     "serve": "a model behind HTTP that answers like OpenAI's chat completions, with methods",
     "inspect": "what a model looks at while it answers: maps, layers, heads, before and after",
     "generate": "answer a file of questions about pictures: JSON lines in, JSON lines out",
@@ -53,6 +53,7 @@ SUMMARIES = {
     "methods": "list the methods with their parameters",
     "calibrate": "measure what a method must know about a model (heads, inter-k, ...)",
     "doctor": "what a model is, which methods it supports, and why not; --self: what is missing",
+    "completion": "what TAB completes: a script for bash or zsh",
 }
 
 

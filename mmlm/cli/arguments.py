@@ -24,11 +24,30 @@ from mmlm.cli.configs import find_config
 from mmlm.cli.frame import Command, Terminal, closest
 from mmlm.errors import InputError
 
-__all__ = ["parse"]
+__all__ = ["COMMON", "Option", "choices", "options", "parse"]
+
+
+COMMON = {
+    "--json": "Write the answer as JSON.",
+    "--quiet": "No progress bar, no remarks.",
+    "--debug": "Show tracebacks.",
+}
+"""The switches of every command."""
 
 
 @dataclass(frozen=True)
-class _Option:
+class Option:
+    """One option of a command, read from a field of its dataclass.
+
+    Attributes:
+        key: Its place in the configuration, ``model.id``.
+        hint: The type of the field.
+        default: Its default; ``dataclasses.MISSING`` if it must be given.
+        help: What the docstring says.
+        alias: The name that users give it, if it is not the key.
+        positional: Whether it is given without a name.
+    """
+
     key: str
     hint: Any
     default: Any
@@ -38,14 +57,17 @@ class _Option:
 
     @property
     def required(self) -> bool:
+        """Whether it must be given."""
         return self.default is dataclasses.MISSING
 
     @property
     def repeatable(self) -> bool:
+        """Whether it may be given several times."""
         return typing.get_origin(self.hint) is tuple
 
     @property
     def flag(self) -> str:
+        """What users write."""
         return self.key.upper() if self.positional else self.alias or f"--{self.key}"
 
 
@@ -63,15 +85,12 @@ def parse(title: str, command: Command, argv: Sequence[str]) -> tuple[Any, Termi
     Raises:
         InputError: For unknown options or keys, wrong types and refused values.
     """
-    options = [
-        dataclasses.replace(option, positional=option.key in command.positional)
-        for option in _options(command.settings)
-    ]
-    parser = _parser(title, command, options)
+    known = options(command)
+    parser = _parser(title, command, known)
     try:
-        namespace = parser.parse_args(_plain(argv, options))
+        namespace = parser.parse_args(_plain(argv, known))
     except argparse.ArgumentError as error:
-        raise _input_error(str(error), title, options) from error
+        raise _input_error(str(error), title, known) from error
     except SystemExit:  # jsonargparse leaves this way after --help and --print_config
         return None
     terminal = Terminal(json=namespace.json, quiet=namespace.quiet, debug=namespace.debug)
@@ -81,7 +100,15 @@ def parse(title: str, command: Command, argv: Sequence[str]) -> tuple[Any, Termi
         raise InputError(f"{title}: {error}", advice=f"Allowed values: {title} --help") from error
 
 
-def _options(cls: Any, prefix: str = "") -> Iterator[_Option]:
+def options(command: Command) -> list[Option]:
+    """The options of a command, in the order of its fields."""
+    return [
+        dataclasses.replace(option, positional=option.key in command.positional)
+        for option in _options(command.settings)
+    ]
+
+
+def _options(cls: Any, prefix: str = "") -> Iterator[Option]:
     hints = typing.get_type_hints(cls)
     docs = {  # of the class and what it inherits; a class of its own describes a field anew
         p.arg_name: p.description
@@ -97,7 +124,7 @@ def _options(cls: Any, prefix: str = "") -> Iterator[_Option]:
         default = field.default
         if field.default_factory is not dataclasses.MISSING:
             default = field.default_factory()
-        yield _Option(
+        yield Option(
             key=prefix + field.name,
             hint=hint,
             default=default,
@@ -106,7 +133,7 @@ def _options(cls: Any, prefix: str = "") -> Iterator[_Option]:
         )
 
 
-def _parser(title: str, command: Command, options: list[_Option]) -> jsonargparse.ArgumentParser:
+def _parser(title: str, command: Command, options: list[Option]) -> jsonargparse.ArgumentParser:
     words = [_word(option) for option in options if option.positional]
     parser = jsonargparse.ArgumentParser(
         prog=title,
@@ -138,14 +165,14 @@ def _parser(title: str, command: Command, options: list[_Option]) -> jsonargpars
             target.add_argument(option.key, **arguments)
             continue
         arguments |= {"required": True} if option.required else {"default": option.default}
-        if option.hint is not bool and not _choices(option.hint):
+        if option.hint is not bool and not choices(option.hint):
             arguments["metavar"] = name.rstrip("s").upper() if option.repeatable else name.upper()
         target.add_argument(f"--{option.key}", **arguments)
     _add_common(parser)
     return parser
 
 
-def _word(option: _Option) -> str:
+def _word(option: Option) -> str:
     word = option.flag + (" ..." if option.repeatable else "")
     return word if option.required else f"[{word}]"
 
@@ -156,19 +183,18 @@ def _add_common(parser: jsonargparse.ArgumentParser) -> None:
         "--config", action="config", help="A YAML file, or the name of a shipped one (decode/vhr)."
     )
     group = parser.add_argument_group("common to all commands")
-    group.add_argument("--json", action="store_true", help="Write the answer as JSON.")
-    group.add_argument("--quiet", action="store_true", help="No progress bar, no remarks.")
-    group.add_argument("--debug", action="store_true", help="Show tracebacks.")
+    for flag, text in COMMON.items():
+        group.add_argument(flag, action="store_true", help=text)
 
 
-def _help(option: _Option) -> str:
+def _help(option: Option) -> str:
     if option.required:
         return option.help if option.positional else f"{option.help} (required)"
     shown = str(option.default).lower() if option.hint is bool else option.default
     return option.help if option.default in (None, ()) else f"{option.help} (default: {shown})"
 
 
-def _formatter(options: dict[str, _Option]) -> type[argparse.HelpFormatter]:
+def _formatter(options: dict[str, Option]) -> type[argparse.HelpFormatter]:
     class Formatter(jsonargparse.DefaultHelpFormatter):
         """Shows the short alias of an option, and keeps the line breaks of the examples."""
 
@@ -190,7 +216,7 @@ def _formatter(options: dict[str, _Option]) -> type[argparse.HelpFormatter]:
     return Formatter
 
 
-def _plain(argv: Sequence[str], options: list[_Option]) -> list[str]:
+def _plain(argv: Sequence[str], options: list[Option]) -> list[str]:
     """Rewrites aliases, repeated options, bare switches and names of shipped configurations.
 
     ``--config`` comes first, so that other options win over the file wherever it was named.
@@ -247,7 +273,7 @@ def _build(cls: Any, namespace: Any) -> Any:
     return cls(**values)
 
 
-def _input_error(text: str, title: str, options: list[_Option]) -> InputError:
+def _input_error(text: str, title: str, options: list[Option]) -> InputError:
     """Says in one sentence what jsonargparse says in several lines."""
     by_key = {option.key: option for option in options}
     if match := re.search(r'Parser key "([^"]+)":', text):
@@ -275,13 +301,14 @@ def _input_error(text: str, title: str, options: list[_Option]) -> InputError:
     return InputError(" ".join(text.split()), advice=f"See: {title} --help")
 
 
-def _choices(hint: Any) -> tuple[Any, ...]:
+def choices(hint: Any) -> tuple[Any, ...]:
+    """The values of a ``Literal``; none for other types."""
     return typing.get_args(hint) if typing.get_origin(hint) is typing.Literal else ()
 
 
 def _describe(hint: Any) -> str:
-    if choices := _choices(hint):
-        return f"one of {', '.join(map(str, choices))}"
+    if values := choices(hint):
+        return f"one of {', '.join(map(str, values))}"
     if typing.get_origin(hint) in (types.UnionType, typing.Union):
         return " or ".join(_describe(part) for part in typing.get_args(hint))
     names = {int: "a whole number", float: "a finite number", bool: "true or false", str: "text"}

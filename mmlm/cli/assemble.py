@@ -11,6 +11,7 @@ from typing import Any, Literal
 from mmlm.cli.frame import DONE, Command, Terminal
 from mmlm.cli.options import check_model_name
 from mmlm.errors import InputError
+from mmlm.progress import library_bars
 
 __all__ = ["COMMAND", "Assemble", "run"]
 
@@ -64,14 +65,10 @@ def run(settings: Assemble, terminal: Terminal) -> int:
         UnsupportedModel: If stock LLaVA cannot hold one of the parts.
     """
     template = _check(settings)
-    import transformers
-
     from mmlm.model.checkpoint import save
     from mmlm.model.compose import compose
 
-    transformers.utils.logging.set_verbosity_error()
-    if not terminal.progress:
-        transformers.utils.logging.disable_progress_bar()
+    library_bars(terminal.progress)
     model, processor = compose(
         settings.vision,
         settings.language,

@@ -57,7 +57,8 @@ def run(settings: Chat, terminal: Terminal) -> int:
             or the one question of ``--prompt`` fails.
     """
     check_model_name(settings.model.id)
-    from mmlm.cli.chat_session import Session, opening
+    from mmlm.cli.chat_files import opening
+    from mmlm.cli.chat_session import Session
 
     talk = opening(settings)
     methods = parse_methods(settings.methods)

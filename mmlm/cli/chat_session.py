@@ -2,31 +2,26 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
 import random
-import shlex
-import signal
-import threading
-import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
-from pathlib import Path
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from mmlm.cli import chat_views as views
+from mmlm.cli.chat_answer import Answer, answer
+from mmlm.cli.chat_files import drawn, names, read
 from mmlm.cli.chat_lines import Script, paths
 from mmlm.cli.frame import DONE, SOME_FAILED, Terminal, closest
 from mmlm.cli.options import parse_methods
 from mmlm.errors import InputError, MmlmError
 from mmlm.inputs import unknown_words
-from mmlm.show.conversation import Conversation, Picture
+from mmlm.show.conversation import Conversation
 
 if TYPE_CHECKING:
     from mmlm.cli.chat import Chat
     from mmlm.engine.method import Method
 
-__all__ = ["Answer", "Session", "opening"]
+__all__ = ["Session"]
 
 HELP = '''\
 QUESTION             ask; the conversation so far is kept. Several lines: end a line with \\, or
@@ -43,57 +38,6 @@ QUESTION             ask; the conversation so far is kept. Several lines: end a 
 /save FILE [embed]   write the conversation as JSON (embed: pictures inside); /load FILE reads it
 /reset               forget the conversation, keep the pictures
 /help  /quit         this text; leave (or Ctrl-D).  Ctrl-C stops an answer, TAB completes'''
-
-
-@dataclass(frozen=True)
-class Answer:
-    """One answer.
-
-    Attributes:
-        text: The answer.
-        n_tokens: New tokens, the end token included.
-        stopped: Whether Ctrl-C ended it.
-        seconds: From the question to the end.
-    """
-
-    text: str
-    n_tokens: int
-    stopped: bool
-    seconds: float
-
-    @property
-    def remark(self) -> str:
-        """Tokens and time, for people."""
-        speed = f", {self.n_tokens / self.seconds:.3g} per second" if self.seconds else ""
-        return f"{self.n_tokens} tokens in {self.seconds:.1f} s{speed}"
-
-
-def opening(settings: Chat) -> Conversation:
-    """What the conversation begins with, from the command line; reads everything before any work.
-
-    Raises:
-        MmlmError: If a picture, the truth or a stored conversation cannot be read.
-    """
-    talk = Conversation() if settings.load is None else Conversation.load(settings.load)
-    if settings.truth is not None and not settings.truth.is_file():
-        raise InputError(f"There is no file {str(settings.truth)!r}.", advice="Check --truth.")
-    talk = talk.with_pictures(*_read(settings.images, settings.truth))
-    return talk if settings.scene is None else talk.with_pictures(_scene("natural", settings.scene))
-
-
-def _read(files: Sequence[str], truth: Path | None) -> tuple[Picture, ...]:
-    from mmlm.show.truth import of_file
-
-    # Pictures first: a broken one is told as such, whatever is known about it.
-    read = [Picture.read(os.path.expanduser(file)) for file in files]
-    return tuple(replace(picture, known=of_file(picture.name, truth)) for picture in read)
-
-
-def _scene(split: str, number: int) -> Picture:
-    from mmlm.show.truth import draw_scene
-
-    drawn = draw_scene(split, 0, number)
-    return Picture(f"world {split} {number}", drawn.image, known=drawn.known)
 
 
 class Session:
@@ -257,36 +201,21 @@ class Session:
         self, talk: Conversation, methods: Sequence[Method], *, stream: bool = False
     ) -> Answer:
         """Answers the open turn; prints the answer as it comes if ``stream``."""
-        from mmlm.streaming import AnswerStream
-
-        began = time.monotonic()
-        inputs = talk.inputs(self.model, self.processor)
-        known = talk.known
-        with (
-            AnswerStream(
-                self.model, self.processor, inputs, methods, self.settings.generate
-            ) as pieces,
-            _stopping(pieces.stop, self.patient),
-        ):
-            shown = views.Written(self.terminal.console(), known) if stream else None
-            for piece in pieces:
-                if shown:
-                    shown.add(piece)
-            if shown:
-                shown.end(" [stopped]" if pieces.stopped else "")
-        return Answer(
-            pieces.text, pieces.n_tokens, pieces.stopped, round(time.monotonic() - began, 3)
+        shown = views.Written(self.terminal.console(), talk.known) if stream else None
+        settings = self.settings.generate
+        return answer(
+            self.model, self.processor, talk, methods, settings, shown, patient=self.patient
         )
 
     def show_pictures(self, rest: str) -> None:
         """``/image``: other pictures, new conversation."""
-        self.talk = Conversation(pending=_read(_paths(rest, "/image PATH"), self.settings.truth))
+        self.talk = Conversation(pending=read(names(rest, "/image PATH"), self.settings.truth))
         self.terminal.note("A new conversation begins. (/add PATH adds a picture to the old one.)")
 
     def add_pictures(self, rest: str) -> None:
         """``/add``: more pictures with the next question."""
-        read = _read(_paths(rest, "/add PATH"), self.settings.truth)
-        self.talk = self.talk.with_pictures(*read)
+        more = read(names(rest, "/add PATH"), self.settings.truth)
+        self.talk = self.talk.with_pictures(*more)
 
     def show_scene(self, rest: str) -> None:
         """``/scene``: a drawn picture, new conversation."""
@@ -295,7 +224,7 @@ class Session:
             split, number = [*split, number] if number else split, str(random.randrange(10**6))
         if len(split) > 1:
             raise InputError(f"{rest!r} is no scene.", advice="Write: /scene [SPLIT] [NUMBER]")
-        picture = _scene(split[0] if split else "natural", int(number))
+        picture = drawn(split[0] if split else "natural", int(number))
         self.talk = Conversation(pending=(picture,))
         self.terminal.note(f"picture: {picture.name}   (a new conversation; /look draws it here)")
 
@@ -376,7 +305,7 @@ class Session:
 
     def save(self, rest: str) -> None:
         """``/save``: writes the conversation."""
-        file, *more = _paths(rest, "/save FILE [embed]")
+        file, *more = names(rest, "/save FILE [embed]")
         if more not in ([], ["embed"]):
             raise InputError(
                 f"/save takes one file, not {rest!r}.", advice="Write: /save FILE [embed]"
@@ -386,7 +315,7 @@ class Session:
 
     def load(self, rest: str) -> None:
         """``/load``: goes on with a stored conversation."""
-        file, *more = _paths(rest, "/load FILE")
+        file, *more = names(rest, "/load FILE")
         if more:
             raise InputError(f"/load takes one file, not {rest!r}.", advice="Write: /load FILE")
         self.talk = Conversation.load(file)
@@ -397,45 +326,3 @@ class Session:
     def reset(self, _: str) -> None:
         """``/reset``: forgets the conversation; its pictures come with the next question."""
         self.talk = self.talk.restarted()
-
-
-def _paths(rest: str, usage: str) -> list[str]:
-    try:
-        found = shlex.split(rest)
-    except ValueError as error:
-        raise InputError(f"{rest!r}: {error}.", advice="Close the quotes.") from error
-    if not found:
-        raise InputError("No file was named.", advice=f"Write: {usage}")
-    return found
-
-
-@contextlib.contextmanager
-def _stopping(stop: Callable[[], None], patient: bool) -> Iterator[None]:
-    """While an answer is written, Ctrl-C stops the answer and raises nothing.
-
-    An exception could strike anywhere, also between the last token and its being noted.
-
-    Args:
-        stop: Ends the answer after the token that is being computed.
-        patient: Ctrl-C again only explains that; otherwise it is raised.
-    """
-    if threading.current_thread() is not threading.main_thread():
-        yield  # signals reach the main thread only, and only it may say what they do
-        return
-    presses = 0
-
-    def pressed(number: int, frame: Any) -> None:
-        nonlocal presses
-        presses += 1
-        stop()
-        if presses > 1 and not patient:
-            raise KeyboardInterrupt
-        if presses > 1:
-            # Not print: this may interrupt a print.
-            os.write(2, b"\n(stops after the token that is being computed; Ctrl-\\ kills)\n")
-
-    before = signal.signal(signal.SIGINT, pressed)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)

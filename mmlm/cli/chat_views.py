@@ -110,7 +110,9 @@ def side_by_side(answers: Sequence[tuple[str, str, str]], known: Known | None) -
     ]
     marked = [_marked(text, known) for _, text, _ in answers]
     style = "bold yellow" if known is None else "bold"
-    for kind, *places in difflib.SequenceMatcher(None, *said, autojunk=False).get_opcodes():
+    for kind, *places in difflib.SequenceMatcher(
+        None, said[0], said[1], autojunk=False
+    ).get_opcodes():
         for shown, of, (start, end) in zip(marked, spans, (places[:2], places[2:]), strict=True):
             if kind != "equal" and start < end:
                 shown.stylize(style, of[start][0], of[end - 1][1])
@@ -165,6 +167,7 @@ def drawn(image: Image.Image, width: int) -> Any:
         image: RGB.
         width: Characters at most.
     """
+    import numpy as np
     from PIL import Image as Pictures
     from rich.color import Color
     from rich.style import Style
@@ -173,24 +176,27 @@ def drawn(image: Image.Image, width: int) -> Any:
     columns = min(width, image.width)
     rows = max(1, round(image.height * columns / image.width / 2))
     small = image.convert("RGB").resize((columns, 2 * rows), Pictures.Resampling.LANCZOS)
+    pixels = np.asarray(small)
     shown = Text(no_wrap=True)
     for y in range(rows):
         shown.append("\n" if y else "")
         for x in range(columns):
-            top, low = (Color.from_rgb(*small.getpixel((x, 2 * y + d))) for d in (0, 1))
+            top, low = (Color.from_rgb(*pixels[2 * y + d, x]) for d in (0, 1))
             shown.append("▀", Style(color=top, bgcolor=low))
     return shown
 
 
 def block_map(values: np.ndarray, title: str) -> Any:
-    """Attention over a picture in blocks, darker where there is more; the peak is full black.
+    """Attention over a picture in blocks, in five shades, each a fifth of the peak.
 
     Args:
         values: [rows, columns], >= 0.
-        title: Stands above it.
+        title: Stands above it; in the frame it would make that wider than the picture.
     """
     import numpy as np
+    from rich.console import Group
     from rich.panel import Panel
+    from rich.text import Text
 
     step = -(-max(values.shape) // WIDEST)
     rows, columns = (-(-size // step) for size in values.shape)
@@ -201,4 +207,4 @@ def block_map(values: np.ndarray, title: str) -> Any:
     level = np.zeros_like(cells) if peak == 0 else cells / peak
     index = np.minimum((level * len(SHADES)).astype(int), len(SHADES) - 1)
     text = "\n".join("".join(SHADES[i] * 2 for i in row) for row in index)
-    return Panel(text, title=title, expand=False, padding=0)
+    return Group(Text(title), Panel(text, expand=False, padding=0))

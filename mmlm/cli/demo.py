@@ -12,7 +12,7 @@ import json
 import re
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,6 +28,7 @@ from mmlm.cli.options import (
 )
 from mmlm.cli.pictures import DataOptions, Source, find
 from mmlm.errors import InputError, UnsupportedModel
+from mmlm.progress import progress_bar
 from mmlm.runner import GenerateSettings
 
 if TYPE_CHECKING:
@@ -264,12 +265,11 @@ def _run_all(
     short = replace(generate, max_new_tokens=min(ANSWER_TOKENS, generate.max_new_tokens))
     answers.warm_up(ways)
     total = len(ways) * (len(captions.items) + len(questions.items))
-    with _progress(total, terminal) as (describe, advance):
-        describe("captions")
-        captioned = answers.collect("chair", captions, ways, {}, generate, advance)
-        describe("yes/no questions")
+    with progress_bar(total, terminal.progress, "captions") as bar:
+        captioned = answers.collect("chair", captions, ways, {}, generate, bar)
+        bar.title("yes/no questions")
         kind = f"pope-{settings.n_questions}"
-        answered = answers.collect(kind, questions, ways, asked, short, advance)
+        answered = answers.collect(kind, questions, ways, asked, short, bar)
     truth = source.truth()
     runs, failed = [], 0
     for label, methods in ways.items():
@@ -340,27 +340,6 @@ def _facts(settings: Demo, source: Source, runs: Sequence[MethodRun]) -> dict[st
     versions = ("mmlm", "torch", "transformers", "nltk")
     facts["versions"] = ", ".join(f"{name} {version(name)}" for name in versions)
     return facts
-
-
-@contextmanager
-def _progress(
-    total: int, terminal: Terminal
-) -> Iterator[tuple[Callable[[str], None], Callable[[int], None]]]:
-    """One bar for the whole demo: gives functions that name the step and advance the bar."""
-    if not terminal.progress:
-        yield (lambda text: None), (lambda count: None)
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
-    from rich.progress import TimeRemainingColumn as Remaining
-
-    columns = (TextColumn("{task.description:<28}"), BarColumn(), MofNCompleteColumn(), Remaining())
-    with Progress(*columns, console=Console(stderr=True)) as bar:
-        task = bar.add_task("", total=total)
-        yield (
-            lambda text: bar.update(task, description=text),
-            lambda count: bar.update(task, advance=count),
-        )
 
 
 COMMAND = Command(

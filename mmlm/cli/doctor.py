@@ -11,9 +11,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from mmlm.cli import doctor_views
 from mmlm.cli.frame import DONE, SOME_FAILED, Command, Terminal
 from mmlm.cli.options import EMBEDDED, check_model_name
 from mmlm.errors import InputError, UnsupportedModel
+from mmlm.progress import library_bars
 
 if TYPE_CHECKING:
     from mmlm.engine.anatomy import Anatomy
@@ -52,14 +54,10 @@ def run(settings: Doctor, terminal: Terminal) -> int:
     if settings.installation:
         return _examine_installation(settings, terminal)
     check_model_name(settings.model)
-    import transformers
-
     import mmlm
     from mmlm.model.checkpoint import skeleton
 
-    transformers.utils.logging.set_verbosity_error()
-    if not terminal.progress:
-        transformers.utils.logging.disable_progress_bar()
+    library_bars(terminal.progress)
     report = {"model": settings.model, **examine(*skeleton(settings.model))}
     if settings.load:
         mmlm.load(settings.model)
@@ -67,7 +65,7 @@ def run(settings: Doctor, terminal: Terminal) -> int:
     if terminal.json:
         terminal.emit(report)
         return DONE
-    for table in _tables(report):
+    for table in doctor_views.of_model(report):
         terminal.table(table)
     return DONE
 
@@ -78,12 +76,12 @@ def _examine_installation(settings: Doctor, terminal: Terminal) -> int:
             "--self examines the installation, and a model was named as well.",
             advice="Ask twice: mmlm doctor --self, and mmlm doctor MODEL",
         )
-    from mmlm.cli import doctor_self
+    from mmlm.cli.doctor_self import installation
 
-    report = doctor_self.installation()
+    report = installation()
     if terminal.json:
         terminal.emit(report)
-    for table in doctor_self.tables(report):
+    for table in doctor_views.of_installation(report):
         terminal.table(table)
     for problem in report["problems"]:
         terminal.error(problem["problem"], problem["advice"])
@@ -150,38 +148,6 @@ def _described(part: Any, tried: str) -> dict[str, Any]:
     if isinstance(part, Sequence) or type(part).__name__ == "ModuleList":
         return {"class": type(part[0]).__name__, "count": len(part)}
     return {"class": type(part).__name__}
-
-
-def _tables(report: dict[str, Any]) -> list[Any]:
-    from rich.table import Table
-
-    guessed = " (no row in the family table: parts are found by common names)"
-    family = report["family"] + ("" if report["family_known"] else guessed)
-    heads = f"{report['heads']} heads, {report['key_value_heads']} for keys and values"
-    template = "yes" if report["chat_template"] else "none: give --model.chat_template simple"
-    what = Table(show_header=False)
-    for name, value in {
-        "model": report["model"],
-        "class": report["class"],
-        "family": family,
-        "parameters": f"{report['parameters'] / 1e6:,.1f} million",
-        "decoder": f"{report['decoder']}: {report['layers']} layers of {heads}",
-        "image tokens": ", ".join(map(str, report["image_token_ids"])),
-        "chat template": template,
-        **{name: _in_words(part) for name, part in report["parts"].items()},
-        **({"weights": report["weights"]} if "weights" in report else {}),
-    }.items():
-        what.add_row(name, value)
-    methods = Table("method", "runs", "why not")
-    for name, reasons in report["methods"].items():
-        methods.add_row(name, "[red]no" if reasons else "[green]yes", "\n".join(reasons))
-    return [what, methods]
-
-
-def _in_words(part: dict[str, Any]) -> str:
-    if part["class"] is None:
-        return f"[red]none[/red]: {part['missing']}"
-    return f"{part['count']} of {part['class']}" if "count" in part else part["class"]
 
 
 COMMAND = Command(

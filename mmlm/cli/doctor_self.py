@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from packaging.markers import Marker
     from packaging.requirements import Requirement
 
-__all__ = ["EXTRAS", "installation", "tables"]
+__all__ = ["EXTRAS", "installation"]
 
 EXTRAS = {
     "web": "`mmlm web`, the playground in a browser",
@@ -169,7 +169,7 @@ def _devices() -> dict[str, Any]:
     }
     try:
         import torch
-        from transformers.utils import is_flash_attn_2_available
+        from transformers.utils.import_utils import is_flash_attn_2_available
     except (ImportError, OSError) as error:  # OSError: a shared library is missing
         return found | {"error": f"{type(error).__name__}: {error}"}
     cuda = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())]
@@ -287,64 +287,3 @@ def _problems(report: Mapping[str, Any]) -> Iterator[dict[str, str]]:
                 "advice": "Change its owner, or name another one: HF_HOME for models, "
                 "MMLM_DATA_DIR for official files, XDG_STATE_HOME for the history.",
             }
-
-
-def tables(report: Mapping[str, Any]) -> list[Any]:
-    """The report for people."""
-    from rich.markup import escape
-    from rich.table import Table
-
-    own, devices = report["mmlm"], report["devices"]
-    assets = {
-        name: asset["state"] or f"[red]{escape(asset['error'])}"
-        for name, asset in report["assets"].items()
-    }
-    hub = report["hub"]
-    away = f"{hub['address']}: {hub['why']}; only what is here can be used"
-    variables = "\n".join(f"{name}={value}" for name, value in report["variables"].items())
-    what = Table(show_header=False)
-    for name, value in {
-        "mmlm": escape(f"{own['version']}, {own['folder']}"),
-        "Python": escape(f"{own['python']}, {own['executable']}"),
-        "system": own["system"],
-        **_device_rows(devices),
-        **assets,
-        "hub": "reachable" if hub["reachable"] else escape(away),
-        **{name: _folder_row(folder) for name, folder in report["folders"].items()},
-        "variables": escape(variables),
-    }.items():
-        what.add_row(name, value)
-    packages = Table("package", "installed", "wanted")
-    for name, package in report["packages"].items():
-        colour = "green" if package["ok"] else "bold red"
-        packages.add_row(name, f"[{colour}]{package['installed'] or 'missing'}", package["wanted"])
-    extras = Table("extra", "for", "missing", "install with")
-    for name, extra in report["extras"].items():
-        missing = ", ".join(extra["missing"]) or "[green]nothing"
-        extras.add_row(name, extra["for"], missing, escape(extra["install"] or ""))
-    return [what, packages, extras]
-
-
-def _device_rows(devices: Mapping[str, Any]) -> dict[str, str]:
-    from rich.markup import escape
-
-    if "error" in devices:
-        return {"torch": f"[red]{escape(devices['error'])}"}
-    gpus = [f"{one['name']}, {one['memory_gib']} GiB" for one in devices["gpus"]]
-    kinds = {"bfloat16": devices["bfloat16"], "flash attention 2": devices["flash_attention_2"]}
-    usable = ", ".join(name for name, there in kinds.items() if there)
-    return {
-        "processors": f"{devices['processors']}; torch uses {devices['threads']}",
-        "torch for": devices["built_for"],
-        "GPUs": "\n".join(gpus) or devices["accelerator"] or "none",
-        **({"with": usable} if usable else {}),
-    }
-
-
-def _folder_row(folder: Mapping[str, Any]) -> str:
-    from rich.markup import escape
-
-    room = f"{folder['free_gib']} GiB free"
-    state = room if folder["writable"] else "[red]cannot be written[/red]"
-    holds = f"\n{', '.join(folder['holds'])}" if folder["holds"] else ""
-    return f"{escape(folder['folder'])} ({state}){escape(holds)}"

@@ -9,6 +9,7 @@ from typing import Literal
 from mmlm.cli.frame import DONE, Command, Terminal
 from mmlm.cli.options import check_model_name
 from mmlm.errors import InputError
+from mmlm.progress import library_bars
 
 __all__ = ["COMMAND", "Export", "run"]
 
@@ -46,14 +47,10 @@ def run(settings: Export, terminal: Terminal) -> int:
         raise InputError(f"{str(output)!r} exists already.", advice="Choose another --output.")
     if settings.base:
         check_model_name(settings.base)
-    import transformers
-
     from training.export import export
     from training.stored import find_checkpoint
 
-    transformers.utils.logging.set_verbosity_error()
-    if not terminal.progress:
-        transformers.utils.logging.disable_progress_bar()
+    library_bars(terminal.progress)
     found = find_checkpoint(settings.checkpoint)
     what = settings.what
     if what == "auto":

@@ -65,10 +65,12 @@ class HandOver:
     Args:
         summary: One line for the help.
         target: ``"package.module:function"``, called with the list of arguments.
+        parser: ``"package.module:function"``, gives that program's parser; for completions.
     """
 
     summary: str
     target: str
+    parser: str
 
 
 @dataclass(frozen=True)

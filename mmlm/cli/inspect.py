@@ -16,6 +16,7 @@ from mmlm.cli.options import (
     open_model,
     parse_methods,
 )
+from mmlm.cli.pictures import COCO_PROMPT, WORLD_PROMPT
 from mmlm.decoding_settings import GenerateSettings
 from mmlm.errors import InputError
 
@@ -31,7 +32,6 @@ __all__ = ["COMMAND", "Inspect", "run"]
 
 PAGE, NUMBERS = "index.html", "inspect.json"
 FIGURES = ("words", "layers", "heads", "sinks")
-_PROMPTS = {True: "describe the image .", False: "Describe this image in detail."}
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,9 @@ def run(settings: Inspect, terminal: Terminal) -> int:
     _refuse(left_out, probes, wanted)
     for name, reason in left_out.items():
         terminal.note(f"{name} is left out: {reason}")
-    prompt = settings.prompt.strip() or _PROMPTS[settings.model.id == EMBEDDED]
+    prompt = settings.prompt.strip() or (
+        WORLD_PROMPT if settings.model.id == EMBEDDED else COCO_PROMPT
+    )
     if unknown := unknown_words(processor, prompt):
         terminal.note(f"words that the model does not know: {', '.join(unknown)}")
     inspection = inspect(

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from mmlm.chat_server.options import ServerOptions, patience_of
 from mmlm.errors import InputError
+from mmlm.progress import tracked
 
 if TYPE_CHECKING:
     from benchmarks.judges import Judge, Verdict
@@ -131,9 +132,6 @@ def _show(model: str) -> Callable[[Iterator[Verdict], int], Iterable[Verdict]]:
     """A progress bar over the prompts that have no stored reply."""
 
     def watch(verdicts: Iterator[Verdict], total: int) -> Iterable[Verdict]:
-        from rich.console import Console
-        from rich.progress import track
-
-        return track(verdicts, f"asking {model}", total=total, console=Console(stderr=True))
+        return tracked(verdicts, True, f"asking {model}", total)
 
     return watch

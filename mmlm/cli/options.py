@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 
 from mmlm.cli.frame import closest
 from mmlm.errors import InputError
+from mmlm.progress import library_bars
 
 if TYPE_CHECKING:
     from mmlm.cli.frame import Terminal
@@ -110,14 +111,10 @@ def open_model(
         IncompatibleMethods: If the methods exclude each other.
     """
     check_model_name(options.id)
-    import transformers
-
     import mmlm
     from mmlm.inputs import use_chat_template
 
-    transformers.utils.logging.set_verbosity_error()
-    if not terminal.progress:
-        transformers.utils.logging.disable_progress_bar()
+    library_bars(terminal.progress)
     model, processor = mmlm.load(
         options.id,
         dtype=options.dtype,

@@ -9,5 +9,7 @@ from mmlm.cli.frame import HandOver
 __all__ = ["COMMAND"]
 
 COMMAND = HandOver(
-    summary="train or fine-tune from a configuration file", target="training.__main__:main"
+    summary="train or fine-tune from a configuration file",
+    target="training.__main__:main",
+    parser="training.config:build_parser",
 )

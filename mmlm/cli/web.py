@@ -6,10 +6,14 @@ import ipaddress
 from dataclasses import dataclass, field
 
 from mmlm.cli.frame import DONE, Command, Terminal
-from mmlm.cli.options import ModelOptions, check_model_name
+from mmlm.cli.options import ModelOptions, check_model_name, method_field
 from mmlm.errors import InputError
 
-__all__ = ["COMMAND", "Web", "run"]
+__all__ = ["COLUMNS", "COMMAND", "Web", "is_loopback", "run"]
+
+
+COLUMNS = 4
+"""Columns of the playground beside the plain model."""
 
 
 @dataclass(frozen=True)
@@ -18,6 +22,9 @@ class Web:
 
     Attributes:
         model: The model that the page starts with.
+        methods: The methods that a column starts with, e.g. "VHR(alpha=2.0)" or "PAI + VCD"; up to
+            four columns. One of your own is named by its path, my_package.MyMethod, and can then be
+            chosen on the page.
         also: Further models that visitors may choose; each is loaded when it is first chosen.
         detector: Says what is in uploaded pictures, e.g. "HFDetector(model='path')". Without one
             only drawn scenes and pictures of COCO val2014 have words marked.
@@ -31,13 +38,14 @@ class Web:
     """
 
     model: ModelOptions = field(default_factory=ModelOptions)
+    methods: tuple[str, ...] = method_field()
     also: tuple[str, ...] = ()
     detector: str | None = None
     host: str = "127.0.0.1"
     port: int = 7860
     browser: bool = False
     max_upload_mb: float = 10.0
-    max_megapixels: float = 40.0
+    max_megapixels: float = 24.0
     max_new_tokens: int = 512
     max_waiting: int = 32
 
@@ -71,6 +79,11 @@ def _check(settings: Web) -> None:
         value = getattr(settings, name)
         if not value > 0 or value == float("inf"):
             raise InputError(f"--{name} is {value}.", advice="Give a finite number greater than 0.")
+    if len(settings.methods) > COLUMNS:
+        raise InputError(
+            f"{len(settings.methods)} columns of methods were given.",
+            advice=f'Give at most {COLUMNS}; methods that act together go in one: "PAI + VCD".',
+        )
     if not 0 <= settings.port <= 65535:
         raise InputError(
             f"--port is {settings.port}.", advice="Give 1 to 65535, or 0 for any free port."
@@ -93,6 +106,7 @@ COMMAND = Command(
     run=run,
     example=(
         "mmlm web\n"
+        'mmlm web --method "VHR(alpha=3.0)" --method "PAI + VCD"\n'
         "mmlm web --model llava-hf/llava-1.5-7b-hf --model.dtype bfloat16 --also embedded\n"
         "mmlm web --host 0.0.0.0 --port 8000"
     ),

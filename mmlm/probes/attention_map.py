@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -31,15 +32,28 @@ class _State:
         img: int64 [B, N]; image of each position that was given, -1 outside.
         at: int64 [B, n]; the given position of each column of the prompt, -1 where it is none of
             an image.
+        marks: fp32 [B, n, I]; which column belongs to which image: 1 or 0.
         seen: Positions so far, by layer.
-        steps: Per layer fp32 [B, n] for every token: attention of the row that produced it.
+        shares: Per layer fp32 [B, I] for every token: attention of the row that produced it.
+        sums: fp32 [B, n] for every token; the same per column, summed over the layers.
+        rows: Per layer what ``sums`` adds up, if it is wanted.
     """
 
     layers: tuple[int, ...]
     img: Tensor
     at: Tensor
+    marks: Tensor
     seen: dict[int, int] = field(default_factory=dict)
-    steps: dict[int, list[Tensor]] = field(default_factory=dict)
+    shares: dict[int, list[Tensor]] = field(default_factory=dict)
+    sums: list[Tensor] = field(default_factory=list)
+    rows: dict[int, list[Tensor]] = field(default_factory=dict)
+
+    def forget(self, layer: int) -> None:
+        """Drops what a layer saw of an earlier answer; layers come in order."""
+        self.shares.pop(layer, None)
+        self.rows.pop(layer, None)
+        if layer == self.layers[0]:
+            self.sums.clear()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +75,7 @@ class AttentionMap(Method):
         the chosen layers.
     Cost:
         No extra forward. Per token and layer one row of attention weights is computed again.
-        Memory: one number per layer, token and position of the prompt.
+        Memory: one number per token and position of the prompt; with ``by_layer`` for each layer.
     Parameters:
         layers: Decoder layers, each >= 0. None: all.
         by_layer: Whether the record holds a map for every layer too, and not only their mean.
@@ -128,18 +142,28 @@ class AttentionMap(Method):
         full, entered = prompt.full_layout, prompt.layout.visual
         number = torch.arange(full.length, device=full.seg.device).expand(full.rows, -1)
         at = torch.where(entered, prompt.entered(number.contiguous()), -1)
-        return _State(self.layers_of(prompt.anatomy), full.img.long(), at)
+        own = torch.where(entered, full.img.long().gather(1, at.clamp(min=0)), -1)
+        images = torch.arange(int(full.img.amax()) + 1, device=own.device)
+        marks = (own[..., None] == images).float()
+        return _State(self.layers_of(prompt.anatomy), full.img.long(), at, marks)
 
     def weights(
         self, state: _State, layer: int, rows: Int[Tensor, "B R"], a: Float[Tensor, "B H R K"]
     ) -> Float[Tensor, "B H R K"] | None:
-        """Keeps the row; changes nothing."""
+        """Adds the row up, by image and over the layers; changes nothing."""
         keys, before = a.shape[-1], state.seen.get(layer)
         state.seen[layer] = keys
-        steps = state.steps.setdefault(layer, [])
         if before is not None and keys != before + 1:  # a new turn: its answer begins
-            steps.clear()
-        steps.append(a[:, :, -1, : state.at.shape[1]].mean(1))
+            state.forget(layer)
+        row = a[:, :, -1, : state.at.shape[1]].mean(1)
+        shares = state.shares.setdefault(layer, [])
+        if len(shares) == len(state.sums):
+            state.sums.append(row.clone() if self.by_layer else row)
+        else:
+            state.sums[len(shares)] += row
+        shares.append(torch.bmm(row[:, None], state.marks)[:, 0])
+        if self.by_layer:
+            state.rows.setdefault(layer, []).append(row)
         return None
 
     def record(self, state: _State, tokens: Sequence[int] | None) -> list[dict[str, Any]]:
@@ -159,13 +183,13 @@ class AttentionMap(Method):
         if tokens is not None and len(tokens) != n_rows:
             raise ValueError(f"Got {len(tokens)} numbers of tokens for {n_rows} rows.")
         counts = (state.img.amax(-1) + 1).tolist()
-        silent = [layer for layer in state.layers if layer not in state.steps]
+        silent = [layer for layer in state.layers if layer not in state.shares]
         if silent and any(counts):
             raise NotImplementedError(
                 f"Layer {silent[0]} does not hand its queries and keys to the library's attention "
                 "interface, so its attention cannot be seen."
             )
-        ran = min((len(steps) for steps in state.steps.values()), default=0)
+        ran = len(state.sums)
         lengths = [ran] * n_rows if tokens is None else [min(n, ran) for n in tokens]
         return [self._of_row(state, row, images, lengths[row]) for row, images in enumerate(counts)]
 
@@ -177,31 +201,35 @@ class AttentionMap(Method):
             "layers": list(state.layers),
             "keys": [len(positions) for positions in where],
         }
-        if not images:
-            empty: list[Any] = [[] for _ in range(n)]
-            return record | {"shares": [empty for _ in state.layers], "maps": empty}
-        full = self._spread(state, row, n)  # [layers, n, N]
-        shares = torch.stack([full[..., positions].sum(-1) for positions in where], dim=-1)
-        record["shares"] = _short(shares.tolist())
-        record["maps"] = _split(full.mean(0), where)
+        shares = [_stacked(state.shares.get(layer, [])[:n], row, images) for layer in state.layers]
+        record["shares"] = [_short(layer[:, :images].tolist()) for layer in shares]
+        spread = partial(_spread, at=state.at[row].cpu(), length=len(img))
+        kept = _stacked(state.sums[:n], row, state.at.shape[1]) / len(state.layers)
+        record["maps"] = _split(spread(kept), where)
         if self.by_layer:
-            record["layer_maps"] = [_split(layer, where) for layer in full]
+            rows = [_stacked(state.rows[layer][:n], row, 0) for layer in state.layers]
+            record["layer_maps"] = [_split(spread(layer), where) for layer in rows]
         return record
 
-    def _spread(self, state: _State, row: int, n: int) -> Float[Tensor, "layers n N"]:
-        """What was kept of a row, at all positions that were given; 0 where nothing was kept."""
-        at = state.at[row].cpu()
-        full = torch.zeros(len(state.layers), n, state.img.shape[1], dtype=torch.float64)
-        for number, layer in enumerate(state.layers if n else ()):
-            kept = torch.stack([step[row] for step in state.steps[layer][:n]]).cpu().double()
-            full[number][:, at[at >= 0]] = kept[:, at >= 0]
-        return full
+
+def _stacked(steps: list[Tensor], row: int, width: int) -> Float[Tensor, "n width"]:
+    """One row of what was kept of each token, in double precision."""
+    if not steps:
+        return torch.zeros(0, width, dtype=torch.float64)
+    return torch.stack([step[row, ...] for step in steps]).cpu().double()
+
+
+def _spread(kept: Float[Tensor, "n c"], at: Int[Tensor, " c"], length: int) -> Tensor:
+    """What was kept, at all positions that were given [n, length]; 0 where nothing was."""
+    full = kept.new_zeros(len(kept), length)
+    full[:, at[at >= 0]] = kept[:, at >= 0]
+    return full
 
 
 def _split(rows: Float[Tensor, "n N"], where: list[Tensor]) -> list[list[list[float]]]:
     """Rows as lists: per token, per image, per position."""
     parts = [_short(rows[:, positions].tolist()) for positions in where]
-    return [list(images) for images in zip(*parts, strict=True)]
+    return [[part[token] for part in parts] for token in range(len(rows))]
 
 
 def _short(x: Any) -> Any:

@@ -18,10 +18,12 @@ from torch import Tensor
 from mmlm.engine.anatomy import Anatomy
 from mmlm.engine.branches.branch import NoImage
 from mmlm.engine.divergence import divergence, text_activation
-from mmlm.engine.method import Cost, Method, Paper, Prompt
+from mmlm.engine.method import IN_BRANCHES, Cost, Method, Paper, Prompt
 from mmlm.engine.selections import check_layers, read_numbers
 
 __all__ = ["HeadDivergence"]
+
+_NAMES = ("vhd", "relative", "text_activation")
 
 
 @dataclass(frozen=True)
@@ -30,6 +32,7 @@ class _State:
 
     Attributes:
         layers: Those that are measured.
+        copies: How often each prompt stands in the batch: beams.
         has_image: Bool [B].
         without: fp32 [B, H, d] by layer; outputs of the heads without the image.
         vhd: fp32 [B, H] by layer.
@@ -37,6 +40,7 @@ class _State:
     """
 
     layers: tuple[int, ...]
+    copies: int
     has_image: Tensor
     without: Mapping[int, Tensor]
     vhd: dict[int, Tensor] = field(default_factory=dict)
@@ -71,8 +75,8 @@ class HeadDivergence(Method):
         so plain VHD cannot be compared across layers.
         A divergence below rounding error counts as zero.
     Limits:
-        A row without an image has divergence 0. Beam search is refused. Beside VHR the layers
-        behind a reinforced one are measured with it reinforced.
+        A row without an image has no divergence. Beside VHR the layers behind a reinforced one are
+        measured with it reinforced.
 
     Raises:
         ValueError: for layers that the model does not have.
@@ -91,6 +95,7 @@ class HeadDivergence(Method):
         venue="ACL 2025",
     )
     only_looks: ClassVar[frozenset[str]] = frozenset({"heads"})
+    rewinds: ClassVar[bool] = True
     measures: ClassVar[str] = "head_divergence"
 
     layers: tuple[int, ...] | None = None
@@ -118,9 +123,16 @@ class HeadDivergence(Method):
         return layer in self.layers_of(anatomy)
 
     def unsupported(self, anatomy: Anatomy) -> list[str]:
-        """Nothing beyond the output projection; checks the layers."""
+        """Needs a prompt without its image, to which every method that is built in applies."""
+        from mmlm.engine.build_in import built_in
+
         check_layers("HeadDivergence", self.layers_of(anatomy), anatomy.n_layers)
-        return []
+        return [
+            f"{method.label} is built in and knows the main prompt only, so heads without the "
+            "image cannot be compared"
+            for method in built_in(anatomy.model)
+            if method.sites - method.only_looks - IN_BRANCHES
+        ]
 
     def begin(self, prompt: Prompt) -> _State:
         """Runs the text-only prefill and keeps its head outputs."""
@@ -128,7 +140,7 @@ class HeadDivergence(Method):
         without: Mapping[int, Tensor] = {}
         if bool(has_image.any()):
             without = prompt.run(NoImage(), heads=layers).heads
-        return _State(layers, has_image, without)
+        return _State(layers, prompt.copies, has_image, without)
 
     def heads(
         self, state: _State, layer: int, y: Float[Tensor, "B L H d"]
@@ -142,7 +154,7 @@ class HeadDivergence(Method):
         return None
 
     def record(self, state: _State, tokens: Sequence[int] | None) -> list[dict[str, Any]]:
-        """One record per row, in plain JSON.
+        """One record per answer, in plain JSON; beams of a prompt share the prompt's.
 
         Returns:
             Dictionaries with ``layers``, and per layer and head ``vhd``, ``relative`` (VHD over the
@@ -150,32 +162,30 @@ class HeadDivergence(Method):
             A row without an image has empty lists in their place.
 
         Raises:
-            ValueError: If ``tokens`` are not one number per row.
+            ValueError: If the answers are no multiple of the prompts, nor the other way round.
         """
         rows = state.has_image.shape[0]
-        if tokens is not None and len(tokens) != rows:
-            raise ValueError(f"Got {len(tokens)} numbers of tokens for {rows} rows.")
-        empty: dict[str, Any] = {"vhd": [], "relative": [], "text_activation": []}
-        if not state.vhd:
-            return [{"layers": list(state.layers)} | empty for _ in range(rows)]
-        vhd, size, active = (
-            torch.stack([found[layer] for layer in state.layers], dim=1).cpu()  # [B, layers, H]
-            for found in (
-                state.vhd,
-                state.size,
-                {layer: text_activation(y) for layer, y in state.without.items()},
-            )
-        )
-        found = {
-            "vhd": vhd,
-            "relative": vhd / size.clamp(min=torch.finfo(size.dtype).tiny),
-            "text_activation": active,
-        }
+        wanted, prompts = rows if tokens is None else len(tokens), rows // state.copies
+        if not wanted or (wanted % prompts and rows % wanted):
+            raise ValueError(f"Got {wanted} numbers of tokens for {prompts} rows.")
+        found = _measured(state) if state.vhd else {}
+        has_image = state.has_image.tolist()
         return [
             {"layers": list(state.layers)}
-            | ({name: _short(x[row].tolist()) for name, x in found.items()} if seen else empty)
-            for row, seen in enumerate(state.has_image.tolist())
+            | {n: _short(found[n][row].tolist()) if has_image[row] else [] for n in _NAMES}
+            for row in (i * rows // wanted for i in range(wanted))
         ]
+
+
+def _measured(state: _State) -> dict[str, Float[Tensor, "B layers H"]]:
+    """What is recorded, by name."""
+    active = {layer: text_activation(y) for layer, y in state.without.items()}
+    vhd, size, activation = (
+        torch.stack([found[layer] for layer in state.layers], dim=1).cpu()
+        for found in (state.vhd, state.size, active)
+    )
+    relative = vhd / size.clamp(min=torch.finfo(size.dtype).tiny)
+    return dict(zip(_NAMES, (vhd, relative, activation), strict=True))
 
 
 def _short(x: Any) -> Any:

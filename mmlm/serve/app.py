@@ -93,15 +93,14 @@ def _add_completions(app: FastAPI, service: Service) -> None:
             if isinstance(event, Answer) and not request.stream:
                 _note(job, event, start)
                 return JSONResponse(writer.whole(event))
-            chunks = _chunks(service, job, writer, event, deadline)
+            chunks = _chunks(service, job, writer, event, start, deadline)
             return _Stream(chunks, stack.pop_all(), deadline)
 
 
 async def _chunks(
-    service: Service, job: Job, writer: Writer, event: Event, deadline: float
+    service: Service, job: Job, writer: Writer, event: Event, start: float, deadline: float
 ) -> AsyncIterator[bytes]:
     """The events of a job, from one that is there already, as chunks of a stream."""
-    start = time.monotonic()
     try:
         yield writer.first()
         while isinstance(event, str):

@@ -74,19 +74,22 @@ class Fetcher:
 
     Args:
         hosts: What `checked_host` made of their names.
-        largest: Most bytes of a picture's file.
         timeout: Longest time without a byte in seconds.
     """
 
-    def __init__(self, hosts: Collection[str], largest: int, timeout: float) -> None:
+    def __init__(self, hosts: Collection[str], timeout: float) -> None:
         self._hosts = frozenset(hosts)
-        self._largest = largest
         # Unpacked, so that what arrives is what is counted.
         headers = {"Accept-Encoding": "identity"}
         self._client = httpx.AsyncClient(timeout=timeout, headers=headers, follow_redirects=False)
 
-    async def __call__(self, address: str, param: str) -> bytes:
+    async def __call__(self, address: str, param: str, largest: int) -> bytes:
         """The file behind an address.
+
+        Args:
+            address: What the request says.
+            param: Where it says so.
+            largest: Most bytes of the file.
 
         Raises:
             Refusal: If its host is not allowed, or there is no file within the limits.
@@ -99,9 +102,8 @@ class Fetcher:
                     raise _bad(f"The host of {_short(address)} says {response.status_code}.", param)
                 async for chunk in response.aiter_raw():
                     body += chunk
-                    if len(body) > self._largest:
-                        most = f"{self._largest} bytes"
-                        raise _bad(f"{_short(address)} is larger than {most}.", param)
+                    if len(body) > largest:
+                        raise _bad(f"{_short(address)} is larger than {largest} bytes.", param)
         except httpx.HTTPError as error:
             reason = type(error).__name__
             raise _bad(f"{_short(address)} cannot be fetched ({reason}).", param) from None

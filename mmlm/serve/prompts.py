@@ -95,8 +95,9 @@ class Preparer:
             )
         except MmlmError as error:
             raise unfit(error, "messages") from None
-        # What processors say to what they cannot use, e.g. to a picture of 1 x 1000 pixels.
-        except (ValueError, ZeroDivisionError) as error:
+        # What processors say to what they cannot use, e.g. to a picture of 1 x 1000 pixels, and
+        # templates to a role of which they expect something else.
+        except (TypeError, ValueError, ZeroDivisionError) as error:
             message = f"The model's processor refuses the request: {error}."
             raise invalid(message, "messages") from None
         n_tokens = inputs["input_ids"].shape[1]
@@ -140,7 +141,7 @@ class Preparer:
     def _room_for(self, n_tokens: int, asked: int | None) -> int:
         """Most new tokens: as many as were asked for, or what there is room for."""
         limits, room = self._limits, self._room or n_tokens + self._limits.max_tokens
-        longest = limits.prompt_tokens or room - 1
+        longest = min(limits.prompt_tokens or room, room - 1)
         if n_tokens > longest:
             raise invalid(
                 f"The prompt has {n_tokens} tokens, pictures included; at most {longest} are "

@@ -72,7 +72,7 @@ def run_server(
         log_config=None,
         access_log=False,
         server_header=False,
-        timeout_graceful_shutdown=grace,  # type: ignore[arg-type]  (handed to asyncio.wait_for)
+        timeout_graceful_shutdown=grace,  # type: ignore[arg-type]  # goes to asyncio.wait_for
     )
     server = _Server(config, ready)
     with listener, _good_end():

@@ -47,7 +47,8 @@ class RowSampler(LogitsProcessor):
         scores = scores.clone()
         for number, warpers, generator in self._rows:
             row = slice(number, number + 1)
-            probabilities = warpers(input_ids[row], scores[row]).softmax(-1)
+            warped = warpers(input_ids[row], scores[row])  # type: ignore[arg-type]
+            probabilities = warped.softmax(-1)
             token = torch.multinomial(probabilities, 1, generator=generator)
             scores[row] = torch.full_like(scores[row], -torch.inf).scatter(1, token, 0.0)
         return scores

@@ -73,8 +73,7 @@ class Service:
         text = model.config.get_text_config()
         room = getattr(text, "max_position_embeddings", None)
         self._prepare = Preparer(processor, room, serving.limits)
-        limits = serving.limits
-        self._fetch = Fetcher(serving.hosts, limits.body_bytes, limits.fetch_timeout)
+        self._fetch = Fetcher(serving.hosts, serving.limits.fetch_timeout)
         # One thread: a processor is not for several, and pictures are decoded one at a time.
         self._threads = ThreadPoolExecutor(1, "prepare")
         self.taken = 0
@@ -167,13 +166,14 @@ class Service:
                 "messages",
                 "too_many_images",
             )
-        files = []
+        files, left = [], limits.body_bytes
         try:
             async with asyncio.timeout(limits.fetch_timeout):
                 for param, url in parts:
                     content = data_of(url, param)
                     if content is None:
-                        content = await self._fetch(url, param)
+                        content = await self._fetch(url, param, left)
+                        left -= len(content)
                     files.append((param, content))
         except TimeoutError:
             message = f"The pictures could not be fetched within {limits.fetch_timeout:g} s."

@@ -102,7 +102,7 @@ Part: TypeAlias = Annotated[TextPart | ImagePart, Field(discriminator="type")]
 
 
 def _kind(content: Any) -> str | None:
-    return {str: "words", list: "parts"}.get(type(content))
+    return "words" if isinstance(content, str) else "parts" if isinstance(content, list) else None
 
 
 Content: TypeAlias = Annotated[
@@ -120,7 +120,7 @@ class Message(_Strict):
 
     role: Literal["system", "developer", "user", "assistant"]
     content: Content
-    name: str | None = None
+    name: None = None
     refusal: None = None
     audio: None = None
     function_call: None = None

@@ -8,6 +8,7 @@ picture or a figure; nothing here runs a model.
 from __future__ import annotations
 
 import textwrap
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -130,7 +131,7 @@ def layers(panels: Sequence[Panel]) -> Figure:
         if panel.logarithmic and max(found) > 10 * min(found):
             axes.set_yscale("log")
         else:
-            axes.set_ylim(bottom=0)
+            axes.set_ylim(0, 1.12 * max([*found, panel.even or 0]) or None)
         axes.set_title(panel.title, loc="left", fontsize=10)
         axes.set_ylabel(panel.unit)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -191,14 +192,17 @@ def sheet(rows: Mapping[str, Sequence[Tile]]) -> Figure:
         rows: By name, tiles from left to right; at least one.
     """
     columns = max(len(tiles) for tiles in rows.values())
-    figure = _figure(1.75 * columns, 2.35 * len(rows))
+    images = [tile.image for tiles in rows.values() for tile in tiles if tile.image is not None]
+    tallest = max((image.height / image.width for image in images), default=1.0)
+    figure = _figure(1.75 * columns, (0.7 + 1.65 * tallest) * len(rows))
     parts = figure.subfigures(len(rows), 1, squeeze=False)[:, 0]
     for part, (name, tiles) in zip(parts, rows.items(), strict=True):
-        part.suptitle(name, x=0.01, ha="left", fontsize=10, fontweight="bold")
+        style = {"fontsize": 10, "fontweight": "bold", "parse_math": False}
+        part.suptitle(name, x=0.01, ha="left", **style)
         for axes, tile in zip(part.subplots(1, columns, squeeze=False)[0], tiles, strict=False):
             if tile.image is not None:
                 axes.imshow(tile.image)
-            axes.set_title(tile.title, fontsize=9.5)
+            axes.set_title(tile.title, fontsize=9.5, parse_math=False)
             axes.set_xlabel(tile.note, fontsize=8, color="#555555")
         for axes in part.axes:
             axes.set_xticks([])
@@ -216,7 +220,12 @@ def save(figure: Figure, path: Path) -> None:
     """
     import matplotlib
 
-    with matplotlib.rc_context({"svg.hashsalt": "mmlm", "svg.fonttype": "none"}):
+    with (
+        matplotlib.rc_context({"svg.hashsalt": "mmlm", "svg.fonttype": "none"}),
+        warnings.catch_warnings(),
+    ):
+        # Words may be of any script; a sign that the font lacks is a box, and no news to anybody.
+        warnings.filterwarnings("ignore", "Glyph .* missing from font")
         kind = {"Date": None} if path.suffix == ".svg" else {"Software": None}
         figure.savefig(path, dpi=_DPI, facecolor="white", metadata=kind)
 

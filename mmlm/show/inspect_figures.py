@@ -129,7 +129,8 @@ def draw_sinks(inspection: Inspection, model: Any, processor: Any) -> Figure | N
     """
     import torch
 
-    from mmlm.token_places import KNOWN, footprints
+    from mmlm.token_brightness import KNOWN
+    from mmlm.token_places import footprints
 
     records = {arm.name: arm.records.get("visual_sinks") for arm in inspection.arms}
     found = {name: record for name, record in records.items() if record is not None}

@@ -90,10 +90,11 @@ def _img(image: Image.Image, name: str) -> str:
 def _answer(number: int, arm: Arm, shown: Sequence[Spot]) -> str:
     seen = "" if arm.look is None else f" · {arm.look.shares.sum(1).mean():.0%} of the attention"
     seen += " on the picture" if seen else ""
+    tokens = "1 token" if arm.n_tokens == 1 else f"{arm.n_tokens} tokens"
     return (
         f'<article class="panel answer"><p class="who-name">{escaped(arm.name)}</p>'
         f'<p class="said">{_marked(number, arm.text, shown)}</p>'
-        f'<p class="note">{arm.n_tokens} tokens · {arm.seconds:.1f} s{seen}</p>'
+        f'<p class="note">{tokens} · {arm.seconds:.1f} s{seen}</p>'
         f"{'' if arm.look is None else _heat(arm.look)}</article>"
     )
 
@@ -120,6 +121,8 @@ def _marked(number: int, text: str, shown: Sequence[Spot]) -> str:
 def _heat(look: Look) -> str:
     """The words of an answer, each the darker the more attention the picture got."""
     spans = [span for span in words(look.text) if look.tokens_of(*span)]
+    if not spans:
+        return ""
     pictures = range(len(look.maps))
     cells = []
     for span in spans:
@@ -179,7 +182,8 @@ def _card(
             shown = _img(figures.overlay(picture.image, values, peak=peak, side=320), title)
             text = f"{share:.0%} on the picture"
         else:
-            shown, text = '<div class="unsaid">not said</div>', ""
+            shape = "{} / {}".format(*picture.image.size)
+            shown, text = f'<div class="unsaid" style="aspect-ratio: {shape}">not said</div>', ""
         label = escaped(arm.name if len(arm.name) <= 40 else f"{arm.name[:37]}...")
         parts.append(f"<figure>{shown}<figcaption>{label}<br>{text}</figcaption></figure>")
     of = f" · picture {image + 1}" if len(inspection.pictures) > 1 else ""

@@ -224,11 +224,13 @@ def inspect(
         IncompatibleMethods: If the settings search with beams, beside which nothing is measured.
         MmlmError: Whatever makes an answer or its measurement impossible.
     """
-    if settings.num_beams > 1:
+    counting = [probe.label for probe in probes if not probe.rewinds]
+    if settings.num_beams > 1 and counting:
         raise IncompatibleMethods(
-            f"Probes cannot run with beam search (num_beams={settings.num_beams}): beams change "
-            "places, and what was measured would belong to no answer.",
-            advice="Inspect with generate.num_beams 1.",
+            f"{counting[0]} cannot run with beam search (num_beams={settings.num_beams}): beams "
+            "change places, and what was measured would belong to no answer.",
+            advice="Inspect with generate.num_beams 1, or with probes of the prompt only: "
+            "--probe HeadDivergence().",
         )
     arms = []
     for attached in ((), tuple(methods)) if methods else ((),):

@@ -193,8 +193,8 @@ def _on_picture(
 def prepared_otherwise(alone: int, together: int) -> UnsupportedModel:
     """The error for pictures that take another number of tokens in a prompt than alone."""
     return UnsupportedModel(
-        f"What takes {alone} image tokens alone takes {together} in this prompt, so it is not known "
-        "which of them shows which part of a picture.",
+        f"What takes {alone} image tokens alone takes {together} in this prompt, so it is not "
+        "known which of them shows which part of a picture.",
         advice="Ask about one picture at a time: this model prepares several in another way.",
     )
 

@@ -67,9 +67,11 @@ def pieces(
         return ()
     if truth is None:
         return (Piece(text, 0, len(text)),)
-    from benchmarks import chair
+    from benchmarks.chair.captions import CaptionScore
+    from mmlm.language.objects import caption_words, mentions
 
-    [caption] = chair.score([{"image_id": 0, "caption": text}], {0: set(truth)}).per_caption
+    reading = caption_words(text)
+    caption = CaptionScore(0, text, frozenset(truth), reading, mentions(reading), known_image=True)
     found: list[Piece] = []
     end = 0
     for mark in caption.marks():

@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Clicked", "Turn", "failure_html", "talk_html", "truth_html"]
 
+#: What a verdict is called, for what was named and for what was denied.
+_VERDICTS = {"bad": ("invented", "wrongly denied"), "good": ("found", "rightly denied")}
+
 
 @dataclass(frozen=True)
 class Clicked:
@@ -56,14 +59,16 @@ class Turn:
     figures: dict[int, str] = field(default_factory=dict)
 
 
-def talk_html(turns: Sequence[Turn]) -> str:
+def talk_html(turns: Sequence[Turn], pending: str = "") -> str:
     """All turns of a talk, the newest first.
 
     Args:
         turns: In the order in which they were asked.
+        pending: A question that waits for its turn.
     """
     numbered = list(enumerate(turns))
-    return "".join(_turn(number, turn) for number, turn in reversed(numbered))
+    waits = f'<p class="pending"><span class="caret"></span>{prose(pending)}</p>' if pending else ""
+    return waits + "".join(_turn(number, turn) for number, turn in reversed(numbered))
 
 
 def truth_html(known: Known | None, *, detector: str = "") -> str:
@@ -134,21 +139,25 @@ def _stats(column: Column) -> str:
     stopped = " · stopped" if column.state == "stopped" else ""
     return (
         f'<span class="stats">{n} tokens · {column.seconds:.2f} s · '
-        f"{rate:.0f} tokens/s{stopped}</span>"
+        f"{rate:.0f} tok/s{stopped}</span>"
     )
 
 
 def _tally(cut: Sequence[Piece], known: Known | None) -> str:
-    """How many different objects were invented and found."""
-    if known is None:
+    """How many different objects were invented, found, and denied."""
+    if known is None or not cut:
         return ""
-    counts = {
-        kind: len({piece.title for piece in cut if piece.kind == kind}) for kind in ("bad", "good")
-    }
-    return (
-        f'<span class="tally"><span class="bad">{counts["bad"]} invented</span>'
-        f'<span class="good">{counts["good"]} found</span></span>'
-    )
+    verdicts = {piece.title: piece.kind for piece in cut if piece.kind}
+    denied = {kind for title, kind in verdicts.items() if "denied" in title}
+    parts = []
+    for kind, name in _VERDICTS.items():
+        said = [title for title, given in verdicts.items() if given == kind]
+        plain = sum("denied" not in title for title in said)
+        if plain or not denied:
+            parts.append(f'<span class="{kind}">{plain} {name[0]}</span>')
+        if len(said) > plain:
+            parts.append(f'<span class="{kind}">{len(said) - plain} {name[1]}</span>')
+    return f'<span class="tally">{"".join(parts)}</span>'
 
 
 def failure_html(error: Exception) -> str:

@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
 import os
 import socket
 import threading
 import webbrowser
+from collections.abc import Sequence
 from dataclasses import replace
-from importlib import resources
 from typing import TYPE_CHECKING
 
 import gradio as gr
 
+import mmlm
 from mmlm.cli.web import Web, is_loopback
 from mmlm.errors import InputError
-from mmlm.web import compare_tab
+from mmlm.web import compare_tab, data, effects
+from mmlm.web.method_forms import load_methods
 from mmlm.web.models import Limits, Models, Session
-from mmlm.web.theme import head, stylesheet, theme
+from mmlm.web.theme import head, script, stylesheet, theme
 
 if TYPE_CHECKING:
     from data_tools.detectors import Detector
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 __all__ = ["launch", "playground", "serve"]
 
 _TITLE = "mmlm · see what a model invents"
+#: Seconds: how often files of visitors are looked through, and how old they may grow.
+_DELETE = (3600, 86400)
 _HEADER = """
 <header class="brand"><h1>mmlm</h1>
 <p>See what a vision-language model invents, why, and what each method does about it.</p></header>
@@ -34,7 +36,10 @@ _HEADER = """
 
 
 def playground(
-    models: Models, limits: Limits | None = None, detector: Detector | None = None
+    models: Models,
+    limits: Limits | None = None,
+    detector: Detector | None = None,
+    start: Sequence[str] = ("VHR(alpha=2.0)",),
 ) -> gr.Blocks:
     """The whole page, not yet served.
 
@@ -42,9 +47,12 @@ def playground(
         models: What visitors may choose.
         limits: What one visitor may ask for.
         detector: Says what is in uploaded pictures.
+        start: The methods that each column starts with, as text; at most `settings.COLUMNS`.
     """
     limits = limits or Limits()
-    with gr.Blocks(title=_TITLE, analytics_enabled=False, fill_width=True) as page:
+    with gr.Blocks(
+        title=_TITLE, analytics_enabled=False, fill_width=True, delete_cache=_DELETE
+    ) as page:
         with gr.Row(elem_id="top"):
             gr.HTML(_HEADER)
             model = gr.Dropdown(
@@ -57,23 +65,18 @@ def playground(
                 scale=0,
                 min_width=220,
             )
-            shade = gr.Button("\u25d0", elem_id="shade", scale=0, min_width=42)
-        shade.click(None, None, None, js=_script("shade.js"))
-        session = Session(models, limits, model, detector=detector)
+            shade = gr.Button("Light or dark", elem_id="shade", scale=0, min_width=42)
+        shade.click(None, None, None, js=script("shade.js"))
+        session = Session(models, limits, model, detector=detector, start=tuple(start))
         with gr.Tabs():
             with gr.Tab("Compare", elem_id="compare-tab", id="compare"):
                 session = replace(session, methods=compare_tab.build(session))
-            for name, label in (("effects", "Effects"), ("data", "Data")):
-                if importlib.util.find_spec(f"mmlm.web.{name}") is None:
-                    continue
-                with gr.Tab(label, elem_id=f"{name}-tab", id=name):
-                    importlib.import_module(f"mmlm.web.{name}").build(session)
+            with gr.Tab("Effects", elem_id="effects-tab", id="effects"):
+                effects.build(session)
+            with gr.Tab("Data", elem_id="data-tab", id="data"):
+                data.build(session)
     page.queue(max_size=limits.waiting, default_concurrency_limit=1, api_open=False)
     return page
-
-
-def _script(name: str) -> str:
-    return resources.files("mmlm.web").joinpath(name).read_text("utf-8")
 
 
 def launch(page: gr.Blocks, limits: Limits, host: str = "127.0.0.1", port: int = 0) -> str:
@@ -92,7 +95,7 @@ def launch(page: gr.Blocks, limits: Limits, host: str = "127.0.0.1", port: int =
         InputError: If nothing can listen there.
     """
     port = _free(host, port)
-    # Gradio asks for a location in the open otherwise, and reports each start.
+    # Gradio reports each start to its makers otherwise.
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     _, address, _ = page.launch(
         server_name=host,
@@ -124,31 +127,47 @@ def _free(host: str, port: int) -> int:
 
 
 def serve(settings: Web, terminal: Terminal) -> None:
-    """Loads the first model, serves the page and waits for Ctrl-C.
+    """Serves the page, loads the first model meanwhile, and waits for Ctrl-C.
+
+    The page is there before the model: a visitor sees a picture in seconds, and whoever asks at
+    once waits for the model.
 
     Args:
         settings: Of the command.
         terminal: Where the address is written.
 
     Raises:
-        InputError: If the model or the detector cannot be loaded, or the address is taken.
+        InputError: If the model, a method or the detector cannot be loaded, or the address is
+            taken.
+        MmlmError: If a method cannot work on the model.
     """
     from data_tools.detectors import parse_detector
 
     limits = Limits(
-        upload_bytes=int(settings.max_upload_mb * 1e6),
+        upload_bytes=int(settings.max_upload_mb * 2**20),
         pixels=int(settings.max_megapixels * 1e6),
         new_tokens=settings.max_new_tokens,
         waiting=settings.max_waiting,
     )
-    _free(settings.host, settings.port)
+    columns = [load_methods(text) for text in settings.methods]
     models = Models((settings.model.id, *settings.also), settings.model)
     detector = parse_detector(settings.detector) if settings.detector else None
-    models.open(models.names[0])
-    if detector is not None:
-        detector.load()
-    page = playground(models, limits, detector)
+    page = playground(models, limits, detector, settings.methods or Session.start)
     address = launch(page, limits, settings.host, settings.port)
+    try:
+        _announce(address, settings, terminal)
+        model, processor = models.open(models.names[0])
+        for methods in columns:
+            with mmlm.attach(model, *methods, processor=processor):
+                pass  # refuses what this model cannot do, before anybody asks
+        if detector is not None:
+            detector.load()
+        threading.Event().wait()
+    finally:
+        page.close(verbose=False)
+
+
+def _announce(address: str, settings: Web, terminal: Terminal) -> None:
     if terminal.json:
         terminal.emit({"address": address})
     terminal.say(f"The playground is at {address}   (Ctrl-C ends it)")
@@ -159,7 +178,3 @@ def serve(settings: Web, terminal: Terminal) -> None:
         )
     if settings.browser:
         webbrowser.open(address)
-    try:
-        threading.Event().wait()
-    finally:
-        page.close(verbose=False)

@@ -14,13 +14,22 @@ import mmlm
 from mmlm.errors import MmlmError
 from mmlm.pages import escaped
 from mmlm.web.messages import guarded
-from mmlm.web.method_forms import Parameter, parameters, read_methods, start_text, with_value
+from mmlm.web.method_forms import (
+    Parameter,
+    method_names,
+    parameters,
+    read_methods,
+    start_text,
+    with_value,
+)
 
 __all__ = ["Chooser", "connect", "lay_out", "set_all"]
 
 _NONE = "none"
 #: Makes every form that is built anew differ from the one before, also for an equal text.
 _ISSUE = itertools.count()
+#: Through the queue, as only that tells the page that a state has changed, and without waiting.
+_AT_ONCE: dict[str, Any] = {"concurrency_limit": None, "show_progress": "hidden"}
 
 
 @dataclass(frozen=True)
@@ -58,8 +67,10 @@ def lay_out(texts: Sequence[str], places: int) -> tuple[Chooser, ...]:
         texts: Methods by column that the page starts with.
         places: How many columns there are.
     """
+    own = [name for text in texts for name in method_names(text)]
+    names = list(dict.fromkeys([_NONE, *mmlm.method_names(), *own]))
     return tuple(
-        _chooser(place, text, shown)
+        _chooser(place, text, names, shown=shown)
         for place, (text, shown) in enumerate(_padded(texts, places), 1)
     )
 
@@ -73,11 +84,11 @@ def _padded(texts: Sequence[str], places: int) -> list[tuple[str, bool]]:
     ]
 
 
-def _chooser(place: int, text: str, shown: bool) -> Chooser:
+def _chooser(place: int, text: str, names: Sequence[str], *, shown: bool) -> Chooser:
     used = bool(text)
     with gr.Group(visible=shown, elem_classes="chooser") as group:
         name = gr.Dropdown(
-            [_NONE, *mmlm.method_names()],
+            list(names),
             value=_name(text),
             label=f"Method {place}",
             elem_id=f"method-{place}",
@@ -99,7 +110,7 @@ def _chooser(place: int, text: str, shown: bool) -> Chooser:
             "Parameters", open=False, visible=used, elem_id=f"method-{place}-form"
         ) as form:
 
-            @gr.render([built], triggers=[built.change], show_progress="hidden")
+            @gr.render([built], show_progress="hidden")
             def fields(built: tuple[str, int]) -> None:
                 _fields(place, built[0], call, note)
 
@@ -122,19 +133,22 @@ def connect(choosers: Sequence[Chooser], model: gr.Dropdown) -> None:
 
         def by_text(text: str, built: tuple[str, int]) -> list[Any]:
             if text == built[0]:
-                return [gr.skip()] * 6
+                return _only_note("")
             try:
                 read_methods(text)
             except MmlmError as error:
-                return [gr.skip()] * 3 + [_refused(error)] + [gr.skip()] * 2
+                return _only_note(_refused(error))
             return _set(text, shown=True)
 
         outputs = [*chooser.parts, *rest]
         chooser.name.input(
-            _filled(by_name, len(outputs)), [chooser.name, model], outputs, queue=False
+            _filled(by_name, len(outputs)),
+            [chooser.name, model],
+            outputs,
+            **_AT_ONCE,
         )
         for trigger in (chooser.text.submit, chooser.text.blur):
-            trigger(guarded(by_text), [chooser.text, chooser.built], chooser.parts, queue=False)
+            trigger(guarded(by_text), [chooser.text, chooser.built], chooser.parts, **_AT_ONCE)
 
 
 def set_all(texts: Sequence[str], places: int) -> list[Any]:
@@ -170,9 +184,12 @@ def _set(text: str, *, shown: bool) -> list[Any]:
     ]
 
 
+def _only_note(note: str) -> list[Any]:
+    return [gr.skip(), gr.skip(), gr.skip(), note, gr.skip(), gr.skip()]
+
+
 def _name(text: str) -> str:
-    methods = read_methods(text)
-    return type(methods[0]).__name__ if methods else _NONE
+    return next(iter(method_names(text)), _NONE)
 
 
 def _fields(place: int, text: str, call: gr.Textbox, note: gr.HTML) -> None:
@@ -184,7 +201,7 @@ def _fields(place: int, text: str, call: gr.Textbox, note: gr.HTML) -> None:
         for parameter in parameters(method):
             field = _component(parameter, f"param-{place}-{index}-{parameter.name}")
             change = functools.partial(_change, index, parameter.name)
-            field.input(change, [call, field], [call, note], queue=False, show_progress="hidden")
+            field.input(change, [call, field], [call, note], **_AT_ONCE)
 
 
 def _change(index: int, name: str, text: str, value: Any) -> tuple[Any, str]:
@@ -202,7 +219,12 @@ def _refused(error: MmlmError) -> str:
 
 
 def _component(parameter: Parameter, elem_id: str) -> Any:
-    common = {"label": parameter.name, "info": parameter.meaning, "elem_id": elem_id}
+    common = {
+        "label": parameter.name,
+        "info": parameter.meaning,
+        "elem_id": elem_id,
+        "interactive": True,
+    }
     match parameter.kind:
         case "bool":
             return gr.Checkbox(parameter.shown, **common)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -108,9 +109,9 @@ def _answer(models: Models, name: str, column: Column, settings: GenerateSetting
             return
         column.state = "running"
         inputs = column.asked.inputs(model, processor)
-        _check_length(model, inputs, settings.max_new_tokens)
+        room = _room(model, inputs)
+        settings = replace(settings, max_new_tokens=min(settings.max_new_tokens, room))
         started = time.perf_counter()
-        settings = replace(settings, batch_size=1)
         with AnswerStream(model, processor, inputs, column.methods, settings) as pieces:
             for _ in pieces:
                 column.text = pieces.text
@@ -122,13 +123,15 @@ def _answer(models: Models, name: str, column: Column, settings: GenerateSetting
         column.state = "stopped" if pieces.stopped else "done"
 
 
-def _check_length(model: Any, inputs: dict[str, torch.Tensor], new_tokens: int) -> None:
-    """Refuses a talk that has grown longer than the model can read."""
+def _room(model: Any, inputs: dict[str, torch.Tensor]) -> int:
+    """How many new tokens the model can write behind a prompt before its positions end."""
     most = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     length = inputs["input_ids"].shape[1]
-    if most is not None and length + new_tokens > most:
+    if most is None:
+        return sys.maxsize
+    if length >= most:
         raise InputError(
-            f"The talk has {length} tokens, and with {new_tokens} new ones it would be longer than "
-            f"the {most} that this model reads.",
-            advice="Begin a new talk, or ask for fewer new tokens.",
+            f"The talk has grown to {length} tokens, and this model reads {most}.",
+            advice="Begin a new talk.",
         )
+    return most - length

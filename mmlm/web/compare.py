@@ -144,7 +144,7 @@ def ask(
     talk.turns.append(turn)
     for _ in answer_all(session.models, model, columns, settings):
         yield talk_html(talk.turns)
-    if _judge(session, talk, turn):
+    if _judge(session, turn):
         yield talk_html(talk.turns)
 
 
@@ -181,6 +181,8 @@ def word(session: Session, talk: Talk, turn: int, clicked: Clicked) -> Iterator[
     for other in talk.turns:
         other.clicked, other.figures = None, {}
     asked.clicked = clicked
+    # Maps are large: those of the question in view are kept.
+    talk.gazes = {key: gaze for key, gaze in talk.gazes.items() if key[0] == turn}
     missing = [
         place
         for place in range(len(asked.columns))
@@ -202,7 +204,8 @@ def word(session: Session, talk: Talk, turn: int, clicked: Clicked) -> Iterator[
         for place, gaze in zip(missing, pool.map(seen, missing), strict=True):
             talk.gazes[turn, clicked.column, place] = gaze
     gazes = [talk.gazes[turn, clicked.column, place] for place in range(len(asked.columns))]
-    asked.figures = figures(gazes, clicked, source.asked.pictures()[0] if talk.picture else None)
+    picture = next(iter(source.asked.pictures()), None)
+    asked.figures = figures(gazes, clicked, picture)
     yield talk_html(talk.turns)
 
 
@@ -244,11 +247,12 @@ def _warn_unknown(session: Session, talk: Talk, model: str, question: str) -> No
         )
 
 
-def _judge(session: Session, talk: Talk, turn: Turn) -> bool:
+def _judge(session: Session, turn: Turn) -> bool:
     """Asks the detector about the objects that the answers name; whether it said anything."""
     from mmlm.show.truth import by_detector
 
-    picture = talk.picture
+    # Of the question: another picture may be in view by now.
+    picture = next(iter(turn.columns[0].asked.shown), None)
     if session.detector is None or picture is None or picture.path is None or turn.known:
         return False
     for place, column in enumerate(turn.columns):

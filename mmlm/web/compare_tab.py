@@ -5,19 +5,17 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from importlib import resources
 from pathlib import Path
-from tempfile import mkdtemp
 from typing import TYPE_CHECKING, Any
-from urllib.parse import quote
 
 import gradio as gr
 
 from mmlm.web import choosers, compare
-from mmlm.web.answers import Clicked, truth_html
+from mmlm.web.answers import Clicked, talk_html, truth_html
 from mmlm.web.compare import Talk
 from mmlm.web.messages import guarded
 from mmlm.web.settings import COLUMNS, FIRST_QUESTION, LONGEST_QUESTION, Chosen, from_json
+from mmlm.web.theme import script
 from mmlm.web.uploads import picture_field
 
 if TYPE_CHECKING:
@@ -25,7 +23,7 @@ if TYPE_CHECKING:
 
 __all__ = ["build"]
 
-_FIRST = Chosen(methods=("VHR(alpha=2.0)",))
+_FIRST = Chosen()
 _SCENES = 100_000
 _EMPTY = (
     '<div class="empty"><p>Ask, and the plain model and every method you choose answer side by '
@@ -52,9 +50,9 @@ class _Parts:
     new: gr.Button
     answers: gr.HTML
     link: gr.Button
-    save: gr.DownloadButton
+    save: gr.Button
     load: gr.UploadButton
-    query: gr.Textbox
+    handed: gr.Textbox
 
     @property
     def texts(self) -> list[gr.Textbox]:
@@ -85,22 +83,20 @@ def build(session: Session) -> tuple[gr.Textbox, ...]:
 
 def _lay_out(session: Session) -> _Parts:
     talk = gr.State(Talk())
+    # In the order of a phone; on wide screens the choices stand below the picture.
     with gr.Row(elem_classes="compare"):
-        with gr.Column(scale=0, min_width=300, elem_classes="side"):
+        with gr.Column(elem_classes="view-area"):
             picture, truth, draw, scene = _picture_parts()
-            methods = choosers.lay_out(_FIRST.methods, COLUMNS)
-            generate = _generate_parts(session.limits.new_tokens)
-            link, save, load, query = _settings_parts()
-        with gr.Column(scale=1, min_width=280, elem_classes="talk"):
+        with gr.Column(elem_classes="talk-area"):
             question, ask, stop, new = _question_parts()
-            answers = gr.HTML(
-                _EMPTY,
-                elem_id="answers",
-                js_on_load=resources.files("mmlm.web").joinpath("answers.js").read_text("utf-8"),
-            )
+            answers = gr.HTML(_EMPTY, elem_id="answers", js_on_load=script("answers.js"))
+        with gr.Column(elem_classes="choices-area"):
+            methods = choosers.lay_out(session.start, COLUMNS)
+            generate = _generate_parts(session.limits.new_tokens)
+            link, save, load, handed = _settings_parts()
     return _Parts(
         talk, picture, truth, draw, scene, methods, generate, question, ask, stop, new, answers,
-        link, save, load, query,
+        link, save, load, handed,
     )  # fmt: skip
 
 
@@ -138,13 +134,13 @@ def _generate_parts(most_tokens: int) -> dict[str, Any]:
         beams = gr.Slider(1, 16, value=1, step=1, label="Beams", elem_id="gen-num_beams")
         sample = gr.Checkbox(first["do_sample"], label="Draw tokens at random",
                              elem_id="gen-do_sample")  # fmt: skip
-        drawn = {"interactive": False, "min_width": 90}
+        drawn = {"interactive": False, "min_width": 100}
         with gr.Row(elem_classes="tight"):
             temperature = gr.Number(
                 1.0, label="Temperature", step=0.1, elem_id="gen-temperature", **drawn
             )
             top_p = gr.Number(1.0, label="Top p", step=0.05, elem_id="gen-top_p", **drawn)
-            seed = gr.Number(0, label="Seed", precision=0, elem_id="gen-seed", min_width=90)
+        seed = gr.Number(0, label="Seed", precision=0, minimum=0, elem_id="gen-seed")
     sample.change(
         lambda on: [gr.update(interactive=on)] * 2,
         sample,
@@ -162,10 +158,10 @@ def _generate_parts(most_tokens: int) -> dict[str, Any]:
     }
 
 
-def _settings_parts() -> tuple[gr.Button, gr.DownloadButton, gr.UploadButton, gr.Textbox]:
+def _settings_parts() -> tuple[gr.Button, gr.Button, gr.UploadButton, gr.Textbox]:
     with gr.Row(elem_classes="tight settings"):
         link = gr.Button("Copy link", elem_id="link", size="sm", min_width=80)
-        save = gr.DownloadButton("Save settings", elem_id="save-settings", size="sm", min_width=80)
+        save = gr.Button("Save settings", elem_id="save-settings", size="sm", min_width=80)
         load = gr.UploadButton(
             "Load settings",
             elem_id="load-settings",
@@ -173,8 +169,9 @@ def _settings_parts() -> tuple[gr.Button, gr.DownloadButton, gr.UploadButton, gr
             min_width=80,
             file_types=[".json"],
         )
-    query = gr.Textbox(visible="hidden", elem_id="query", show_label=False)
-    return link, save, load, query
+    # What a script of the page takes over: it cannot be handed a value in another way.
+    handed = gr.Textbox(visible="hidden", elem_id="handed", show_label=False)
+    return link, save, load, handed
 
 
 def _question_parts() -> tuple[gr.Textbox, gr.Button, gr.Button, gr.Button]:
@@ -234,6 +231,15 @@ def _connect_talk(session: Session, parts: _Parts) -> None:
         turn, *clicked = (int(event._data[name]) for name in ("turn", "column", "start", "end"))
         yield from compare.word(session, talk, turn, Clicked(*clicked))
 
+    def busy(talk: Talk, question: str) -> list[Any]:
+        # At once, before the queue: others may be asking.
+        return [*_buttons(running=True), talk_html(talk.turns, pending=question or "")]
+
+    def free(talk: Talk) -> list[Any]:
+        # A request that was refused has left no turn, and must not look as if it waited.
+        shown = talk_html(talk.turns) if talk.turns else _EMPTY
+        return [*_buttons(running=False), shown]
+
     def forget(talk: Talk) -> str:
         compare.forget(talk)
         return _EMPTY
@@ -247,11 +253,18 @@ def _connect_talk(session: Session, parts: _Parts) -> None:
     ]
     buttons = [parts.ask, parts.stop]
     for trigger in (parts.ask.click, parts.question.submit):
-        started = trigger(lambda: _buttons(running=True), None, buttons, queue=False)
-        answered = started.then(
-            run, asked, parts.answers, concurrency_id="compare", show_progress="hidden"
+        started = trigger(
+            busy,
+            [parts.talk, parts.question],
+            [*buttons, parts.answers],
+            queue=False,
+            show_progress="hidden",
         )
-        answered.then(lambda: _buttons(running=False), None, buttons, queue=False)
+        answered = started.then(
+            run, asked, parts.answers, concurrency_id="compare", show_progress="minimal"
+        )
+        for end in (answered.success, answered.failure):  # "then" is not called after an error
+            end(free, parts.talk, [*buttons, parts.answers], queue=False, show_progress="hidden")
     parts.stop.click(compare.stop, parts.talk, None, queue=False)
     parts.new.click(forget, parts.talk, parts.answers, queue=False)
     parts.answers.click(
@@ -285,14 +298,12 @@ def _connect_settings(session: Session, parts: _Parts) -> None:
         return found
 
     @guarded
-    def link(*values: Any) -> str:
-        return f"?settings={quote(gathered(*values).as_json())}"
+    def compact(*values: Any) -> str:
+        return gathered(*values).as_json()
 
     @guarded
-    def save(*values: Any) -> str:
-        path = Path(mkdtemp(prefix="mmlm-settings-")) / "mmlm-settings.json"
-        path.write_text(gathered(*values).as_json(indent=1) + "\n", encoding="utf-8")
-        return str(path)
+    def indented(*values: Any) -> str:
+        return gathered(*values).as_json(indent=1) + "\n"
 
     def bring(talk: Talk, text: str) -> list[Any]:
         given = from_json(text, session.models.names, session.limits.new_tokens)
@@ -323,13 +334,14 @@ def _connect_settings(session: Session, parts: _Parts) -> None:
             yield [*first, *_scene(talk, _FIRST.scene)]
             raise
 
-    copy = resources.files("mmlm.web").joinpath("link.js").read_text("utf-8")
-    parts.link.click(link, chosen, parts.query, queue=False).success(
-        None, parts.query, None, js=copy
+    for button, text, name in ((parts.link, compact, "link.js"), (parts.save, indented, "save.js")):
+        button.click(text, chosen, parts.handed, queue=False).success(
+            None, parts.handed, None, js=script(name)
+        )
+    parts.load.upload(
+        load, [parts.talk, parts.load], changed, concurrency_limit=None, show_progress="hidden"
     )
-    parts.save.click(save, chosen, parts.save, queue=False)
-    parts.load.upload(load, [parts.talk, parts.load], changed, queue=False)
-    gr.on([_page().load], begin, parts.talk, changed, queue=False, show_progress="hidden")
+    _page().load(begin, parts.talk, changed, concurrency_limit=None, show_progress="hidden")
 
 
 def _page() -> gr.Blocks:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from tempfile import NamedTemporaryFile
 from typing import TYPE_CHECKING, Any
 
 import gradio as gr
@@ -54,12 +53,12 @@ def build(session: Session) -> None:
         with gr.Column(scale=3, min_width=320):
             look = {"css_template": data_html.style(), "apply_default_css": False}
             with gr.Row():
-                with gr.Column(scale=2, min_width=320):
+                with gr.Column(scale=5, min_width=320):
                     steps = gr.HTML("", elem_id="data-steps", **look)
                     file = gr.DownloadButton(
                         "Pairs as JSON lines", visible=False, size="sm", elem_id="data-pairs"
                     )
-                with gr.Column(scale=1, min_width=260):
+                with gr.Column(scale=3, min_width=260):
                     known = gr.HTML("", elem_id="data-objects", **look)
 
     @guarded
@@ -192,10 +191,11 @@ def _seen(watch: Watch) -> tuple[Any, ...]:
 
 
 def _as_file(watch: Watch) -> str:
-    """The pairs, where Gradio finds them for a download."""
-    with NamedTemporaryFile("w", prefix="pairs-", suffix=".jsonl", delete=False) as file:
-        file.writelines(json.dumps(pair, ensure_ascii=False) + "\n" for pair in watch.pairs)
-    return file.name
+    """The pairs, where Gradio finds them for a download; gone when the watch is closed."""
+    path = watch.folder / "pairs.jsonl"
+    lines = (json.dumps(pair, ensure_ascii=False) + "\n" for pair in watch.pairs)
+    path.write_text("".join(lines), encoding="utf-8")
+    return str(path)
 
 
 def _close(watch: Watch | None) -> None:

@@ -21,6 +21,7 @@ __all__ = ["knowledge", "steps", "style"]
 Line = Mapping[str, Any]
 
 _LABELS = {"factual": "found", "hallucinated": "absent", "uncertain": "uncertain"}
+_TONES = {"factual": "better", "hallucinated": "worse", "uncertain": "noise"}
 _KINDS = {
     "coherent": "clean, about something said before: can win",
     "agnostic": "clean, about something new: can go on",
@@ -58,7 +59,7 @@ def _objects(watch: Watch) -> str:
             said = [_said(watch.image, detector, name) for detector in watch.detectors]
             unknown = label == "factual" and "yes" not in said  # outside of every vocabulary
             cells = "".join(f"<td>{one}</td>" for one in said)
-            verdict = f'<td><b class="label {label}">{"counts as " * unknown}{word}</b></td>'
+            verdict = f'<td><b class="{_TONES[label]}">{"counts as " * unknown}{word}</b></td>'
             lines.append(f"<tr><th>{escaped(name)}</th>{verdict}{cells}</tr>")
     if not lines:
         return '<p class="note">No object was named yet.</p>'

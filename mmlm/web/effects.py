@@ -108,8 +108,7 @@ def build(session: Session) -> None:
             yield *_seen(step, plan)[:2], gr.update(value=_as_file(step), visible=True)
 
     inputs = [session.model, methods, count, split, seed, question, switch]
-    start.click(_busy, None, [start, stop], queue=False)
-    running = start.click(
+    running = start.click(_busy, None, [start, stop], queue=False).then(
         run,
         inputs,
         [bar, shown, file],
@@ -117,7 +116,8 @@ def build(session: Session) -> None:
         show_progress="minimal",
         show_progress_on=[bar],
     )
-    running.then(_idle, None, [start, stop], queue=False)
+    for end in (running.success, running.failure):  # Gradio's "then" is not called after an error
+        end(_idle, None, [start, stop], queue=False)
     stop.click(_stop, switch, None, queue=False)
     taken.click(_taken, list(session.methods), methods, queue=False)
     session.model.change(

@@ -57,7 +57,7 @@ def _figure(gaze: Gaze, clicked: Clicked, picture: Image.Image, peak: float, *, 
     ]
     if favourite and not word.startswith(favourite):
         lines.append(f"it would have written <q>{escaped(favourite)}</q>")
-    who = "while it wrote" if own else "after the same words, before"
+    who = "while it wrote" if own else "given the same words before"
     return (
         f'<figure class="gaze">{image(shown, f"attention at {word}")}'
         f'<figcaption><span class="soft">{who} <q>{escaped(word)}</q></span>'

@@ -31,16 +31,16 @@ def friendly(error: Exception) -> gr.Error:
     if isinstance(error, gr.Error):
         return error
     if isinstance(error, MmlmError):
-        advice, title = error.advice, "That does not work"
+        advice = error.advice
     elif isinstance(error, _REFUSALS):
-        advice, title = "Change the request and try again.", "That does not work"
+        advice = "Change the request and try again."
         _LOG.warning("refused: %s", error, exc_info=error)
     else:
-        advice, title = "This is a bug; the server's log says more.", "Something broke"
+        advice = "This is a bug; the server's log says more."
         _LOG.error("unexpected: %s", error, exc_info=error)
     # Gradio takes messages for HTML, and they may quote what a visitor wrote.
     text = f"{html.escape(str(error) or type(error).__name__)}<br><em>{html.escape(advice)}</em>"
-    return gr.Error(text, title=title, duration=12, print_exception=False)
+    return gr.Error(text, duration=12, print_exception=False)
 
 
 def guarded(function: Callable[..., Any]) -> Callable[..., Any]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ast
 import dataclasses
+import sys
 import typing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
@@ -18,7 +19,17 @@ from mmlm.errors import InputError
 if TYPE_CHECKING:
     from mmlm.engine.method import Method
 
-__all__ = ["Parameter", "parameters", "read_methods", "start_text", "with_value", "write_methods"]
+__all__ = [
+    "Parameter",
+    "load_methods",
+    "method_name",
+    "method_names",
+    "parameters",
+    "read_methods",
+    "start_text",
+    "with_value",
+    "write_methods",
+]
 
 JOIN = " + "
 
@@ -54,7 +65,8 @@ def read_methods(text: str | None) -> tuple[Method, ...]:
     """The methods of one column.
 
     Args:
-        text: Calls joined by " + "; empty or ``none`` for the plain model.
+        text: Calls joined by " + "; empty or ``none`` for the plain model. A method of one's own
+            is named by its path, if its module is loaded already (`load_methods`).
 
     Raises:
         InputError: For an unknown method or parameter, a refused value, or a probe.
@@ -63,6 +75,13 @@ def read_methods(text: str | None) -> tuple[Method, ...]:
 
     methods = []
     for part in _split(text or ""):
+        module = part.partition("(")[0].rpartition(".")[0]
+        if module and module not in sys.modules:
+            # Nothing is imported at the request of a visitor.
+            raise InputError(
+                f"{part!r} names a class by its path, and {module!r} is not loaded here.",
+                advice=f'Start the playground with it: mmlm web --method "{part}"',
+            )
         method = mmlm.parse_method(part)
         if type(method).__name__ in mmlm._PROBES:
             raise InputError(
@@ -73,16 +92,54 @@ def read_methods(text: str | None) -> tuple[Method, ...]:
     return tuple(methods)
 
 
+def load_methods(text: str) -> tuple[Method, ...]:
+    """Like `read_methods`, for the one who starts the playground: modules are imported.
+
+    Args:
+        text: Calls joined by " + ".
+
+    Raises:
+        InputError: As `read_methods` does, or if a module cannot be imported.
+    """
+    import mmlm
+
+    for part in _split(text):
+        mmlm.parse_method(part)
+    return read_methods(text)
+
+
 def write_methods(methods: typing.Sequence[Method]) -> str:
     """The text form of a column: parameters that have their default value are left out."""
-    return JOIN.join(method.label for method in methods)
+    return JOIN.join(
+        method.label
+        if method_name(method) == type(method).__name__
+        else f"{type(method).__module__}.{method.label}"
+        for method in methods
+    )
+
+
+def method_name(method: Method) -> str:
+    """What a method is chosen by: its name, or its path if it does not ship with mmlm."""
+    import mmlm
+
+    cls = type(method)
+    return cls.__name__ if cls.__name__ in mmlm._METHODS else f"{cls.__module__}.{cls.__name__}"
+
+
+def method_names(text: str) -> tuple[str, ...]:
+    """What the methods of a column are chosen by, read from the text alone: nothing is imported.
+
+    Args:
+        text: Calls joined by " + ".
+    """
+    return tuple(part.partition("(")[0].strip() for part in _split(text))
 
 
 def start_text(name: str, model: str) -> str:
     """What a column starts with when a method is chosen by name.
 
     Args:
-        name: Of a method that ships with mmlm.
+        name: Of a method, see `method_name`.
         model: The model it will run on: for the embedded one the recommended setting is known.
     """
     from mmlm.cli.configs import effect_settings
@@ -100,7 +157,9 @@ def parameters(method: Method) -> tuple[Parameter, ...]:
     from mmlm.cli.methods import describe
 
     hints = typing.get_type_hints(type(method))
-    meanings = {one["name"]: one["meaning"] for one in describe(type(method))["parameters"]}
+    described = describe(type(method))["parameters"]
+    # Docstrings mark code as Sphinx does, pages as Markdown does.
+    meanings = {one["name"]: one["meaning"].replace("``", "`") for one in described}
     found = []
     for field in dataclasses.fields(method):
         kind, choices = _kind(hints[field.name])
@@ -165,7 +224,9 @@ def _value(parameter: Parameter, shown: Any) -> Any:
     if kind in ("int", "float"):
         if shown is None:
             raise ValueError(f"{name} must be a number, got nothing.")
-        return int(shown) if kind == "int" and shown == int(shown) else shown
+        if kind == "float":
+            return float(shown)
+        return int(shown) if shown == int(shown) else shown  # the class says what is wrong with 1.5
     if kind == "str":
         return shown or ""
     if kind != "literal":

@@ -137,8 +137,8 @@ class Limits:
         waiting: Most requests that wait; further ones are told to come again.
     """
 
-    upload_bytes: int = 10_000_000
-    pixels: int = 40_000_000
+    upload_bytes: int = 10 * 2**20
+    pixels: int = 24_000_000
     new_tokens: int = 512
     waiting: int = 32
 
@@ -155,6 +155,7 @@ class Session:
             joined by " + ", empty for a column that is not used), for ``inputs=``. Read them with
             `mmlm.web.method_forms.read_methods`.
         detector: Says what is in an uploaded picture; None if the playground has none.
+        start: The methods that each column starts with, as text.
     """
 
     models: Models
@@ -162,3 +163,4 @@ class Session:
     model: gr.Dropdown
     methods: tuple[gr.Textbox, ...] = ()
     detector: Detector | None = None
+    start: tuple[str, ...] = ("VHR(alpha=2.0)",)

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from mmlm.cli.frame import closest
+from mmlm.cli.web import COLUMNS
 from mmlm.decoding_settings import GenerateSettings
 from mmlm.errors import InputError, MmlmError
 from mmlm.web.method_forms import read_methods
@@ -22,8 +23,6 @@ __all__ = [
     "generate_settings",
 ]
 
-COLUMNS = 4
-"""Columns beside the plain model."""
 FIRST_QUESTION = "describe the image ."
 """Made of words that the embedded model knows."""
 LONGEST_QUESTION = 4000

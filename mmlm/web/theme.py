@@ -6,7 +6,7 @@ from importlib import resources
 
 import gradio as gr
 
-__all__ = ["head", "stylesheet", "theme"]
+__all__ = ["head", "script", "stylesheet", "theme"]
 
 _SANS = ("system-ui", "-apple-system", "Segoe UI", "Roboto", "DejaVu Sans", "sans-serif")
 _MONO = ("ui-monospace", "SFMono-Regular", "Menlo", "DejaVu Sans Mono", "monospace")
@@ -49,8 +49,15 @@ def theme() -> gr.themes.Base:
         block_label_border_width="0",
         block_title_text_weight="600",
         block_shadow="none",
+        input_border_color="#d9d6cd",
+        input_border_color_dark="#3d424d",
+        input_border_width="1px",
+        input_shadow="none",
+        input_shadow_focus="0 0 0 2px #3b5bdb55",
+        slider_color="#3b5bdb",
+        slider_color_dark="#748ffc",
         button_large_text_size="0.95rem",
-        button_large_text_weight="550",
+        button_large_text_weight="500",
         button_large_padding="8px 14px",
         button_small_text_weight="500",
         button_secondary_background_fill="#ffffff",
@@ -70,9 +77,22 @@ def theme() -> gr.themes.Base:
 
 def stylesheet() -> str:
     """Our own rules, behind the theme's."""
-    return resources.files("mmlm.web").joinpath("web.css").read_text("utf-8")
+    return _file("web.css")
+
+
+def script(name: str) -> str:
+    """A script of ours, to be given to an event or a component.
+
+    Args:
+        name: Of a file in this package.
+    """
+    return _file(name)
 
 
 def head() -> str:
     """What stands in every page's head: no icon is asked for elsewhere, no address goes out."""
     return '<meta name="referrer" content="no-referrer">'
+
+
+def _file(name: str) -> str:
+    return resources.files("mmlm.web").joinpath(name).read_text("utf-8")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABCMeta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +26,7 @@ def picture_field(elem_id: str, *, height: int = 280) -> gr.Image:
         elem_id: Id on the page.
         height: In pixels.
     """
-    field = gr.Image(
+    return _Field(
         label="Picture",
         show_label=False,
         format="png",
@@ -37,10 +38,6 @@ def picture_field(elem_id: str, *, height: int = 280) -> gr.Image:
         placeholder="Drop a picture here\n- or -\nclick to choose one",
         alt_text="the picture that the model is asked about",
     )
-    # Gradio would open the file itself and fail in its own words. (A subclass is no way: Gradio
-    # writes a .pyi file beside the module of every subclass.)
-    field.preprocess = _path
-    return field
 
 
 def checked(path: str, limits: Limits) -> Image.Image:
@@ -63,5 +60,16 @@ def checked(path: str, limits: Limits) -> Image.Image:
         ) from error
 
 
-def _path(payload: Any) -> str | None:
+def _path(self: gr.Image, payload: Any) -> str | None:
+    """The file that a visitor gave, unread: Gradio would open it and fail in its own words."""
     return payload.path if payload is not None else None
+
+
+# A class, for Gradio makes a component anew when one of its properties is updated. It is made past
+# Gradio's metaclass, which would write a .pyi file beside this module.
+_Field: type[gr.Image] = ABCMeta.__new__(
+    type(gr.Image),
+    "PictureField",
+    (gr.Image,),
+    {"__module__": __name__, "is_template": True, "preprocess": _path},
+)

@@ -131,18 +131,18 @@ def test_a_transcript_names_pictures_and_methods():
 class TestBlockMap:
     def shown(self, values):
         screen = console(width=100)
-        screen.print(views.block_map(np.asarray(values, np.float32), "t"))
-        top, *rows, _ = Text.from_ansi(screen.file.getvalue()).plain.splitlines()
-        assert " t " in top
+        screen.print(views.block_map(np.asarray(values, np.float32), "a long title of a small map"))
+        title, _, *rows, _ = Text.from_ansi(screen.file.getvalue()).plain.splitlines()
+        assert title == "a long title of a small map"
         return [row.strip("│") for row in rows]
 
     def test_levels(self):
         # Five shades of a fifth of the peak each.
-        rows = self.shown([[0, 0.1, 0.3, 0.5], [0.7, 0.9, 1.0, 0.19]])
-        assert rows == ["    ░░▒▒", "▓▓████  "]
+        rows = self.shown([[0, 0.19, 0.2, 0.4], [0.6, 0.8, 1.0, 0.39]])
+        assert rows == ["    ░░▒▒", "▓▓████░░"]
 
     def test_nothing_at_all(self):
-        assert self.shown([[0, 0], [0, 0]])[0].strip() == ""
+        assert self.shown([[0, 0], [0, 0]]) == ["    ", "    "]  # two characters a cell
 
     def test_large_maps_are_averaged(self):
         values = np.zeros((50, 70))

@@ -2,9 +2,11 @@
 
 import json
 import shutil
+import sys
 import tomllib
 from importlib import metadata
 from pathlib import Path
+from types import SimpleNamespace
 
 import httpx
 import pytest
@@ -12,7 +14,7 @@ import torch
 from safetensors import safe_open
 
 import mmlm
-from mmlm.cli import doctor_self, main
+from mmlm.cli import doctor_self, doctor_views, main
 
 ROOT = Path(mmlm.__file__).parents[1]
 
@@ -96,6 +98,28 @@ def test_broken_assets_are_told(monkeypatch, tmp_path):
     assert "embedded model" in model["problem"]
     assert "no file in the folder `configs`" in configurations["problem"]
     assert model["advice"].startswith("Install mmlm again: pip install")
+
+
+def test_gpus(monkeypatch):
+    card = SimpleNamespace(name="Card 80", total_memory=80 * 2**30)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: card)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: True)
+    devices = doctor_self._devices()
+    assert devices["gpus"] == [{"name": "Card 80", "memory_gib": 80.0}] * 2
+    rows = doctor_views._device_rows(devices)
+    assert rows["GPUs"] == "Card 80, 80.0 GiB\nCard 80, 80.0 GiB"
+    assert rows["with"].startswith("bfloat16")
+
+
+def test_a_torch_that_does_not_start(monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch", None)  # import torch raises ImportError
+    devices = doctor_self._devices()
+    assert "ModuleNotFoundError" in devices["error"]
+    report = {"packages": {}, "assets": {}, "folders": {}, "devices": devices}
+    [problem] = doctor_self._problems(report)
+    assert problem["problem"].startswith("torch does not start")
+    assert "[red]" in doctor_views._device_rows(devices)["torch"]
 
 
 class TestHub:

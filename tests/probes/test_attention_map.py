@@ -131,7 +131,11 @@ def test_a_later_turn_begins_its_own_answer():
             mask = torch.ones(1, n, dtype=torch.long)
             model(input_ids=new, attention_mask=mask, past_key_values=past, use_cache=True)
         (row,) = measured(model)
-    assert len(row["attention_map"]["maps"]) == 2  # the row at the turn's end, and one token
+    record = row["attention_map"]
+    assert len(record["maps"]) == 2  # the row at the turn's end, and one token
+    shares = torch.tensor(record["shares"]).mean(0)[:, 0]
+    sums = [sum(maps[0]) for maps in record["maps"]]
+    assert sums == pytest.approx(shares.tolist(), rel=1e-5)  # nothing is left of what was before
 
 
 @pytest.mark.parametrize("wrong", [{"layers": (-1,)}, {"layers": ()}, {"by_layer": 2}])

@@ -9,6 +9,7 @@ import torch
 import mmlm
 from decoding.vhr import select_heads
 from mmlm import HeadDivergence, attach, measured
+from mmlm.errors import UnsupportedModel
 
 PROMPTS = ["describe the image in detail .", "is there a dog ?"]
 PICTURES = [[tiny.picture(1)], []]
@@ -94,3 +95,13 @@ def test_vhr_chooses_by_the_same_numbers():
 def test_wrong_layers_are_refused(wrong):
     with pytest.raises(ValueError, match="layers"):
         HeadDivergence(layers=wrong)
+
+
+def test_methods_that_are_built_in_and_know_one_prompt_only_refuse_it():
+    model, _ = tiny.build("llava")
+    mmlm.build_in(model, mmlm.DARA(layers=(0,), images=2))
+    with (
+        pytest.raises(UnsupportedModel, match=r"DARA.* is built in"),
+        attach(model, HeadDivergence()),
+    ):
+        pass

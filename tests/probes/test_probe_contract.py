@@ -114,10 +114,19 @@ def test_a_pass_more_only_where_the_cost_says_so(text):
 
 
 @pytest.mark.parametrize("text", SETTINGS)
-def test_beams_are_refused(text):
+def test_beams_are_refused_unless_only_the_prompt_is_measured(text):
     model, processor = tiny.shared("llava")
-    with pytest.raises(IncompatibleMethods, match="beam search"):
-        generate(model, tiny.inputs(processor, PROMPTS, PICTURES), text, num_beams=2)
+    inputs = tiny.inputs(processor, PROMPTS, PICTURES)
+    if not parse_method(text).rewinds:
+        with pytest.raises(IncompatibleMethods, match="beam search"):
+            generate(model, inputs, text, num_beams=2)
+        return
+    _, alone = generate(model, inputs, text)
+    with attach(model, parse_method(text)):
+        model.generate(**inputs, max_new_tokens=4, do_sample=False, num_beams=2)
+        records = measured(model, [4, 4])
+    for one, other in zip(alone, records, strict=True):
+        assert one == other
 
 
 @pytest.mark.parametrize("text", SETTINGS)
@@ -125,5 +134,5 @@ def test_numbers_of_tokens_must_be_one_per_row(text):
     model, processor = tiny.shared("llava")
     with attach(model, parse_method(text)):
         model.generate(**tiny.inputs(processor, PROMPTS, PICTURES), max_new_tokens=2)
-        with pytest.raises(ValueError, match="1 numbers of tokens for 2 rows"):
-            measured(model, [2])
+        with pytest.raises(ValueError, match="3 numbers of tokens for 2 rows"):
+            measured(model, [2, 2, 2])

@@ -86,6 +86,11 @@ def test_what_is_no_json_object(body, message):
             "messages.0.colour",
             "There is no field",
         ),
+        (
+            {"messages": [{"role": "user", "content": "x", "name": "somebody"}]},
+            "messages.0.name",
+            "None",
+        ),
         ({"temperature": -0.1}, "temperature", "greater than or equal to 0"),
         ({"temperature": 1e-5}, "temperature", "at least 0.01"),
         ({"temperature": "1"}, "temperature", "valid number"),

@@ -1,5 +1,7 @@
 """Servers with other settings: keys, limits, time-outs, clients that leave, remote pictures."""
 
+import asyncio
+import contextlib
 import json
 import threading
 import time
@@ -12,6 +14,7 @@ from served import asking, head, image_part, png, running, single, user
 from tiny import picture
 
 import mmlm
+from mmlm.serve.app import _Stream
 from mmlm.serve.limits import Limits
 
 QUESTION = "describe the image ."
@@ -258,3 +261,34 @@ def test_pictures_from_hosts_that_are_allowed(embedded):
         host.shutdown()
         thread.join()
         host.server_close()
+
+
+def test_a_client_that_stops_reading_loses_its_place():
+    """Its stream blocks for ever; sockets hide that behind their buffers, so without one."""
+    events, closed = [], []
+
+    async def chunks():
+        try:
+            while True:
+                yield b"data: {}\n\n"
+        finally:
+            closed.append("chunks")
+
+    async def receive():
+        await asyncio.sleep(60)
+
+    async def send(message):
+        events.append(message["type"])
+        if len(events) > 3:
+            await asyncio.sleep(60)
+
+    async def main():
+        place = contextlib.ExitStack()
+        place.callback(closed.append, "place")
+        deadline = asyncio.get_running_loop().time() - 0.8
+        scope = {"type": "http", "asgi": {"spec_version": "2.3"}}
+        await _Stream(chunks(), place, deadline)(scope, receive, send)
+
+    asyncio.run(asyncio.wait_for(main(), 20))
+    assert events[0] == "http.response.start"
+    assert closed == ["chunks", "place"]

@@ -75,7 +75,7 @@ def ask(client, body):
 
 @pytest.fixture(scope="module")
 def many():
-    with running(limits=Limits(requests=16)) as served:
+    with running(limits=Limits(requests=20)) as served:
         yield served
 
 
@@ -86,6 +86,7 @@ def leave(served, number):
         connection.sendall(head(len(body)) + body[: len(body) // (1 + number % 3)])
 
 
+@pytest.mark.slow
 def test_two_hundred_requests_of_sixteen_clients(many, embedded):
     wrong, clients = [], threading.local()
 
@@ -118,7 +119,7 @@ def test_two_hundred_requests_of_sixteen_clients(many, embedded):
     assert len(set(expected.values())) > 25
     assert many.settles()
     gc.collect()
-    assert not [thing for thing in gc.get_objects() if isinstance(thing, Job)]
+    assert not [thing for thing in gc.get_objects() if type(thing) is Job]
 
 
 def test_requests_that_wait_together_are_answered_together(many, embedded):
@@ -154,5 +155,5 @@ def test_a_client_that_asks_too_much_at_once_is_told_to_wait(many):
 
     with ThreadPoolExecutor(40) as pool:
         waits = list(pool.map(one, range(40)))
-    assert waits.count(0) >= 16
+    assert waits.count(0) >= 20
     assert many.settles()

@@ -43,3 +43,32 @@ def test_nothing_anywhere_is_the_grey_picture():
 def test_what_is_no_map_is_refused(wrong):
     with pytest.raises(InputError, match="cannot be laid over a picture"):
         figures.overlay(Image.new("RGB", (8, 8)), np.asarray(wrong))
+
+
+def test_words_of_any_script_and_signs_are_drawn_as_they_are(tmp_path):
+    tile = figures.Tile("狗 $x$ \\frac", Image.new("RGB", (30, 90)), "5 %")
+    figures.save(figures.sheet({"模型 $y": [tile, figures.Tile("", None)]}), tmp_path / "a.svg")
+    text = (tmp_path / "a.svg").read_text()
+    assert "狗 $x$ \\frac" in text
+    figures.save(figures.sheet({"a": [tile]}), tmp_path / "a.png")
+    with Image.open(tmp_path / "a.png") as drawn:
+        assert drawn.height > drawn.width  # as tall as the picture is
+
+
+def test_curves_with_gaps_and_one_value_are_drawn(tmp_path):
+    panels = [
+        figures.Panel("a", "share", {"one": {0: 0.1, 1: None, 2: 0.3}, "two": {0: 0.0}}),
+        figures.Panel("b", "MDI", {"one": {0: 0.01, 1: 100.0}}, even=1.0, logarithmic=True),
+        figures.Panel("c", "share", {"one": {0: 0.0}}),
+    ]
+    drawn = figures.layers(panels)
+    assert [axes.get_yscale() for axes in drawn.axes] == ["linear", "log", "linear"]
+    figures.save(drawn, tmp_path / "a.png")
+
+
+def test_maps_of_heads_have_one_scale():
+    maps = {"before": np.full((30, 4), 0.2), "after": np.full((30, 4), 0.8)}
+    drawn = figures.heads(maps, range(30), "divergence")
+    limits = {axes.images[0].get_clim() for axes in drawn.axes if axes.images}
+    assert limits == {(0, 0.8)}
+    assert len(drawn.axes[0].get_yticks()) <= 16

@@ -47,7 +47,8 @@ def front(markdown: str) -> str:
 
 
 def _room(room: str, members: list[Module]) -> str:
-    lines = [f"# {room}"]
+    # A search should find the guides first: the names of everything match everything.
+    lines = ["---", "search: {boost: 0.2}", "---", f"# {room}"]
     for module in members:
         lines += ["", *_module(module)]
     return "\n".join(lines) + "\n"

@@ -8,16 +8,26 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from docs_pages import api
+from docs_pages import api, messages
+
+MESSAGES = "error-messages.md"
 
 
 def on_config(config: Any) -> Any:
-    """Puts the API pages below their front page in the navigation."""
-    below = [{room: f"api/{room}.md"} for room in api.rooms()]
-    config.nav = [
-        {"API": [{"Overview": entry["API"]}, *below]} if "API" in entry else entry
-        for entry in config.nav
-    ]
+    """Puts these pages where a reader looks for them."""
+    packages: dict[str, list[dict[str, str]]] = {}
+    for room in api.rooms():
+        packages.setdefault(room.split(".")[0], []).append({room: f"api/{room}.md"})
+    below = [{package: pages} for package, pages in packages.items()]
+    nav = []
+    for entry in config.nav:
+        if "API" in entry:
+            nav.append({"API": [{"Overview": entry["API"]}, *below]})
+        elif "Start" in entry:
+            nav.append({"Start": [*entry["Start"], {"Error messages": MESSAGES}]})
+        else:
+            nav.append(entry)
+    config.nav = nav
     return config
 
 
@@ -25,12 +35,15 @@ def on_files(files: Any, config: Any) -> Any:
     """Adds the pages themselves."""
     from mkdocs.structure.files import File
 
-    made = api.room_pages() | {"error-messages.md": messages.messages_page()}
-    for name, text in made.items():
+    for name, text in (api.room_pages() | {MESSAGES: messages.messages_page()}).items():
         files.append(File.generated(config, name, content=text))
     return files
 
 
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
-    """Fills the tables of the front page."""
-    return api.front(markdown) if page.file.src_uri == "api.md" else markdown
+    """Fills the tables of the API's front page; leads from troubleshooting to the messages."""
+    if page.file.src_uri == "api.md":
+        return api.front(markdown)
+    if page.file.src_uri == "troubleshooting.md":
+        return markdown.replace("**Error messages**", f"[Error messages]({MESSAGES})")
+    return markdown

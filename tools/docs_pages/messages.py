@@ -189,12 +189,17 @@ class Reader:
         if isinstance(node, ast.Constant):
             yield str(node.value)
         elif isinstance(node, ast.IfExp | ast.Name) and depth:
-            read = list(self._read(node, depth))
-            yield from read if all(map(_words, read)) else [_shown(node)]
+            # A default is a value like any other, not a part of the sentence.
+            read = (
+                self._name(node.id, depth - 1, defaults=False)
+                if isinstance(node, ast.Name)
+                else list(self._read(node, depth))
+            )
+            yield from read if read and all(map(_words, read)) else [_shown(node)]
         else:
             yield _shown(node)
 
-    def _name(self, name: str, depth: int) -> list[str]:
+    def _name(self, name: str, depth: int, *, defaults: bool = True) -> list[str]:
         """What a name may stand for: set in the function, handed to it, or set in a module."""
         for function in self._inside:
             assert isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef)
@@ -203,14 +208,14 @@ class Reader:
                 return [text for value in set_here for text in self._read(value, depth)]
             names = [a.arg for a in (*function.args.args, *function.args.kwonlyargs)]
             if name in names:
-                return self._handed(function, name, depth)
+                return self._handed(function, name, depth, defaults)
         for module in (self._module, _by_name().get(self._module.origin(name))):
             for target, value in _assignments(module.tree) if module else ():
                 if target == name:
                     return list(Reader(module, ()).texts(value, depth))
         return []
 
-    def _handed(self, function: ast.AST, name: str, depth: int) -> list[str]:
+    def _handed(self, function: ast.AST, name: str, depth: int, with_default: bool) -> list[str]:
         """An argument: its default, and what the callers in the module give."""
         assert isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef)
         positional = [a.arg for a in function.args.args]
@@ -220,7 +225,7 @@ class Reader:
         defaults = dict(zip(reversed(positional), reversed(function.args.defaults), strict=False))
         only = zip(function.args.kwonlyargs, function.args.kw_defaults, strict=True)
         defaults |= {argument.arg: value for argument, value in only if value is not None}
-        if name in defaults:
+        if name in defaults and with_default:
             given.append((defaults[name], ()))
         for call, inside in _calls(self._module.tree):
             if ast.unparse(call.func).split(".")[-1] != function.name:

@@ -21,6 +21,7 @@ from mmlm.cli.calibrate.questions import (
 from mmlm.cli.frame import DONE, Command, Terminal
 from mmlm.cli.options import ModelOptions, open_model
 from mmlm.errors import InputError
+from mmlm.progress import tracked
 from mmlm.records import INFORMATION, RecordFile, file_hash
 
 if TYPE_CHECKING:
@@ -249,18 +250,10 @@ def _shown(
     trials: Mapping[str, Sequence[Method]], done: Mapping[str, Any], terminal: Terminal
 ) -> Iterable[tuple[str, Sequence[Method]]]:
     """The trials that are not done, with a progress bar."""
-    from rich.console import Console
-    from rich.progress import track
-
     missing = [(name, methods) for name, methods in trials.items() if name not in done]
     if done and missing:
         terminal.note(f"{len(done)} of {len(trials)} trials were done; going on.")
-    return track(
-        missing,
-        description="trials",
-        disable=not terminal.progress,
-        console=Console(stderr=True),
-    )
+    return tracked(missing, terminal.progress, "trials")
 
 
 def _run_record(settings: Calibrate, asked: Sequence[Labelled]) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from typing import Any, Literal
 from mmlm.cli.calibrate import common
 from mmlm.cli.frame import DONE, Command, Terminal
 from mmlm.cli.options import ModelOptions, open_model
+from mmlm.progress import tracked
 
 __all__ = ["COMMAND", "Calibrate", "run"]
 
@@ -64,13 +65,11 @@ def run(settings: Calibrate, terminal: Terminal) -> int:
 
     method = INTER(image_mask=settings.image_mask, scope=settings.scope)
     model, processor = open_model(settings.model, (method,), terminal)
-    from rich.progress import track
-
-    batches = track(
+    batches = tracked(
         common.model_inputs(model, processor, prompts, settings.batch_size),
-        total=-(-len(prompts) // settings.batch_size),
-        description="batches",
-        disable=not terminal.progress,
+        terminal.progress,
+        "batches",
+        -(-len(prompts) // settings.batch_size),
     )
     spread = measure_dispersion(
         model,

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from mmlm.cli.calibrate import common
 from mmlm.cli.frame import DONE, Command, Terminal
 from mmlm.cli.options import ModelOptions, open_model
+from mmlm.progress import tracked
 
 if TYPE_CHECKING:
     from decoding.var import SinkDims
@@ -58,17 +59,15 @@ def run(settings: Calibrate, terminal: Terminal) -> int:
     common.check_output(settings.output)
     prompts = common.requests(settings.data)
     model, processor = open_model(settings.model, (), terminal)
-    from rich.progress import track
-
     from decoding.var import find_sink_dims
 
     found = find_sink_dims(
         model,
-        track(
+        tracked(
             common.model_inputs(model, processor, prompts),
-            total=len(prompts),
-            description="prompts",
-            disable=not terminal.progress,
+            terminal.progress,
+            "prompts",
+            len(prompts),
         ),
         tau=settings.tau,
         share=settings.share,

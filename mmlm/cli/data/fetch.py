@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mmlm.cli.frame import DONE, Command, Terminal
+from mmlm.progress import transfers
 
 if TYPE_CHECKING:
-    from benchmarks.official.download import Progress
     from benchmarks.official.fetch import Fetched
 
 __all__ = ["COMMAND", "FetchData", "run"]
@@ -43,7 +41,7 @@ def run(settings: FetchData, terminal: Terminal) -> int:
     terminal.note(f"{settings.name}: {wanted.purpose}. Licence: {wanted.licence}.")
     if wanted.about:
         terminal.note(wanted.about)
-    with _bar(terminal) as progress:
+    with transfers(terminal.progress) as progress:
         fetched = fetch(settings.name, settings.data, progress=progress)
     place = locate(settings.name, settings.data)
     if terminal.json:
@@ -77,40 +75,6 @@ def _sentence(one: Fetched) -> str:
     }
     known = f" ({one.digest})" if one.digest else ""
     return f"{one.result}: {one.state}{known}: {meaning[one.evidence]}."
-
-
-@contextlib.contextmanager
-def _bar(terminal: Terminal) -> Iterator[Progress | None]:
-    """A bar with rate and rest time on standard error, if someone is watching."""
-    if not terminal.progress:
-        yield None
-        return
-    from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        DownloadColumn,
-        Progress,
-        TextColumn,
-        TimeRemainingColumn,
-        TransferSpeedColumn,
-    )
-
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        DownloadColumn(),
-        TransferSpeedColumn(),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=Console(stderr=True)) as shown:
-        tasks: dict[str, int] = {}
-
-        def update(what: str, done: int, total: int | None) -> None:
-            if what not in tasks:
-                tasks[what] = shown.add_task(what, total=total)
-            shown.update(tasks[what], completed=done, total=total)
-
-        yield update
 
 
 COMMAND = Command(
