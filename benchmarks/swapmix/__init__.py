@@ -21,7 +21,6 @@ reliances with another ``swaps_per_question``.
 
 from __future__ import annotations
 
-from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.base import CountTable, Ratio, Sample, Scores
@@ -77,13 +76,11 @@ def score_stored(lines: Sequence[Line]) -> Scores:
         raise InputError("No question has all its answers.", advice="Repeat the run.")
     table = _table(whole)
     failed = sum(bool(line.get("error")) for line in lines)
-    statuses = Counter(
-        {
-            "failed": failed,
-            "questions left out": len(groups) - len(whole),
-            "swaps skipped": sum(int(group.original.get("skipped", 0)) for group in groups),
-        }
-    )
+    statuses = {
+        "failed": failed,
+        "questions left out": len(groups) - len(whole),
+        "swaps skipped": sum(int(group.original.get("skipped", 0)) for group in groups),
+    }
     return Scores(
         name=f"swapmix/{levels[0]}",
         table=table,

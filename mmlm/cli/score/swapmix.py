@@ -1,4 +1,4 @@
-"""``mmlm score swapmix``: score stored answers, also records that were made elsewhere."""
+"""``mmlm score swapmix``: score stored answers about untouched and changed pictures."""
 
 from __future__ import annotations
 
