@@ -2,6 +2,7 @@
 
 from decoding.act import ACT
 from decoding.dola import DoLa
+from decoding.head_ablation import HeadAblation
 from decoding.icd import ICD
 from decoding.imbalanced_attention import ImbalancedAttention
 from decoding.inter import INTER
@@ -30,6 +31,7 @@ __all__ = [
     "VHR",
     "VISTA",
     "DoLa",
+    "HeadAblation",
     "ImbalancedAttention",
     "SeeingKnowing",
     "ZeroTuning",

@@ -234,6 +234,20 @@ def refuse(
     _refuse_pruning(anatomy, methods)
     _refuse_auxiliary(methods, built)
     _refuse_equal_measures(methods)
+    _refuse_company(methods)
+
+
+def _refuse_company(methods: tuple[Method, ...]) -> None:
+    """Methods that must be the only one at a site."""
+    for method in methods:
+        for other in methods:
+            shared = sorted(method.alone_at & (other.sites - other.only_looks))
+            if other is not method and shared:
+                raise IncompatibleMethods(
+                    f"{method.label} and {other.label} both act at {shared[0]}, where the first "
+                    "must be alone.",
+                    advice="Use one of them.",
+                )
 
 
 def _refuse_equal_measures(methods: tuple[Method, ...]) -> None:

@@ -209,6 +209,11 @@ class Method(Checked, abc.ABC):
         return False
 
     @property
+    def alone_at(self) -> frozenset[str]:
+        """Sites at which no other method may change anything beside this setting."""
+        return frozenset()
+
+    @property
     def turns(self) -> Literal["unread", "known", "needed"]:
         """Whether the layout must tell the turns of a conversation, and earlier answers, apart.
 

@@ -22,6 +22,7 @@ STRONG: dict[str, str] = {
     "ClsPruner": "ClsPruner(keep=8)",
     "FlowCut": "FlowCut(target=8)",
     "RandomPruner": "RandomPruner(keep=8)",
+    "HeadAblation": "HeadAblation(heads_by_layer=((1, (3, 5)), (2, (4, 7))))",
     # The score that every tower without rotary positions can give; test_imbalanced_attention.py
     # runs the whole contract with the default one.
     "ImbalancedAttention": "ImbalancedAttention(tower_score='column_mean')",
