@@ -26,6 +26,7 @@ _METHODS = {
     "DoLa": "decoding.dola",
     "DyVTE": "mmlm.methods.dyvte",
     "FlowCut": "mmlm.methods.flowcut",
+    "HeadAblation": "decoding.head_ablation",
     "ICD": "decoding.icd",
     "INTER": "decoding.inter",
     "ImbalancedAttention": "decoding.imbalanced_attention",
@@ -45,10 +46,13 @@ _METHODS = {
 }
 _PROBES = {
     "AttentionMap": "mmlm.probes.attention_map",
+    "AttentionSinks": "mmlm.probes.attention_sinks",
     "Confidence": "mmlm.probes.confidence",
     "HeadDivergence": "mmlm.probes.head_divergence",
     "ImageAttention": "mmlm.probes.image_attention",
+    "RetrievalHeads": "mmlm.probes.retrieval_heads",
     "TextDominance": "mmlm.probes.dominance",
+    "VisualHeads": "mmlm.probes.visual_heads",
     "VisualSinks": "mmlm.probes.visual_sinks",
 }
 _EXPORTS = {
@@ -69,6 +73,7 @@ _EXPORTS = {
 if TYPE_CHECKING:
     from decoding.act import ACT
     from decoding.dola import DoLa
+    from decoding.head_ablation import HeadAblation
     from decoding.icd import ICD
     from decoding.imbalanced_attention import ImbalancedAttention
     from decoding.inter import INTER
@@ -97,10 +102,13 @@ if TYPE_CHECKING:
     from mmlm.model.checkpoint import load
     from mmlm.model.compose import compose
     from mmlm.probes.attention_map import AttentionMap
+    from mmlm.probes.attention_sinks import AttentionSinks
     from mmlm.probes.confidence import Confidence
     from mmlm.probes.dominance import TextDominance
     from mmlm.probes.head_divergence import HeadDivergence
     from mmlm.probes.image_attention import ImageAttention
+    from mmlm.probes.retrieval_heads import RetrievalHeads
+    from mmlm.probes.visual_heads import VisualHeads
     from mmlm.probes.visual_sinks import VisualSinks
     from mmlm.text_form import method_names, parse_method
 
@@ -121,20 +129,24 @@ __all__ = [
     "VISTA",
     "Anatomy",
     "AttentionMap",
+    "AttentionSinks",
     "ClsPruner",
     "Confidence",
     "CrossLMM",
     "DoLa",
     "DyVTE",
     "FlowCut",
+    "HeadAblation",
     "HeadDivergence",
     "ImageAttention",
     "ImbalancedAttention",
     "Method",
     "RandomPruner",
+    "RetrievalHeads",
     "SeeingKnowing",
     "TextDominance",
     "TokenLayout",
+    "VisualHeads",
     "VisualSinks",
     "ZeroTuning",
     "attach",

@@ -13,10 +13,13 @@ from mmlm.errors import IncompatibleMethods
 #: Settings under which each probe is tried; a new probe without a row fails.
 PROBES = {
     "AttentionMap": ("AttentionMap()", "AttentionMap(layers=(1, 3), by_layer=True)"),
+    "AttentionSinks": ("AttentionSinks()", "AttentionSinks(queries='generated', layers=(1, 2))"),
     "Confidence": ("Confidence()",),
     "HeadDivergence": ("HeadDivergence()", "HeadDivergence(layers=(2,))"),
     "ImageAttention": ("ImageAttention()",),
+    "RetrievalHeads": ("RetrievalHeads()", "RetrievalHeads(layers=(0, 2))"),
     "TextDominance": ("TextDominance()",),
+    "VisualHeads": ("VisualHeads()", "VisualHeads(layers=(1, 3), steps=True)"),
     "VisualSinks": ("VisualSinks(sink_dims=(2, 7), tau=1.5)",),
 }
 SETTINGS = [text for texts in PROBES.values() for text in texts]
@@ -66,7 +69,7 @@ def test_no_bit_changes(family, text):
 def test_no_bit_changes_beside_a_method(text, method):
     model, processor = tiny.shared("llava")
     inputs = tiny.inputs(processor, PROMPTS, PICTURES)
-    if text.startswith("ImageAttention") and "Pruner" in method:
+    if parse_method(text).needs_all_visual and "Pruner" in method:
         with pytest.raises(IncompatibleMethods, match="needs all image positions"):
             generate(model, inputs, method, text)
         return
@@ -94,13 +97,18 @@ def test_one_row_of_attention_per_pass(text, monkeypatch):
     real = type(method).weights
 
     def weights(self, state, layer, rows, a):
-        seen.append(a.shape[2])
+        seen.append((a.shape[2], a.shape[3]))
         return real(self, state, layer, rows, a)
 
     monkeypatch.setattr(type(method), "weights", weights)
     model, processor = tiny.shared("llava")
-    generate(model, tiny.inputs(processor, PROMPTS, PICTURES), text)
-    assert set(seen) == {1}
+    inputs = tiny.inputs(processor, PROMPTS, PICTURES)
+    generate(model, inputs, text)
+    n = inputs["input_ids"].shape[1]
+    # Whoever wants the prompt's own rows gets them once, and none of an answer.
+    every = method.rows == "all"
+    assert {rows for rows, _ in seen} == {n if every else 1}
+    assert not every or {keys for _, keys in seen} == {n}
 
 
 @pytest.mark.parametrize("text", SETTINGS)

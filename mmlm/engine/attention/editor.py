@@ -14,7 +14,7 @@ all and say nothing: causality and padding would be lost.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import ExitStack
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -220,7 +220,7 @@ class RowEditor:
     ) -> tuple[Tensor, Tensor | None]:
         session = self.session
         first = {i: session.wanted.first_row(i, rows.new) for i in acting}
-        chunks = list(self._chunks(rows, min(first.values())))
+        chunks = self._chunks(rows, first)
         gain = self._gain(acting, rows.total)
         known = self._survey(rows, chunks, gain, first)
         for start, end in chunks:
@@ -241,11 +241,27 @@ class RowEditor:
             for g in gains
         )
 
-    def _chunks(self, rows: AttentionRows, first: int) -> Iterator[tuple[int, int]]:
+    def _chunks(self, rows: AttentionRows, first: dict[int, int]) -> list[tuple[int, int]]:
+        """Rows that somebody wants, in chunks.
+
+        Rows that are only looked at have their own: beside others a row is not computed to the
+        same bits, and whoever looks must not change what an edited one becomes.
+        """
         b, h = rows.query.shape[:2]
         step = max(1, _CHUNK // (b * h * rows.total))
-        for start in range(first, rows.new, step):
-            yield start, min(start + step, rows.new)
+        editing = [x for i, x in first.items() if not self._looks(i)]
+        wanted = min(first.values())
+        edited = min(editing, default=wanted)
+        return [
+            (start, min(start + step, end))
+            for begin, end in ((wanted, edited), (edited, rows.new))
+            for start in range(begin, end, step)
+        ]
+
+    def _looks(self, i: int) -> bool:
+        """Whether a method changes no row."""
+        method = self.session.methods[i]
+        return _ON_ROWS & method.sites <= method.only_looks and "keys" not in method.sites
 
     def _survey(
         self,
