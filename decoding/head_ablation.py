@@ -75,7 +75,7 @@ class _State:
 
 @dataclass(frozen=True, kw_only=True)
 class HeadAblation(Method):
-    """Takes heads away, levels their attention, or blinds them to the image: an experiment.
+    """Takes heads away, or levels or blinds their attention: an experiment.
 
     Idea:
         What a head is for shows when it is gone. Ablated visual heads should make a model invent;
