@@ -26,6 +26,7 @@ from measure_effects import PLAIN, ROOT, commit, is_there, store
 import mmlm
 from benchmarks import swapmix
 from benchmarks.base import CountTable
+from benchmarks.swapmix.captions import WORD_COLUMNS
 from mmlm.cli.bench.swapped_pictures import painted_questions
 from mmlm.cli.configs import effect_settings
 from mmlm.runner import GenerateSettings, fingerprint, generate_all
@@ -66,22 +67,20 @@ def measure(
             for item, result in zip(items, results, strict=True)
         ]
         scores = swapmix.score_stored(lines)
-        record[part] = _counts(scores.table) | {"statuses": dict(scores.statuses)}
+        counted = WORD_COLUMNS if part == "captions" else scores.table.columns
+        record[part] = _counts(scores.table, counted) | {"statuses": dict(scores.statuses)}
     return record | {"seconds": round(time.monotonic() - began, 1)}
 
 
-def _counts(table: CountTable) -> dict[str, Any]:
-    """A table in JSON: one list of numbers per column that is not all zeros."""
+def _counts(table: CountTable, wanted: Sequence[str]) -> dict[str, Any]:
+    """Columns of a table in JSON: one list of numbers for each that is not all zeros."""
     columns = {
         name: [round(value, 6) for value in column]
         for name, column in zip(table.columns, table.counts.T.tolist(), strict=True)
-        if any(column)
+        if name in wanted and any(column)
     }
-    return {
-        "images": list(table.images),
-        "columns": {n: [int(v) if v == int(v) else v for v in c] for n, c in columns.items()},
-        "metrics": list(table.ratios),
-    }
+    numbers = {n: [int(v) if v == int(v) else v for v in c] for n, c in columns.items()}
+    return {"images": list(table.images), "columns": numbers}
 
 
 def identity(model: Any, setting: str, counts: dict[str, int]) -> dict[str, Any]:

@@ -24,7 +24,7 @@ from measure_effects import PLAIN, ROOT
 from measure_swapmix import RESULTS
 
 from benchmarks.base import CountTable, Ratio
-from benchmarks.swapmix import CAPTION, READERS, captions
+from benchmarks.swapmix import READERS, captions
 from benchmarks.swapmix.counts import RATIOS
 from mmlm.cli.configs import effect_label
 
@@ -90,17 +90,16 @@ def questions(records: Sequence[Record]) -> str:
 
 
 def types(records: Sequence[Record]) -> str:
-    """Plain decoding by type of question; words of captions are one."""
+    """Plain decoding by type of question."""
     rows = []
-    for part, kinds in (("questions", tuple(READERS)), ("captions", (CAPTION,))):
-        for kind in kinds:
-            ratios = {name: RATIOS[name].prefixed(kind) for name in BY_TYPE}
-            per = RATIOS["swaps_per_question"].prefixed(kind)
-            of = counts(records[0][part], {**ratios, "swaps": per})
-            right = int(of.measure("swaps").denominator)
-            swaps = of.measure("swaps").value or 0.0
-            cells = [_value(of, name) for name in ratios]
-            rows.append([kind, str(right), f"{swaps:.0f}", *cells])
+    for kind in READERS:
+        ratios = {name: RATIOS[name].prefixed(kind) for name in BY_TYPE}
+        per = RATIOS["swaps_per_question"].prefixed(kind)
+        of = counts(records[0]["questions"], {**ratios, "swaps": per})
+        right = int(of.measure("swaps").denominator)
+        swaps = of.measure("swaps").value or 0.0
+        cells = [_value(of, name) for name in ratios]
+        rows.append([kind, str(right), f"{swaps:.0f}", *cells])
     names = (QUESTIONS[name] for name in BY_TYPE)
     return table(["type", "right answers", "swaps each", *names], rows)
 

@@ -97,21 +97,26 @@ def test_rows_have_their_own_swaps_and_padding_does_not_matter(donors):
     # A row without tokens is left alone.
     half = FeatureSwap(donors=path, moves=(moves[0], ("", (), ())))
     assert torch.equal(first_input(model, inputs, half)[0][1], first_input(model, inputs)[0][1])
-    # One entry for all rows; beams have the swap of their row.
-    options = {"max_new_tokens": 3, "do_sample": False, "num_beams": 2}
-    with FeatureSwap(donors=path, moves=moves[:1])(model):
-        assert model.generate(**inputs, **options).shape[0] == 2
+    # One entry stands for all rows.
+    one = FeatureSwap(donors=path, moves=moves[:1])
+    each = FeatureSwap(donors=path, moves=moves[:1] * 2)
+    assert torch.equal(first_input(model, inputs, one)[1], first_input(model, inputs, each)[1])
 
 
-def test_decoding_goes_on_from_the_swapped_prompt(donors):
+@pytest.mark.parametrize("beams", [1, 3])
+def test_decoding_goes_on_from_the_swapped_prompt(beams, donors):
     model, processor, path = donors("llava")
-    inputs = tiny.inputs(processor, PROMPTS[:1], [[tiny.picture(1)]])
-    swap = FeatureSwap(donors=path, moves=(("b", tuple(range(16)), tuple(range(16))),))
+    pictures = [[tiny.picture(1)], [tiny.picture(3)]]
+    whole = tuple(range(16))
+    options = {"max_new_tokens": 6, "min_new_tokens": 6, "do_sample": False, "num_beams": beams}
+    inputs = tiny.inputs(processor, PROMPTS, pictures)
+    swap = FeatureSwap(donors=path, moves=(("b", whole, whole), ("a", whole, whole)))
     with swap(model):
-        found = model.generate(**inputs, max_new_tokens=6, min_new_tokens=6, do_sample=False)
-    other = tiny.inputs(processor, PROMPTS[:1], [[tiny.picture(2)]])
-    expected = model.generate(**other, max_new_tokens=6, min_new_tokens=6, do_sample=False)
-    assert torch.equal(found, expected)  # every token replaced: it is the other picture
+        found = model.generate(**inputs, **options)
+    # Every token is replaced: they are the other pictures.
+    other = tiny.inputs(processor, PROMPTS, [[tiny.picture(2)], [tiny.picture(1)]])
+    assert torch.equal(found, model.generate(**other, **options))
+    assert not torch.equal(found, model.generate(**inputs, **options))
 
 
 def test_the_setting_is_plain_text_and_its_neutral_form_does_nothing():
