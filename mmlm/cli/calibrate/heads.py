@@ -1,17 +1,18 @@
-"""``mmlm calibrate heads``: which attention heads ACT or ZeroTuning should act on.
+"""``mmlm calibrate heads``: which heads ACT or ZeroTuning should act on, or maps of heads.
 
 Every head is tried alone on labelled questions, as in ACT's search and ZeroTuning's profile. Each
-trial is one stored line, so a run that was stopped goes on where it was.
+trial is one stored line, so a run that was stopped goes on where it was. Maps of visual heads and
+of retrieval heads (``--kind``) are :mod:`mmlm.cli.calibrate.head_maps`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from mmlm.cli.calibrate import common
+from mmlm.cli.calibrate import common, head_maps
 from mmlm.cli.calibrate.questions import (
     Labelled,
     QuestionOptions,
@@ -37,8 +38,14 @@ class Calibrate:
     """Options of ``mmlm calibrate heads``.
 
     Attributes:
-        method: ACT or ZeroTuning.
-        output: Where the configuration is written; trials are stored beside it.
+        method: ACT or ZeroTuning; none with `--kind`.
+        kind: A map of all heads instead, for HeadAblation: `visual`: which look at what is named
+            next, on pictures whose objects have places. `text`: which copy from a text.
+        output: Where the configuration is written, trials beside it; or the map. Default:
+            heads.yaml, for maps heads.json.
+        threshold: Maps: heads of the kind have more than this.
+        instances: Visual heads: boxes of real pictures, an instances*.json in COCO format; the
+            pictures lie in `--images`. Default: the embedded world.
         layer: Layers whose heads are tried (repeatable). Default: for ACT 2 to the last but one,
             for ZeroTuning all.
         gain: A head is chosen if it raises accuracy by at least this. 0 keeps every head under
@@ -47,20 +54,24 @@ class Calibrate:
         beta: ACT: fraction of a sink's attention that is kept.
         theta: ACT: least mean attention of a sink.
         gamma: ZeroTuning: every head is tried with this factor (above 1) and with its inverse.
-        max_new_tokens: Longest answer; its first words are compared with the label.
+        max_new_tokens: Longest answer. Default: 2, whose first words are compared with the label;
+            for visual heads 84, for text 50.
         batch_size: Questions at once.
         data: Which questions.
         model: The model.
     """
 
-    method: Literal["ACT", "ZeroTuning"]
-    output: Path = Path("heads.yaml")
+    method: Literal["", "ACT", "ZeroTuning"] = ""
+    kind: Literal["", "visual", "text"] = field(default="", metadata={"alias": "--kind"})
+    output: Path | None = None
+    threshold: float = 0.1
+    instances: Path | None = field(default=None, metadata={"alias": "--instances"})
     layer: tuple[int, ...] = field(default=(), metadata={"alias": "--layer"})
     gain: float = 0.0
     beta: float = 0.4
     theta: float = 0.1
     gamma: float = 1.5
-    max_new_tokens: int = 2
+    max_new_tokens: int | None = None
     batch_size: int = 32
     data: QuestionOptions = field(default_factory=QuestionOptions)
     model: ModelOptions = field(default_factory=ModelOptions)
@@ -71,6 +82,15 @@ class Calibrate:
         Raises:
             ValueError: If one is out of range.
         """
+        if bool(self.method) == bool(self.kind):
+            raise ValueError(
+                f"give a method (ACT or ZeroTuning) or --kind, got {self.method!r} and "
+                f"{self.kind!r}"
+            )
+        if not 0 < self.threshold < 1:
+            raise ValueError(f"threshold must be above 0 and below 1, got {self.threshold}")
+        if self.instances is not None and self.kind != "visual":
+            raise ValueError("--instances is for --kind visual")
         if not self.gamma > 1:
             raise ValueError(f"gamma must be above 1 (its inverse is tried too), got {self.gamma}")
         if not 0 <= self.gain < 1:
@@ -80,8 +100,9 @@ class Calibrate:
         if self.data.seed < 0:
             raise ValueError(f"seed must not be negative, got {self.data.seed}")
         for name in ("max_new_tokens", "batch_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")
         if self.data.count < 2:
             raise ValueError(f"count must be at least 2, got {self.data.count}")
 
@@ -121,11 +142,30 @@ def choose_zerotuning(
 
 
 def run(settings: Calibrate, terminal: Terminal) -> int:
-    """Tries every head, chooses, checks the choice on other questions, and writes it.
+    """Measures a map, or tries every head and writes those that help.
 
     Raises:
         MmlmError: For everything that makes it impossible, before any work.
     """
+    if settings.kind:
+        return head_maps.run(
+            settings.kind,
+            settings.output or Path("heads.json"),
+            settings.data,
+            settings.instances,
+            settings.threshold,
+            settings.max_new_tokens or (84 if settings.kind == "visual" else 50),
+            settings.batch_size,
+            settings.model,
+            terminal,
+        )
+    output, tokens = settings.output or Path("heads.yaml"), settings.max_new_tokens or 2
+    return _search(replace(settings, output=output, max_new_tokens=tokens), terminal)
+
+
+def _search(settings: Calibrate, terminal: Terminal) -> int:
+    """Tries every head, chooses, checks the choice on other questions, and writes it."""
+    assert settings.output is not None
     common.check_output(settings.output)
     asked = labelled_questions(settings.data)
     n_held_out = max(1, round(len(asked) * settings.data.held_out))
@@ -333,12 +373,13 @@ def _show(settings: Calibrate, report: dict[str, Any], terminal: Terminal) -> No
 
 
 COMMAND = Command(
-    summary="attention heads for ACT or ZeroTuning, each tried on labelled questions",
+    summary="attention heads for ACT or ZeroTuning, or a map of all heads (--kind)",
     settings=Calibrate,
     run=run,
     positional=("method",),
     example=(
         "mmlm calibrate heads ACT --output act.yaml\n"
-        "mmlm calibrate heads ZeroTuning --model ./my-model --questions labelled.jsonl"
+        "mmlm calibrate heads ZeroTuning --model ./my-model --questions labelled.jsonl\n"
+        "mmlm calibrate heads --kind visual --output heads.json"
     ),
 )

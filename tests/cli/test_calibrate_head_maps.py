@@ -1,0 +1,259 @@
+"""``mmlm calibrate heads --kind``: maps that HeadAblation reads; pictures, boxes and needles."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import numpy as np
+import pytest
+import tiny
+import torch
+from PIL import Image
+
+import mmlm
+from mmlm.cli import main
+from mmlm.cli.calibrate.head_maps import needles, pictures
+from mmlm.cli.calibrate.questions import QuestionOptions
+from mmlm.engine.head_maps import HeadMap
+from mmlm.errors import InputError
+from mmlm.head_measures import (
+    Grounded,
+    Needle,
+    _inputs,
+    _named,
+    _needle_span,
+    retrieval_heads,
+    rouge_1_recall,
+    tokens_of_boxes,
+    tokens_of_mask,
+    visual_heads,
+)
+from mmlm.token_places import Footprints
+
+COMMAND = ("calibrate", "heads")
+
+
+def grid(n):
+    """n x n tokens, each of which shows one cell."""
+    number = torch.arange(n * n)
+    return Footprints(torch.eye(n)[number // n], torch.eye(n)[number % n])
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
+    path = tmp_path_factory.mktemp("maps") / "heads.json"
+    assert main([*COMMAND, "--kind", "visual", "--count", "8", "--output", str(path)]) == 0
+    return path
+
+
+# ---- places ----
+
+
+def test_a_mask_must_cover_ten_of_64_pixels():
+    mask = np.zeros((16, 16), bool)
+    mask[0, :8] = mask[1, :2] = True  # ten pixels of token 0
+    mask[8:10, 8:12] = True  # eight of token 3
+    assert tokens_of_mask(grid(2), mask) == (0,)
+    mask[10, 8:10] = True
+    assert tokens_of_mask(grid(2), mask) == (0, 3)
+
+
+def test_a_box_has_the_tokens_whose_centres_lie_in_it():
+    # Centres are at 8 and 24 across, at 4 and 12 down.
+    assert tokens_of_boxes(grid(2), [(0, 0, 9, 5)], (32, 16)) == (0,)
+    assert tokens_of_boxes(grid(2), [(7, 3, 25, 5)], (32, 16)) == (0, 1)
+    assert tokens_of_boxes(grid(2), [(9, 0, 23, 16)], (32, 16)) == ()
+    assert tokens_of_boxes(grid(2), [(0, 0, 9, 5), (20, 10, 32, 16)], (32, 16)) == (0, 3)
+
+
+def test_row_ends_belong_to_no_region():
+    places = grid(2)
+    ends = Footprints(
+        torch.cat([places.down, torch.zeros(1, 2)]), torch.cat([places.across, torch.zeros(1, 2)])
+    )
+    assert tokens_of_boxes(ends, [(0, 0, 32, 32)], (32, 32)) == (0, 1, 2, 3)
+    assert tokens_of_mask(ends, np.ones((8, 8), bool)) == (0, 1, 2, 3)
+
+
+def test_objects_that_no_token_shows_have_no_region():
+    one = Grounded(
+        Image.new("RGB", (16, 16)),
+        "?",
+        masks={"dog": np.ones((16, 16), bool), "cat": np.zeros((16, 16), bool)},
+        boxes={"car": [(0, 0, 8, 8)], "dog": [(0, 0, 1, 1)]},
+    )
+    assert one.regions(grid(2)) == {"car": (0,), "dog": (0, 1, 2, 3)}
+    assert one.names == {"dog", "cat", "car"}
+
+
+def test_words_count_at_their_first_token():
+    _, processor = mmlm.load("embedded")
+    ids = processor.tokenizer("a dog and a fire hydrant and a cat .", add_special_tokens=False)[
+        "input_ids"
+    ]
+    text, named = _named(processor, ids, frozenset({"dog", "fire hydrant"}), ["fire hydrant"])
+    words = processor.tokenizer.convert_ids_to_tokens(ids)
+    assert [(one.name, one.true, one.region) for one in named] == [
+        ("dog", True, None),
+        ("fire hydrant", True, 0),
+        ("cat", False, None),
+    ]
+    assert [words[one.step].strip("▁Ġ ") for one in named] == ["dog", "fire", "cat"]
+    assert text.startswith("a dog")
+
+
+# ---- the commands ----
+
+
+def test_a_map_of_visual_heads_is_what_head_ablation_reads(written):
+    found = HeadMap.load(written)
+    model, _ = mmlm.load("embedded")
+    anatomy = mmlm.Anatomy(model)
+    assert found.shape == (anatomy.n_layers, anatomy.n_heads)
+    assert found.counted["samples"] == 8
+    assert found.counted["steps"] > 10
+    assert found.facts["weights"] == mmlm.engine.identity.fingerprint(model)
+    assert found.facts["dtype"] == "float32"
+    assert 0 < found.score.max() <= 1
+    method = mmlm.HeadAblation(heads_file=str(written), top=3)
+    assert sum(len(heads) for _, heads in method.ablated) == 3
+    with mmlm.attach(model, method):
+        pass
+
+
+def test_the_same_pictures_give_the_same_map(written):
+    model, processor = mmlm.load("embedded")
+    samples = list(pictures(QuestionOptions(count=8), None))
+    again = visual_heads(model, processor, samples, batch_size=3)
+    for name, value in HeadMap.load(written).values.items():
+        torch.testing.assert_close(again.values[name], value, atol=1e-6, rtol=1e-6)
+
+
+def test_maps_go_over_maps_only(written, tmp_path, capsys):
+    other = tmp_path / "heads.json"
+    other.write_text("{}")
+    assert main([*COMMAND, "--kind", "visual", "--output", str(other)]) == 2
+    assert "is no map of heads" in " ".join(capsys.readouterr().err.split())
+    assert other.read_text() == "{}"
+    assert main([*COMMAND, "--kind", "visual", "--output", "absent/heads.json"]) == 2
+    assert "no folder 'absent'" in " ".join(capsys.readouterr().err.split())
+
+
+def test_no_repeated_needle_is_no_number_and_a_warning():
+    model, processor = mmlm.load("embedded")
+    samples = list(needles(QuestionOptions(count=2)))
+    with pytest.warns(UserWarning, match="None of 2 answers repeats"):
+        found = retrieval_heads(model, processor, samples, max_new_tokens=3)
+    assert found.counted["counted"] == 0
+    assert math.isnan(float(found.score.mean()))
+    assert found.heads == ()
+
+
+def test_a_repeated_needle_counts(monkeypatch):
+    model, processor = tiny.shared("llava")
+    monkeypatch.setattr("mmlm.head_measures.rouge_1_recall", lambda answer, needle: 1.0)
+    sample = Needle("the cat saw a dog there . what was it ?", "a dog")
+    found = retrieval_heads(model, processor, [sample], max_new_tokens=4)
+    assert found.counted == {"samples": 1, "counted": 1, "without_needle": 0, "steps": 4}
+    assert (found.values["set_score"] <= found.values["score"]).all()
+    assert found.score.max() <= 1
+
+
+def test_needles_that_are_not_there_are_errors_or_counted():
+    model, processor = tiny.shared("llava")
+    bad = Needle("what is this ?", "a dog")
+    with pytest.raises(ValueError, match="does not stand in its prompt"):
+        retrieval_heads(model, processor, [bad])
+    with pytest.warns(UserWarning, match="None of 1"):
+        found = retrieval_heads(model, processor, [bad], skip_bad=True)
+    assert found.counted["without_needle"] == 1
+
+
+def test_needles_lie_at_every_depth():
+    found = list(needles(QuestionOptions(count=10)))
+    depths = [one.prompt.index(one.needle) / len(one.prompt) for one in found]
+    assert depths[0] == 0
+    assert found[-1].prompt.index(found[-1].needle + " What does the text say") > 0
+    assert any(0.2 < depth < 0.7 for depth in depths)
+
+
+def test_needles_whose_ends_are_merged_are_found_by_characters():
+    model, processor = tiny.shared("llava")
+    sample = Needle("the catalogue is here", "talog")
+    ids = _inputs(model, processor, [(sample.prompt, [])])["input_ids"][0].tolist()
+    start, end = _needle_span(processor, ids, sample)
+    assert "talog" in processor.tokenizer.decode(ids[start:end])
+    assert "here" not in processor.tokenizer.decode(ids[start:end])
+
+
+def test_recall_counts_words_as_often_as_they_are_said():
+    assert rouge_1_recall("Eat a sandwich!", "eat a big sandwich") == 0.75
+    assert rouge_1_recall("no no", "no no no") == pytest.approx(2 / 3)
+    assert rouge_1_recall("", "dog") == 0
+
+
+# ---- files ----
+
+
+def coco(tmp_path, **changes):
+    content = {
+        "images": [{"id": 7, "file_name": "a.png", "width": 32, "height": 16}],
+        "categories": [{"id": 1, "name": "dog"}],
+        "annotations": [
+            {"id": 1, "image_id": 7, "category_id": 1, "bbox": [0, 0, 9, 5]},
+            {"id": 2, "image_id": 7, "category_id": 1, "bbox": [20, 10, 12, 6]} | changes,
+        ],
+    }
+    path = tmp_path / "instances.json"
+    path.write_text(json.dumps(content))
+    Image.new("RGB", (32, 16)).save(tmp_path / "a.png")
+    return path
+
+
+def test_boxes_of_a_coco_file(tmp_path):
+    (one,) = pictures(QuestionOptions(), coco(tmp_path))
+    assert one.boxes == {"dog": [[0, 0, 9, 5], [20, 10, 32, 16]]}
+    assert one.regions(grid(2)) == {"dog": (0, 3)}
+
+
+def test_annotations_without_a_box_are_refused(tmp_path):
+    with pytest.raises(InputError, match=r"annotation 1 has no box"):
+        list(pictures(QuestionOptions(), coco(tmp_path, bbox=[])))
+
+
+@pytest.mark.parametrize(
+    ("line", "match"),
+    [
+        ({"prompt": "a b"}, "`needle` must be text"),
+        ({"prompt": "a b", "needle": " "}, "`needle` must be text"),
+        ({"prompt": "a b", "needle": "c"}, "does not stand in the prompt"),
+    ],
+)
+def test_texts_need_their_needle(line, match, tmp_path):
+    path = tmp_path / "texts.jsonl"
+    path.write_text(json.dumps(line) + "\n")
+    with pytest.raises(InputError, match=match):
+        list(needles(QuestionOptions(questions=path)))
+
+
+@pytest.mark.parametrize(
+    ("words", "match"),
+    [
+        ((), "give a method"),
+        (("ACT", "--kind", "visual"), "give a method"),
+        (("--kind", "visual", "--threshold", "1"), "threshold must be above 0 and below 1"),
+        (("--kind", "text", "--instances", "x.json"), "--instances is for --kind visual"),
+        (("--kind", "visual", "--max_new_tokens", "0"), "max_new_tokens must be at least 1"),
+        (("--kind", "visual", "--split", "no"), "There is no split 'no'"),
+    ],
+)
+def test_refused_options(words, match, capsys):
+    assert main([*COMMAND, *words]) == 2
+    assert match in " ".join(capsys.readouterr().err.split())
+
+
+def test_thresholds_are_checked():
+    for measure in (visual_heads, retrieval_heads):
+        with pytest.raises(ValueError, match="threshold must be above 0"):
+            measure(None, None, [], threshold=0.0)
