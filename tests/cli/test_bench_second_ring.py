@@ -153,7 +153,7 @@ def test_swapmix_on_features_needs_boxes(bench, tmp_path, capsys):
 
 
 def test_error_swapmix_on_features_of_an_unknown_family(bench, monkeypatch, capsys):
-    monkeypatch.setattr("mmlm.token_places.KNOWN", frozenset())
+    monkeypatch.setattr("mmlm.token_brightness.KNOWN", frozenset())
     assert bench("swapmix", "--level", "features", "--count", "2") == 2
     assert "Which image token of llava shows which part" in capsys.readouterr().err
 
