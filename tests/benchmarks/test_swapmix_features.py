@@ -206,6 +206,9 @@ def test_an_overview_takes_from_the_overview():
     )
     tokens = tuple(range(20))
     assert nearest(both, tokens, both, tokens) == tokens
+    # Of a quarter of the picture the overview has one token: all of the overview get that one.
+    assert nearest(both, (0, 1, 2, 3), both, (0, 4, 5, 8, 9)) == (0, 0, 0, 0)
+    assert nearest(both, (4, 5, 8, 9), both, (0, 4, 5, 8, 9)) == (4, 5, 8, 9)
 
 
 @pytest.mark.parametrize("family", [f for f in FAMILIES if f in ("llava", "qwen3_vl")])
@@ -271,6 +274,12 @@ def test_another_look_must_look_different(features):
     features["3"][[0, 1, 4, 5]] = features["1"][[0, 1, 4, 5]]  # the same dog
     assert similar(features["3"][[0, 1, 4, 5]], features["1"][[0, 1, 4, 5]]) > 0.99
     assert looks(features) == {"4"}
+    # A second dog of the same picture is no other look.
+    twins = boxed("1", ("dog", "animal", CORNER), ("dog", "animal", OTHER))
+    question = AskedBox("existence", "cup", "is there a cup ?", "no")
+    draws = Donors([twins, *PICTURES[1:]], features)
+    found = draws.asked(twins, 0, question, ("attribute",), 5).variants
+    assert {v.facts["donor"] for v in found} == {"3", "4"}
 
 
 def test_tokens_that_also_show_what_is_asked_for_are_left_alone(features):
