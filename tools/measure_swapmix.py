@@ -110,7 +110,7 @@ def main() -> int:
     parser.add_argument("--model", default="embedded")
     parser.add_argument("--name", default="", help="name of another model's result")
     parser.add_argument("--scenes", type=int, default=60)
-    parser.add_argument("--captioned", type=int, default=20)
+    parser.add_argument("--captioned", type=int, default=20, help="0: no captions")
     parser.add_argument("--again", choices=PARTS, help="measure this part of what is there again")
     parser.add_argument("--threads", type=int, default=1)
     arguments = parser.parse_args()
@@ -126,7 +126,7 @@ def main() -> int:
         known = is_there(path, who)
         if known and not arguments.again:
             continue
-        parts = [arguments.again] if known else list(PARTS)
+        parts = [arguments.again] if known else [part for part in PARTS if counts[part]]
         stored = json.loads(path.read_text("utf-8")) if known else {}
         record = stored | measure(model, processor, methods, counts, parts)
         versions = {name: version(name) for name in ("torch", "transformers")}

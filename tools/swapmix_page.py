@@ -63,6 +63,8 @@ def _rows(records: Sequence[Record], part: str, ratios: Mapping[str, Ratio]) -> 
     plain = counts(records[0][part], ratios)
     rows = [["plain", *(_value(plain, name) for name in ratios)]]
     for record in records[1:]:
+        if part not in record:
+            continue
         other = counts(record[part], ratios)
         scenes = f"{len(other.images)} scenes" if len(other.images) < len(plain.images) else ""
         cells = [change_cell(difference(plain, other, name), 100) for name in ratios]
