@@ -11,6 +11,7 @@ from decoding.only import ONLY
 from decoding.opera import OPERA
 from decoding.pai import PAI
 from decoding.ph3 import PH3, SeeingKnowing
+from decoding.streaming_heads import StreamingHeads
 from decoding.var import VAR
 from decoding.vcd import VCD
 from decoding.vhr import VHR
@@ -34,5 +35,6 @@ __all__ = [
     "HeadAblation",
     "ImbalancedAttention",
     "SeeingKnowing",
+    "StreamingHeads",
     "ZeroTuning",
 ]

@@ -38,6 +38,7 @@ _METHODS = {
     "PH3": "decoding.ph3",
     "RandomPruner": "mmlm.methods.random_pruner",
     "SeeingKnowing": "decoding.ph3",
+    "StreamingHeads": "decoding.streaming_heads",
     "VAR": "decoding.var",
     "VCD": "decoding.vcd",
     "VHR": "decoding.vhr",
@@ -82,6 +83,7 @@ if TYPE_CHECKING:
     from decoding.opera import OPERA
     from decoding.pai import PAI
     from decoding.ph3 import PH3, SeeingKnowing
+    from decoding.streaming_heads import StreamingHeads
     from decoding.var import VAR
     from decoding.vcd import VCD
     from decoding.vhr import VHR
@@ -144,6 +146,7 @@ __all__ = [
     "RandomPruner",
     "RetrievalHeads",
     "SeeingKnowing",
+    "StreamingHeads",
     "TextDominance",
     "TokenLayout",
     "VisualHeads",

@@ -32,6 +32,9 @@ STRONG: dict[str, str] = {
     "PH3": "PH3(heads_by_layer=((1, (3, 4, 6)), (2, (0, 1, 2))))",
     "SeeingKnowing": "SeeingKnowing(image_change=2.0, memory_change=-2.0, "
     "image_heads=((1, (0, 1)), (2, (3, 4))), memory_heads=((1, (2, 5)), (2, (6, 7))))",
+    # Tiny prompts have two dozen tokens.
+    "StreamingHeads": "StreamingHeads(sink=1, recent=6, "
+    "heads_by_layer=((1, (0, 1, 2, 5)), (2, (3, 4, 5, 6, 7))))",
     "VAR": "VAR(move_fraction=0.9, min_nonsink_ratio=0.0, min_visual_mass=0.0, tau=0.9, "
     "sink_dims=(2, 7), include_last_layer=True)",
     "ZeroTuning": "ZeroTuning(gamma=20.0, heads_by_layer=((1, (0, 1, 2, 5)), (2, (3, 4, 6, 7))))",
