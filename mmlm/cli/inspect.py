@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 __all__ = ["COMMAND", "Inspect", "run"]
 
 PAGE, NUMBERS = "index.html", "inspect.json"
-FIGURES = ("words", "layers", "heads", "sinks")
+FIGURES = ("words", "layers", "heads", "looks", "sinks")
 
 
 @dataclass(frozen=True)
@@ -211,6 +211,7 @@ def _write(
         drawing.draw_words(inspection, shown),
         drawing.draw_layers(inspection),
         drawing.draw_heads(inspection),
+        drawing.draw_looks(inspection),
         drawing.draw_sinks(inspection, model, processor),
     )
     drawn = {}

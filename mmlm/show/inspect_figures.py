@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from mmlm.show.inspection import Arm, Inspection
     from mmlm.show.spots import Spot
 
-__all__ = ["draw_heads", "draw_layers", "draw_sinks", "draw_words", "stage_table"]
+__all__ = ["draw_heads", "draw_layers", "draw_looks", "draw_sinks", "draw_words", "stage_table"]
 
 _TILES = 6
 """Words in a row of a sheet."""
@@ -114,6 +114,23 @@ def draw_heads(inspection: Inspection) -> Figure | None:
     maps = {name: np.asarray(record["relative"]) for name, record in found.items()}
     numbers = next(iter(found.values()))["layers"]
     return figures.heads(maps, numbers, "relative head divergence")
+
+
+def draw_looks(inspection: Inspection) -> Figure | None:
+    """For how many tokens each head looked at a picture before everything else.
+
+    Returns:
+        None if `mmlm.VisualHeads` did not measure it.
+    """
+    import numpy as np
+
+    records = {arm.name: arm.records.get("visual_heads") for arm in inspection.arms}
+    found = {name: r for name, r in records.items() if r is not None and r["looks"]}
+    if not found:
+        return None
+    maps = {name: np.asarray(record["looks"]) for name, record in found.items()}
+    numbers = next(iter(found.values()))["layers"]
+    return figures.heads(maps, numbers, "share of tokens")
 
 
 def draw_sinks(inspection: Inspection, model: Any, processor: Any) -> Figure | None:

@@ -32,6 +32,8 @@ _NOTES = {
     "text token with an image token: above the line the text gets more attention per token.",
     "heads": "How far the output of each attention head moves when the picture is removed, "
     "relative to its size: 0 for a head that does not see the picture, at most 1.",
+    "looks": "For how many tokens of the answer a head's largest weight lay on a picture. Heads "
+    "that look exactly at what is named next: `mmlm calibrate heads --kind visual`.",
     "sinks": "Image tokens with massive activations. They draw attention and carry nothing: where "
     "a map is bright at a sink, nothing was looked at.",
 }
@@ -49,7 +51,7 @@ def page(
     Args:
         inspection: The answers.
         shown: The words whose maps are shown.
-        drawn: Figures by the name of their section: layers, heads, sinks.
+        drawn: Figures by the name of their section: layers, heads, looks, sinks.
         tables: HTML tables, shown below the figures.
         facts: What a reader needs to repeat it.
     """
@@ -195,7 +197,12 @@ def _card(
 
 
 def _figure(name: str, path: Path) -> str:
-    titles = {"layers": "Layer by layer", "heads": "Head by head", "sinks": "Visual sinks"}
+    titles = {
+        "layers": "Layer by layer",
+        "heads": "Head by head",
+        "looks": "Heads that look at the picture",
+        "sinks": "Visual sinks",
+    }
     kind = "image/svg+xml" if path.suffix == ".svg" else "image/png"
     data = base64.b64encode(path.read_bytes()).decode()
     return (

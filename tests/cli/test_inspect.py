@@ -235,3 +235,17 @@ def test_what_others_wrote_is_left_alone(inspect, tmp_path, name):
     assert code == 2
     assert "Choose another --output" in err
     assert (tmp_path / "out" / name).read_text() == "mine"
+
+
+def test_probes_of_heads_have_a_figure_and_their_numbers(inspect, tmp_path):
+    code, out, _ = inspect(
+        "--scene", 3, "--probe", "VisualHeads()", "--probe", "RetrievalHeads()", "--json"
+    )
+    assert code == 0
+    numbers = json.loads(out)
+    (arm,) = numbers["arms"]
+    assert set(arm["records"]) == {"visual_heads", "retrieval_heads"}
+    assert len(arm["records"]["visual_heads"]["looks"]) == 8
+    assert len(arm["records"]["retrieval_heads"]["peaks"]) == arm["n_tokens"]
+    assert "looks.png" in {path.rpartition("/")[2] for path in numbers["files"]}
+    assert "Heads that look at the picture" in (tmp_path / "out" / "index.html").read_text()
