@@ -83,6 +83,10 @@ def load(known: Sequence[Setting] | None = None) -> list[Effect]:
         for setting in known
         if setting.path.exists()
     ]
+    for effect in found:  # two settings whose labels give one file name would share a record
+        stored = effect.record["identity"]["setting"]
+        if stored != effect.setting.text:
+            raise SystemExit(f"{effect.setting.path} is of {stored}, not {effect.setting.text}")
     return sorted(found, key=lambda e: (order.index(e.setting.group), e.setting.rank))
 
 
