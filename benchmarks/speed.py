@@ -34,7 +34,7 @@ from benchmarks.speed_model import PRESETS, Shape, Task, build_model, build_proc
 if TYPE_CHECKING:
     from mmlm import Method
 
-__all__ = ["Passes", "count_passes", "main", "measure", "settings", "variants"]
+__all__ = ["Passes", "Run", "count_passes", "main", "measure", "settings", "timed", "variants"]
 
 #: Generates n tokens and calls the given function after each of them.
 Run: TypeAlias = Callable[[int, Callable[[], None]], Any]
@@ -56,6 +56,7 @@ def settings(layers: int = 8) -> list[str]:
         "ACT": (f"ACT(theta=0.003, {heads})",),
         "PAI": ("PAI(gamma=1.0)", "PAI()"),
         "VAR": ("VAR(tau=2.5, sink_dims=(3, 5))",),
+        "StreamingHeads": (f"StreamingHeads(sink=4, recent=64, {heads})",),
         "ZeroTuning": (f"ZeroTuning({heads})",),
     }
     return [
@@ -103,7 +104,7 @@ def measure(runs: Mapping[str, Run], task: Task, tokens: int, rounds: int) -> di
     times: dict[str, list[dict[str, float]]] = {name: [] for name in runs}
     for i in range(rounds + 1):
         for name, run in runs.items():
-            row = _timed(run, task, tokens if i else 3)
+            row = timed(run, task, tokens if i else 3)
             if i:
                 times[name].append(row)
     return {
@@ -112,7 +113,7 @@ def measure(runs: Mapping[str, Run], task: Task, tokens: int, rounds: int) -> di
     }
 
 
-def _timed(run: Run, task: Task, tokens: int) -> dict[str, float]:
+def timed(run: Run, task: Task, tokens: int) -> dict[str, float]:
     """One run. A search has no moment at which a token is there: its first token is run alone."""
     stamps: list[float] = []
     began = _now(task)

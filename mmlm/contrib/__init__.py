@@ -1,0 +1,1 @@
+"""Bridges to programs that this project does not depend on."""
