@@ -14,7 +14,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from decoding.head_records import Head, HeadLists
+from decoding.head_records import HeadLists
+from mmlm.engine.head_maps import Head
 
 __all__ = [
     "LEAST_SAMPLES",

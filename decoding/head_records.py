@@ -7,12 +7,11 @@ import os
 import re
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple
 
-__all__ = ["Head", "HeadLists", "HeadRecord", "read_record", "write_record"]
+from mmlm.engine.head_maps import Head
 
-#: (layer, head)
-Head: TypeAlias = tuple[int, int]
+__all__ = ["HeadLists", "HeadRecord", "read_record", "write_record"]
 
 FORMAT = "mmlm conflict heads 1"
 LEAST_CORRELATION = 0.3

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection
 from typing import Literal, TypeAlias
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from decoding.head_records import Head
+from mmlm.engine.head_maps import Head
 from mmlm.engine.selections import HeadSet
 
-__all__ = ["PUBLISHED", "Kind", "by_layer", "head_weights", "pairs", "weigh"]
+__all__ = ["PUBLISHED", "Kind", "head_weights", "pairs", "weigh"]
 
 Kind: TypeAlias = Literal["image", "memory", "other"]
 
@@ -25,14 +25,6 @@ PUBLISHED = {
         "19.10 19.19 17.19 16.2 3.18",
     ),
 }
-
-
-def by_layer(heads: Iterable[Head]) -> HeadSet:
-    """(layer, head) pairs as methods take them."""
-    found: dict[int, list[int]] = {}
-    for layer, head in heads:
-        found.setdefault(layer, []).append(head)
-    return tuple((layer, tuple(sorted(own))) for layer, own in sorted(found.items()))
 
 
 def pairs(heads: HeadSet | None) -> list[Head]:

@@ -24,8 +24,9 @@ from torch.nn import functional
 
 from decoding.conflict_runs import Conflicts, calibrate_heads
 from decoding.head_records import HeadRecord, read_record
-from decoding.head_weights import PUBLISHED, by_layer, head_weights, pairs, weigh
+from decoding.head_weights import PUBLISHED, head_weights, pairs, weigh
 from mmlm.engine.anatomy import Anatomy
+from mmlm.engine.head_maps import by_layer
 from mmlm.engine.identity import fingerprint
 from mmlm.engine.method import Method, Paper, Prompt, Rows
 from mmlm.engine.selections import HeadSet, check_heads, read_heads
@@ -395,9 +396,7 @@ class SeeingKnowing(Method):
                 f"{_COMMAND}."
             )
         image, memory = (
-            by_layer(
-                (int(layer), int(head)) for layer, head in (h.split(".") for h in text.split())
-            )
+            by_layer([(int(n), int(h)) for n, h in (pair.split(".") for pair in text.split())])
             for text in PUBLISHED[model]
         )
         return cls(

@@ -138,7 +138,7 @@ def test_first_tokens_of_answers(embedded):
     [
         (("--count", "0"), "count must be at least 1, got 0"),
         (("--seed", "-1"), "must not be negative"),
-        (("--protect", "x"), "protect must be LAYER.HEAD, e.g. 3.1, got 'x'"),
+        (("--protect", "x"), "protect must be LAYER.HEAD, e.g. 3.1, or a file, got 'x'"),
         (("--protect_layers", "-1"), "protect_layers must not be negative"),
         (("--significance", "-1"), "significance must be at least 0"),
         (("--batch_size", "0"), "batch_size must be at least 1"),
@@ -169,5 +169,16 @@ def test_too_few_samples_are_an_error_that_counts_them(tmp_path, capsys):
     assert not (tmp_path / "h.json").exists()
 
 
-def test_protected_heads_are_pairs():
+def test_protected_heads_are_pairs_or_a_map_of_text_heads(tmp_path):
+    import torch
+
+    from mmlm.engine.head_maps import HeadMap
+
     assert Calibrate(protect=("3.1", "0.12")).protected() == ((3, 1), (0, 12))
+    score = torch.tensor([[0.0, 0.5], [0.9, 0.05]])
+    found = HeadMap(kind="text", values={"score": score}, rank="score", counted={"steps": 99})
+    found.save(tmp_path / "text.json")
+    both = (str(tmp_path / "text.json"), "2.0")
+    assert Calibrate(protect=both).protected() == ((1, 0), (0, 1), (2, 0))
+    with pytest.raises(ValueError, match="there is no file"):
+        Calibrate(protect=("absent.json",))

@@ -14,7 +14,8 @@ from mmlm.errors import InputError
 
 if TYPE_CHECKING:
     from decoding.conflict_heads import Halves, Measured
-    from decoding.head_records import Head, HeadRecord
+    from decoding.head_records import HeadRecord
+    from mmlm.engine.head_maps import Head
     from mmlm.engine.method import Method
 
 __all__ = ["COMMAND", "FRACTIONS", "Calibrate", "best_fraction", "run"]
@@ -34,7 +35,8 @@ class Calibrate:
         score: By what memory heads are ranked: path patching, direct attribution, or their sum.
         significance: Standard errors by which a head's mean must be clear of 0.
         protect_layers: First layers of which no head is listed.
-        protect: Further heads that are never listed, as LAYER.HEAD (repeatable).
+        protect: Further heads that are never listed (repeatable): LAYER.HEAD, or a file of
+            `mmlm calibrate heads --kind text`, whose heads copy text and keep it fluent.
         method: Methods that are attached meanwhile; the heads are then valid beside them.
         batch_size: Samples at once.
         data: Which samples.
@@ -74,13 +76,18 @@ class Calibrate:
         """The heads behind ``protect``.
 
         Raises:
-            ValueError: If one is not of the form LAYER.HEAD.
+            ValueError: If one is neither of the form LAYER.HEAD nor such a file.
         """
-        found = []
+        found: list[Head] = []
         for text in self.protect:
+            if text.endswith(".json"):
+                from mmlm.engine.head_maps import HeadMap
+
+                found.extend(HeadMap.load(text).heads)
+                continue
             layer, dot, head = text.partition(".")
             if not (dot and layer.isdecimal() and head.isdecimal()):
-                raise ValueError(f"protect must be LAYER.HEAD, e.g. 3.1, got {text!r}")
+                raise ValueError(f"protect must be LAYER.HEAD, e.g. 3.1, or a file, got {text!r}")
             found.append((int(layer), int(head)))
         return tuple(found)
 
@@ -239,9 +246,9 @@ class _Sweep:
     def share(self, heads: Sequence[Head]) -> float:
         """Share of memory answers with these heads pruned."""
         from decoding.conflict_runs import differences
-        from decoding.head_weights import by_layer
         from decoding.ph3 import PH3
         from mmlm import attach
+        from mmlm.engine.head_maps import by_layer
 
         pruned = (PH3(heads_by_layer=by_layer(heads)),) if heads else ()
         with attach(self.model, *self.methods, *pruned, processor=self.processor):
