@@ -209,8 +209,9 @@ def test_ph3_acceptance_06_the_same_picture_as_donor_lists_nothing(wired, tmp_pa
 
 def test_ph3_acceptance_08_beams_run_and_an_exception_leaves_nothing():
     model, processor = tiny.shared("llava")
-    inputs, before = checks.batch(processor), checks._footprint(model)
-    method = PH3(heads_by_layer=HEADS, mode="last_row")
+    inputs, method = checks.batch(processor), PH3(heads_by_layer=HEADS, mode="last_row")
+    checks.generate(model, inputs, num_beams=3, do_sample=False)  # the library remembers things
+    before = checks._footprint(model)
     with contextlib.suppress(KeyboardInterrupt), attach(model, method):
         assert checks.generate(model, inputs, num_beams=3, do_sample=False).shape[0] == 2
         raise KeyboardInterrupt
