@@ -91,6 +91,9 @@ def test_retrieval_by_hand():
     score, once = retrieval_scores(peaks, prompt, (1, 3), produced)
     assert score.tolist() == [[1.5, 0.5]]
     assert once.tolist() == [[1.0, 0.5]]
+    # Right behind the needle is outside.
+    behind = retrieval_hits(torch.tensor([[[3, 0]]]), prompt, (1, 3), torch.tensor([9]))
+    assert behind.tolist() == [[[False, False]]]
 
 
 def test_needles_at_both_ends_and_none():
