@@ -11,11 +11,21 @@ from mmlm.show.figures import Panel, Tile
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+    from torch import Tensor
 
     from mmlm.show.inspection import Arm, Inspection
     from mmlm.show.spots import Spot
 
-__all__ = ["draw_heads", "draw_layers", "draw_looks", "draw_sinks", "draw_words", "stage_table"]
+__all__ = [
+    "draw_first",
+    "draw_heads",
+    "draw_layers",
+    "draw_looks",
+    "draw_magnets",
+    "draw_sinks",
+    "draw_words",
+    "stage_table",
+]
 
 _TILES = 6
 """Words in a row of a sheet."""
@@ -133,6 +143,55 @@ def draw_looks(inspection: Inspection) -> Figure | None:
     return figures.heads(maps, numbers, "share of tokens")
 
 
+def draw_first(inspection: Inspection) -> Figure | None:
+    """How much attention the first token gets in every head.
+
+    Returns:
+        None if `mmlm.AttentionSinks` did not measure it.
+    """
+    import numpy as np
+
+    found = _attention_sinks(inspection)
+    if not found:
+        return None
+    maps = {name: np.asarray(record["map"]) for name, record in found.items()}
+    numbers = next(iter(found.values()))["layers"]
+    return figures.heads(maps, numbers, "mean attention on the first token")
+
+
+def draw_magnets(inspection: Inspection, model: Any, processor: Any) -> Figure | None:
+    """Where the first picture draws attention from most queries: in how many heads a place does.
+
+    Args:
+        inspection: The answers.
+        model: The model.
+        processor: Its processor.
+
+    Returns:
+        None if `mmlm.AttentionSinks` did not look, or it is not known where tokens lie in the
+        picture.
+    """
+    import torch
+
+    counted = {}
+    for name, record in _attention_sinks(inspection).items():
+        pairs = [pair for layer in record["sinks"] for pair in layer[0]]
+        heads = torch.zeros(record["keys"][0])
+        for number, times in pairs:
+            heads[number] += times
+        every = len(record["map"]) * len(record["map"][0])
+        tokens = int((heads > 0).sum())
+        text = f"{tokens} tokens; the strongest in {int(heads.max())} of {every} heads"
+        counted[name] = (heads, text)
+    return _in_picture(inspection, model, processor, counted)
+
+
+def _attention_sinks(inspection: Inspection) -> dict[str, Any]:
+    """Records of mmlm.AttentionSinks that had a query, by answer."""
+    records = {arm.name: arm.records.get("attention_sinks") for arm in inspection.arms}
+    return {name: r for name, r in records.items() if r is not None and r["queries"]}
+
+
 def draw_sinks(inspection: Inspection, model: Any, processor: Any) -> Figure | None:
     """Where the sinks of the first picture are: in how many layers a place is one.
 
@@ -146,27 +205,36 @@ def draw_sinks(inspection: Inspection, model: Any, processor: Any) -> Figure | N
     """
     import torch
 
+    records = {arm.name: arm.records.get("visual_sinks") for arm in inspection.arms}
+    counted = {}
+    for name, record in records.items():
+        if record is None:
+            continue
+        counts = torch.zeros(record["keys"][0])
+        for layer in record["sinks"]:
+            counts[layer[0]] += 1
+        layers = sum(bool(layer[0]) for layer in record["sinks"])
+        tokens = int((counts > 0).sum())
+        text = f"{tokens} tokens, in {layers} of {len(record['layers'])} layers"
+        counted[name] = (counts, text)
+    return _in_picture(inspection, model, processor, counted)
+
+
+def _in_picture(
+    inspection: Inspection, model: Any, processor: Any, counted: dict[str, tuple[Tensor, str]]
+) -> Figure | None:
+    """A row per answer: the first picture, and what was counted at its tokens with a caption."""
     from mmlm.token_brightness import KNOWN
     from mmlm.token_places import footprints
 
-    records = {arm.name: arm.records.get("visual_sinks") for arm in inspection.arms}
-    found = {name: record for name, record in records.items() if record is not None}
-    if not found or model.config.model_type not in KNOWN:
+    if not counted or model.config.model_type not in KNOWN:
         return None
     picture = inspection.pictures[0].image
     places = footprints(model, processor, picture.size)
     rows = {}
-    for name, record in found.items():
-        counts = torch.zeros(places.tokens)
-        for layer in record["sinks"]:
-            counts[layer[0]] += 1
+    for name, (counts, text) in counted.items():
         drawn = figures.overlay(picture, places.spread(counts).numpy(), side=320)
-        layers = sum(bool(layer[0]) for layer in record["sinks"])
-        tokens = int((counts > 0).sum())
-        rows[name] = [
-            Tile("the picture", picture.convert("RGB")),
-            Tile("sinks", drawn, f"{tokens} tokens, in {layers} of {len(record['layers'])} layers"),
-        ]
+        rows[name] = [Tile("the picture", picture.convert("RGB")), Tile("sinks", drawn, text)]
     return figures.sheet(rows)
 
 

@@ -34,6 +34,10 @@ _NOTES = {
     "relative to its size: 0 for a head that does not see the picture, at most 1.",
     "looks": "For how many tokens of the answer a head's largest weight lay on a picture. Heads "
     "that look exactly at what is named next: `mmlm calibrate heads --kind visual`.",
+    "first": "The mean over all queries. A head that rests on the first token does nothing else "
+    "meanwhile; most do, in most models.",
+    "magnets": "Image tokens that get attention from most queries, whatever these ask. That alone "
+    "says nothing about what is there.",
     "sinks": "Image tokens with massive activations. They draw attention and carry nothing: where "
     "a map is bright at a sink, nothing was looked at.",
 }
@@ -51,7 +55,7 @@ def page(
     Args:
         inspection: The answers.
         shown: The words whose maps are shown.
-        drawn: Figures by the name of their section: layers, heads, looks, sinks.
+        drawn: Figures by the name of their section: layers, heads, looks, first, magnets, sinks.
         tables: HTML tables, shown below the figures.
         facts: What a reader needs to repeat it.
     """
@@ -201,6 +205,8 @@ def _figure(name: str, path: Path) -> str:
         "layers": "Layer by layer",
         "heads": "Head by head",
         "looks": "Heads that look at the picture",
+        "first": "Attention on the first token",
+        "magnets": "Attention sinks in the picture",
         "sinks": "Visual sinks",
     }
     kind = "image/svg+xml" if path.suffix == ".svg" else "image/png"

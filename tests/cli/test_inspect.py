@@ -249,3 +249,19 @@ def test_probes_of_heads_have_a_figure_and_their_numbers(inspect, tmp_path):
     assert len(arm["records"]["retrieval_heads"]["peaks"]) == arm["n_tokens"]
     assert "looks.png" in {path.rpartition("/")[2] for path in numbers["files"]}
     assert "Heads that look at the picture" in (tmp_path / "out" / "index.html").read_text()
+
+
+def test_attention_sinks_have_figures_and_their_numbers(inspect, tmp_path):
+    probe = "AttentionSinks(eps=0.05, factor=2.0)"
+    code, out, _ = inspect("--scene", 3, "--probe", probe, "--json")
+    assert code == 0
+    numbers = json.loads(out)
+    (arm,) = numbers["arms"]
+    record = arm["records"]["attention_sinks"]
+    assert len(record["map"]) == 8
+    assert any(pairs for layer in record["sinks"] for pairs in layer)
+    drawn = {path.rpartition("/")[2] for path in numbers["files"]}
+    assert {"first.png", "magnets.png"} <= drawn
+    text = (tmp_path / "out" / "index.html").read_text()
+    assert "Attention on the first token" in text
+    assert "Attention sinks in the picture" in text
