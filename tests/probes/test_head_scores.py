@@ -212,6 +212,14 @@ def test_damaged_files_are_refused(text, tmp_path):
         HeadMap.load(tmp_path / "other.json")
 
 
+def test_files_of_another_format_are_refused(tmp_path):
+    path = tmp_path / "heads.json"
+    head_map(torch.rand(2, 2, dtype=torch.float64)).save(path)
+    path.write_text(path.read_text().replace("mmlm head map 1", "mmlm head map 2"))
+    with pytest.raises(ValueError, match="another format"):
+        HeadMap.load(path)
+
+
 def test_probes_acceptance_8_random_heads_are_others_of_the_same_layers():
     score = torch.rand(40, 40, generator=torch.Generator().manual_seed(0)).double()
     top = head_map(score).top(80)
