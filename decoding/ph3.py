@@ -111,7 +111,8 @@ class PH3(Method):
         Only the abstract and a review of the paper could be read: samples, path patching in two
         forms, scores, significance, the protection of the first layers and tuning are ours, and so
         is the transfer to images. Heads on both lists, or on different ones in the two halves of
-        the samples, are never pruned (Jin's heads are said to serve both: arXiv 2503.10996).
+        the samples, are never pruned (influential heads are said to serve
+        memory and context at once: arXiv 2503.10996).
         Prompts without an image are edited as well: pruned heads are gone for every prompt.
     Limits:
         Heads of a file are valid for the model, and beside the methods, with which they were found:
