@@ -48,6 +48,7 @@ def measure(
     processor: Any,
     methods: Sequence[mmlm.Method],
     counts: dict[str, int],
+    kinds: Sequence[str] = KINDS,
     parts: Sequence[str] = tuple(PARTS),
 ) -> dict[str, Any]:
     """The counts of every scene, of questions and of captions."""
@@ -56,7 +57,7 @@ def measure(
     for part in parts:
         types = PARTS[part]
         asked = painted_questions(
-            PICTURES, SPLIT, 0, counts[part], types=types, kinds=KINDS, swaps=SWAPS
+            PICTURES, SPLIT, 0, counts[part], types=types, kinds=kinds, swaps=SWAPS
         )
         items = swapmix.task(asked, "world").items
         settings = GenerateSettings(batch_size=BATCH, max_new_tokens=TOKENS[part])
@@ -83,7 +84,9 @@ def _counts(table: CountTable, wanted: Sequence[str]) -> dict[str, Any]:
     return {"images": list(table.images), "columns": numbers}
 
 
-def identity(model: Any, setting: str, counts: dict[str, int]) -> dict[str, Any]:
+def identity(
+    model: Any, setting: str, counts: dict[str, int], kinds: Sequence[str]
+) -> dict[str, Any]:
     """Everything that determines the counts but the code."""
     return {
         "setting": setting,
@@ -92,7 +95,7 @@ def identity(model: Any, setting: str, counts: dict[str, int]) -> dict[str, Any]
         "pictures": counts["questions"],
         "captioned": counts["captions"],
         "swaps": SWAPS,
-        "kinds": list(KINDS),
+        "kinds": list(kinds),
     }
 
 
@@ -111,6 +114,7 @@ def main() -> int:
     parser.add_argument("--name", default="", help="name of another model's result")
     parser.add_argument("--scenes", type=int, default=60)
     parser.add_argument("--captioned", type=int, default=20, help="0: no captions")
+    parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS))
     parser.add_argument("--again", choices=PARTS, help="measure this part of what is there again")
     parser.add_argument("--threads", type=int, default=1)
     arguments = parser.parse_args()
@@ -122,13 +126,13 @@ def main() -> int:
         text = PLAIN if group == PLAIN else effect_settings("embedded")[group][0]
         methods = () if group == PLAIN else (mmlm.parse_method(text),)
         path = path_of(arguments.name or group)
-        who = identity(model, text, counts)
+        who = identity(model, text, counts, arguments.kinds)
         known = is_there(path, who)
         if known and not arguments.again:
             continue
         parts = [arguments.again] if known else [part for part in PARTS if counts[part]]
         stored = json.loads(path.read_text("utf-8")) if known else {}
-        record = stored | measure(model, processor, methods, counts, parts)
+        record = stored | measure(model, processor, methods, counts, arguments.kinds, parts)
         versions = {name: version(name) for name in ("torch", "transformers")}
         information = {"commit": commit(), "threads": arguments.threads, **versions}
         store(path, {"identity": who} | record | {"information": information})

@@ -32,14 +32,18 @@ DOCUMENT = ROOT / "docs" / "effects.md"
 MARKED = re.compile(r"(<!-- swapmix: (\w+) -->\n).*?(<!-- swapmix end -->)", re.DOTALL)
 QUESTIONS = {
     "accuracy": "accuracy",
+    "object_reliance": "object reliance",
+    "near_flip_rate": "near swaps that flip",
+    "far_flip_rate": "far swaps that flip",
+}
+"""What object swaps alone tell: a setting may have been measured with them only."""
+BY_TYPE = {
+    "accuracy": "accuracy",
     "context_reliance": "context reliance",
-    "noise_reliance": "of noise alone",
     "flip_rate": "flip rate",
     "noise_flip_rate": "of noise alone",
-    "near_flip_rate": "near swaps",
-    "far_flip_rate": "far swaps",
+    "clutter_reliance": "clutter reliance",
 }
-BY_TYPE = ("accuracy", "context_reliance", "flip_rate", "noise_flip_rate")
 CAPTIONS = {
     "lost_words": "words lost",
     "noise_lost_words": "by noise alone",
@@ -92,18 +96,18 @@ def questions(records: Sequence[Record]) -> str:
 
 
 def types(records: Sequence[Record]) -> str:
-    """Plain decoding by type of question."""
+    """Plain decoding, all questions and by type."""
     rows = []
-    for kind in READERS:
-        ratios = {name: RATIOS[name].prefixed(kind) for name in BY_TYPE}
-        per = RATIOS["swaps_per_question"].prefixed(kind)
+    for kind in ("all", *READERS):
+        known = {n: r if kind == "all" else r.prefixed(kind) for n, r in RATIOS.items()}
+        ratios = {name: known[name] for name in BY_TYPE}
+        per = known["swaps_per_question"]
         of = counts(records[0]["questions"], {**ratios, "swaps": per})
         right = int(of.measure("swaps").denominator)
         swaps = of.measure("swaps").value or 0.0
         cells = [_value(of, name) for name in ratios]
         rows.append([kind, str(right), f"{swaps:.0f}", *cells])
-    names = (QUESTIONS[name] for name in BY_TYPE)
-    return table(["type", "right answers", "swaps each", *names], rows)
+    return table(["questions", "right answers", "swaps each", *BY_TYPE.values()], rows)
 
 
 def words(records: Sequence[Record]) -> str:
@@ -112,7 +116,7 @@ def words(records: Sequence[Record]) -> str:
     return table(["setting", *CAPTIONS.values()], _rows(records, "captions", ratios))
 
 
-TABLES = {make.__name__: make for make in (questions, types, words)}
+TABLES = {make.__name__: make for make in (types, questions, words)}
 
 
 def load() -> list[Record]:
