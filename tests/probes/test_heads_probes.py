@@ -102,6 +102,8 @@ def test_probes_acceptance_4_a_head_that_looks_at_the_region_has_hit_rate_1(wire
     assert values["focus"][0, 1] == pytest.approx(1)  # even attention
     elsewhere = RegionCounts.of(scored(record, [(0, 1)])).values()
     assert elsewhere["hit_rate"][0, 0] == 0
+    assert values["mass"][0, 0] > 0.9
+    assert elsewhere["mass"][0, 0] < 0.01
 
 
 @pytest.mark.parametrize("family", ["llava", "llava_onevision", "qwen2_5_vl"])
