@@ -23,7 +23,10 @@ from docs_pages.texts import cited, markdown, section
 from mmlm.show.words import pieces
 
 GROUPS = {
-    "Heads and attention": ("VHR", "VAR", "ImbalancedAttention", "ACT", "ZeroTuning"),
+    "Heads and attention": (
+        *("VHR", "VAR", "ImbalancedAttention", "ACT", "ZeroTuning"),
+        *("PH3", "SeeingKnowing"),
+    ),
     "Contrast with another prompt": ("VCD", "PAI", "M3ID", "ICD", "INTER"),
     "Contrast with an early layer, steering, search": ("DoLa", "ONLY", "VISTA", "OPERA"),
     "Fewer tokens": ("FlowCut", "ClsPruner", "RandomPruner", "DyVTE"),
