@@ -18,6 +18,7 @@ import json
 import re
 import sys
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -43,12 +44,26 @@ from mmlm.engine.head_maps import Head, HeadMap, by_layer, random_heads
 
 DOCUMENT = ROOT / "docs" / "effects.md"
 MAP = ROOT / "docs" / "results" / "visual_heads.json"
+FOLDER = ROOT / "docs" / "results" / "head_ablation"
 WORDS = ROOT / "docs" / "results" / "head_words.json"
 MARKED = re.compile(r"(<!-- heads: (\w+) -->\n).*?(<!-- heads end -->)", re.DOTALL)
-TOP = (1, 2, 5)
-"""1 and 2 % of 48 heads are one head, 5 % are two, 10 % are five."""
+TOP = (1, 2)
+"""1 and 2 % of 48 heads are one head, 5 % are two."""
 DRAWS = 5
 RESAMPLES = 1000
+
+
+@dataclass(frozen=True)
+class Ablated(Setting):
+    """Some heads ablated; labels leave heads out, so that its file has a name of its own."""
+
+    @property
+    def path(self) -> Path:
+        """Where the result is stored."""
+        (method,) = self.methods
+        assert isinstance(method, mmlm.HeadAblation)
+        heads = "-".join(f"{layer}.{head}" for layer, own in method.ablated for head in own)
+        return FOLDER / f"{method.kind}-{heads}.json"
 
 
 class Arm(NamedTuple):
@@ -66,7 +81,7 @@ def arms() -> list[Arm]:
 
     def setting(heads: Sequence[Head], kind: str, rank: int) -> Setting:
         method = mmlm.HeadAblation(kind=kind, heads_by_layer=by_layer(heads))
-        return Setting("HeadAblation", method.text, rank)
+        return Ablated("HeadAblation", method.text, rank)
 
     result = []
     for top in TOP:
@@ -80,11 +95,10 @@ def arms() -> list[Arm]:
 
 
 def settings() -> Iterator[Setting]:
-    """Plain, then visual heads, then their controls."""
+    """Plain, then the largest number of heads with its controls, and so on."""
     yield Setting(PLAIN, PLAIN, 0)
-    for arm in arms():
+    for arm in sorted(arms(), key=lambda arm: (-arm.top, arm.kind != "zero")):
         yield arm.visual
-    for arm in arms():
         yield from arm.controls
 
 
@@ -285,6 +299,7 @@ def main() -> int:
     if not _words_there(WORDS, model, pictures):
         record = words(model, processor, pictures)
         store(WORDS, {**record, "information": {"commit": commit()}})
+    FOLDER.mkdir(exist_ok=True)
     for setting in settings():
         who = identity(model, setting, pictures)
         if not is_there(setting.path, who):
