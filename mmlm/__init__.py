@@ -51,6 +51,7 @@ _PROBES = {
     "Confidence": "mmlm.probes.confidence",
     "HeadDivergence": "mmlm.probes.head_divergence",
     "ImageAttention": "mmlm.probes.image_attention",
+    "QueryNorms": "mmlm.probes.query_norms",
     "RetrievalHeads": "mmlm.probes.retrieval_heads",
     "TextDominance": "mmlm.probes.dominance",
     "VisualHeads": "mmlm.probes.visual_heads",
@@ -109,6 +110,7 @@ if TYPE_CHECKING:
     from mmlm.probes.dominance import TextDominance
     from mmlm.probes.head_divergence import HeadDivergence
     from mmlm.probes.image_attention import ImageAttention
+    from mmlm.probes.query_norms import QueryNorms
     from mmlm.probes.retrieval_heads import RetrievalHeads
     from mmlm.probes.visual_heads import VisualHeads
     from mmlm.probes.visual_sinks import VisualSinks
@@ -143,6 +145,7 @@ __all__ = [
     "ImageAttention",
     "ImbalancedAttention",
     "Method",
+    "QueryNorms",
     "RandomPruner",
     "RetrievalHeads",
     "SeeingKnowing",

@@ -102,11 +102,13 @@ class Observed:
         text: The answer.
         named: The objects that it names, in order.
         record: Of :class:`mmlm.VisualHeads`, with steps.
+        norms: Of :class:`mmlm.QueryNorms`, if it was asked for.
     """
 
     text: str
     named: tuple[Named, ...]
     record: Mapping[str, Any]
+    norms: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -165,6 +167,7 @@ def observed(
     *,
     max_new_tokens: int = 84,
     batch_size: int = 16,
+    query_norms: bool = False,
 ) -> Iterator[Observed]:
     """Answers, and what every head saw while each of their words was written.
 
@@ -174,21 +177,25 @@ def observed(
         samples: The pictures.
         max_new_tokens: Longest answer. Greedy.
         batch_size: Pictures at once.
+        query_norms: Whether the sizes of heads' queries are measured, too.
 
     Raises:
         UnsupportedModel: If it is not known which token shows which part of a picture.
         InputError: If a picture takes another number of tokens than it does alone.
     """
+    from mmlm.probes.query_norms import QueryNorms
     from mmlm.probes.visual_heads import VisualHeads
     from mmlm.token_places import footprints
 
-    rest = iter(samples)
+    rest, beside = iter(samples), (QueryNorms(),) if query_norms else ()
     while batch := tuple(islice(rest, batch_size)):
         regions = [one.regions(footprints(model, processor, one.image.size)) for one in batch]
         probe = VisualHeads(regions=tuple(tuple(row.values()) for row in regions), steps=True)
         messages = [(one.prompt, [one.image]) for one in batch]
-        answers = _answers(model, processor, messages, probe, max_new_tokens)
-        for sample, row, (_, tokens, record) in zip(batch, regions, answers, strict=True):
+        inputs = _inputs(model, processor, messages)
+        answers = _generated(model, processor, inputs, (probe, *beside), max_new_tokens)
+        for sample, row, (tokens, records) in zip(batch, regions, answers, strict=True):
+            record = records[probe.measures]
             places = footprints(model, processor, sample.image.size)
             if record["image_tokens"] != places.tokens:
                 raise InputError(
@@ -197,7 +204,7 @@ def observed(
                     advice="Its regions are not known; use a family that `mmlm inspect` can draw.",
                 )
             text, named = _named(processor, tokens, sample.names, list(row))
-            yield Observed(text, named, record)
+            yield Observed(text, named, record, records.get(QueryNorms.measures))
 
 
 def _named(
@@ -237,7 +244,8 @@ def visual_heads(
         processor: Its processor.
         samples: The pictures.
         threshold: Visual heads have more than this of the ranked value, in (0, 1).
-        rank: By which value heads are ranked.
+        rank: By which value heads are ranked. "query_norm": the size of their queries, a baseline
+            that knows nothing of pictures, is measured only where it ranks.
         max_new_tokens: Longest answer. Greedy.
         batch_size: Pictures at once.
         facts: More about the run, for the file.
@@ -246,22 +254,39 @@ def visual_heads(
         ValueError: For a threshold out of range, or if no answer names anything with a place.
         MmlmError: As :func:`observed`.
     """
+    import torch
+
     from mmlm.engine.head_maps import HeadMap
     from mmlm.engine.head_scores import RegionCounts
     from mmlm.probes.visual_heads import scored
 
     _check(threshold)
     counts, counted = RegionCounts(), Counter[str]()
-    runs = observed(model, processor, samples, max_new_tokens=max_new_tokens, batch_size=batch_size)
+    norms, tokens = torch.zeros(()), 0
+    runs = observed(
+        model,
+        processor,
+        samples,
+        max_new_tokens=max_new_tokens,
+        batch_size=batch_size,
+        query_norms=rank == "query_norm",
+    )
     for one in runs:
+        if one.norms is not None:
+            n = one.norms["tokens"]
+            norms = norms + n * torch.tensor(one.norms["shares"], dtype=torch.float64)
+            tokens += n
         words = [(w.step, w.region) for w in one.named if w.region is not None]
         counts = counts.add(RegionCounts.of(scored(one.record, words)))
         counted["samples"] += 1
         counted["counted"] += bool(words)
     counted["steps"] = counts.steps
+    values = counts.values()
+    if tokens:
+        values = {**values, "query_norm": norms / tokens}
     return HeadMap(
         kind="visual",
-        values=counts.values(),
+        values=values,
         rank=rank,
         threshold=threshold,
         counted=dict(counted),
@@ -321,7 +346,8 @@ def retrieval_heads(
                 raise
             counted["without_needle"] += 1
             continue
-        ((_, tokens, record),) = _generated(model, processor, inputs, probe, max_new_tokens)
+        ((tokens, records),) = _generated(model, processor, inputs, (probe,), max_new_tokens)
+        record = records[probe.measures]
         text = processor.decode(tokens, skip_special_tokens=True)
         if rouge_1_recall(text, sample.needle) <= LEAST_RECALL:
             continue
@@ -399,28 +425,19 @@ def _inputs(
     )
 
 
-def _answers(
-    model: Any, processor: Any, messages: Sequence[tuple[str, list[Any]]], probe: Any, length: int
-) -> list[tuple[int, list[int], dict[str, Any]]]:
-    return _generated(model, processor, _inputs(model, processor, messages), probe, length)
-
-
 def _generated(
-    model: Any, processor: Any, inputs: dict[str, Any], probe: Any, length: int
-) -> list[tuple[int, list[int], dict[str, Any]]]:
-    """Number, new tokens (the end token included) and record of every row."""
+    model: Any, processor: Any, inputs: dict[str, Any], probes: Sequence[Any], length: int
+) -> list[tuple[list[int], dict[str, Any]]]:
+    """New tokens (the end token included) and records of every row."""
     import mmlm
     from mmlm.runner import GenerateSettings, generation_config
 
     config = generation_config(model, GenerateSettings(max_new_tokens=length))
-    with mmlm.attach(model, probe, processor=processor):
+    with mmlm.attach(model, *probes, processor=processor):
         new = model.generate(**inputs, generation_config=config)[:, inputs["input_ids"].shape[1] :]
         tokens = [_ended(row, config.eos_token_id) for row in new.tolist()]
         records = mmlm.measured(model, [len(row) for row in tokens])
-    return [
-        (row, own, record[probe.measures])
-        for row, (own, record) in enumerate(zip(tokens, records, strict=True))
-    ]
+    return list(zip(tokens, records, strict=True))
 
 
 def _ended(tokens: list[int], ends: int | Sequence[int] | None) -> list[int]:

@@ -257,3 +257,17 @@ def test_thresholds_are_checked():
     for measure in (visual_heads, retrieval_heads):
         with pytest.raises(ValueError, match="threshold must be above 0"):
             measure(None, None, [], threshold=0.0)
+
+
+def test_maps_may_be_ranked_by_another_value(tmp_path, capsys):
+    path = tmp_path / "norms.json"
+    given = ["--kind", "visual", "--count", "3", "--output", str(path)]
+    assert main([*COMMAND, *given, "--rank", "query_norm"]) == 0
+    found = HeadMap.load(path)
+    assert found.rank == "query_norm"
+    assert len(mmlm.HeadAblation(heads_file=str(path), top=2).ablated) >= 1
+    capsys.readouterr()
+    assert main([*COMMAND, *given, "--rank", "set_score"]) == 2
+    assert "rank must be one of: hit_rate" in " ".join(capsys.readouterr().err.split())
+    assert main([*COMMAND, "ACT", "--rank", "score"]) == 2
+    assert "--rank is for maps" in " ".join(capsys.readouterr().err.split())

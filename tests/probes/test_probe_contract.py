@@ -17,6 +17,7 @@ PROBES = {
     "Confidence": ("Confidence()",),
     "HeadDivergence": ("HeadDivergence()", "HeadDivergence(layers=(2,))"),
     "ImageAttention": ("ImageAttention()",),
+    "QueryNorms": ("QueryNorms()", "QueryNorms(layers=(1,))"),
     "RetrievalHeads": ("RetrievalHeads()", "RetrievalHeads(layers=(0, 2))"),
     "TextDominance": ("TextDominance()",),
     "VisualHeads": ("VisualHeads()", "VisualHeads(layers=(1, 3), steps=True)"),

@@ -38,6 +38,7 @@ def run(
     data: QuestionOptions,
     instances: Path | None,
     threshold: float,
+    rank: str,
     max_new_tokens: int,
     batch_size: int,
     model_options: ModelOptions,
@@ -51,6 +52,7 @@ def run(
         data: Which pictures or texts.
         instances: Boxes of real pictures, in COCO format.
         threshold: Heads of the kind have more than this.
+        rank: What heads are ranked by.
         max_new_tokens: Longest answer.
         batch_size: Pictures at once.
         model_options: The model.
@@ -74,6 +76,7 @@ def run(
                 processor,
                 shown,
                 threshold=threshold,
+                rank=rank,
                 max_new_tokens=max_new_tokens,
                 batch_size=batch_size,
                 facts=facts,
@@ -84,6 +87,7 @@ def run(
                 processor,
                 shown,
                 threshold=threshold,
+                rank=rank,
                 max_new_tokens=max_new_tokens,
                 facts=facts,
             )

@@ -32,6 +32,12 @@ if TYPE_CHECKING:
 
 __all__ = ["COMMAND", "Calibrate", "choose_act", "choose_zerotuning", "run"]
 
+#: By kind of map, what heads may be ranked by; the first is the default.
+_RANKS = {
+    "visual": ("hit_rate", "hit_excess", "mass", "focus", "looks", "authors", "query_norm"),
+    "text": ("set_score", "score"),
+}
+
 
 @dataclass(frozen=True)
 class Calibrate:
@@ -44,6 +50,8 @@ class Calibrate:
         output: Where the configuration is written, trials beside it; or the map. Default:
             heads.yaml, for maps heads.json.
         threshold: Maps: heads of the kind have more than this.
+        rank: Maps: what heads are ranked by. Default: `hit_rate`, for text `set_score`. Another
+            value of the map, or for visual heads `query_norm`, the size of a head's query.
         instances: Visual heads: boxes of real pictures, an instances*.json in COCO format; the
             pictures lie in `--images`. Default: the embedded world.
         layer: Layers whose heads are tried (repeatable). Default: for ACT 2 to the last but one,
@@ -65,6 +73,7 @@ class Calibrate:
     kind: Literal["", "visual", "text"] = field(default="", metadata={"alias": "--kind"})
     output: Path | None = None
     threshold: float = 0.1
+    rank: str = field(default="", metadata={"alias": "--rank"})
     instances: Path | None = field(default=None, metadata={"alias": "--instances"})
     layer: tuple[int, ...] = field(default=(), metadata={"alias": "--layer"})
     gain: float = 0.0
@@ -89,6 +98,9 @@ class Calibrate:
             )
         if not 0 < self.threshold < 1:
             raise ValueError(f"threshold must be above 0 and below 1, got {self.threshold}")
+        if self.rank and self.rank not in _RANKS.get(self.kind, ()):
+            known = ", ".join(_RANKS.get(self.kind, ())) or "--rank is for maps (--kind)"
+            raise ValueError(f"rank must be one of: {known}; got {self.rank!r}")
         if self.instances is not None and self.kind != "visual":
             raise ValueError("--instances is for --kind visual")
         if not self.gamma > 1:
@@ -154,6 +166,7 @@ def run(settings: Calibrate, terminal: Terminal) -> int:
             settings.data,
             settings.instances,
             settings.threshold,
+            settings.rank or _RANKS[settings.kind][0],
             settings.max_new_tokens or (84 if settings.kind == "visual" else 50),
             settings.batch_size,
             settings.model,
