@@ -42,6 +42,11 @@ def visit(chromium, address):
         if message.type == "error":
             errors.append(message.text)
 
+    def raised(error):
+        # Gradio ends its own requests so when a page is left or closed in the middle of one.
+        if not error.startswith("AbortError: signal is aborted"):
+            errors.append(error)
+
     def visit(path="/", *, across=1280, down=900, shade="light", **options):
         context = chromium.new_context(
             viewport={"width": across, "height": down},
@@ -52,7 +57,7 @@ def visit(chromium, address):
         contexts.append(context)
         context.on("request", seen)
         context.on("console", logged)
-        context.on("weberror", lambda error: errors.append(str(error.error)))
+        context.on("weberror", lambda error: raised(str(error.error)))
         page = context.new_page()
         page.set_default_timeout(driver.PATIENCE)
         page.goto(address.rstrip("/") + path)
