@@ -223,6 +223,11 @@ class DoLa(Method):
         return type(self)(strength=0.0, relative_top=0.0)
 
     @property
+    def mixes_rows(self) -> bool:
+        """With one premature layer for all rows."""
+        return self.one_layer_per_batch
+
+    @property
     def plausibility(self) -> float:
         """The cut ``relative_top``."""
         return self.relative_top

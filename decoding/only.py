@@ -236,6 +236,11 @@ class ONLY(Method):
         return type(self)(collaborate=0.0, contrast=0.0, beta=0.0)
 
     @property
+    def mixes_rows(self) -> bool:
+        """With one distance for all rows."""
+        return self.distance_over_batch
+
+    @property
     def _off(self) -> bool:
         return self.collaborate == 0 and self.contrast == 0
 

@@ -214,6 +214,15 @@ class Method(Checked, abc.ABC):
         return frozenset()
 
     @property
+    def mixes_rows(self) -> bool:
+        """Whether a row's answer depends on the other rows of its batch.
+
+        Only switches that restore what authors' code does make it so. Whoever batches requests of
+        strangers answers such a setting row by row.
+        """
+        return False
+
+    @property
     def turns(self) -> Literal["unread", "known", "needed"]:
         """Whether the layout must tell the turns of a conversation, and earlier answers, apart.
 

@@ -12,7 +12,6 @@ import logging
 import threading
 import time
 from collections.abc import Sequence
-from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -35,17 +34,12 @@ _log = logging.getLogger("mmlm.serve")
 
 
 def stands_alone(methods: Sequence[Method]) -> bool:
-    """Whether an answer would depend on the other rows of a batch.
+    """Whether requests with these methods are answered one at a time.
 
-    Some authors' code pools a quantity over the batch; the switches that restore it are named so.
-    A search takes tokens back, so its rows cannot end at different times.
+    Some settings let a row's answer depend on the other rows. A search takes tokens back, so its
+    rows cannot end at different times.
     """
-    return any(
-        "search" in method.sites
-        or any(field.name.endswith("_batch") and getattr(method, field.name) is True
-               for field in fields(method))
-        for method in methods
-    )  # fmt: skip
+    return any("search" in method.sites or method.mixes_rows for method in methods)
 
 
 class Worker:

@@ -14,9 +14,7 @@ SCRIPTS = """() => [...document.querySelectorAll('[src], link[href]')]
 
 def test_everything_comes_from_the_playground_itself(visit, address):
     asked = []
-    page = visit()
-    page.context.on("request", lambda request: asked.append(request.url))
-    page.reload()
+    page = visit(asked=asked)
     driver.compare(page)
     hosts = {urlsplit(url).netloc for url in [*asked, *page.evaluate(SCRIPTS)]}
     assert hosts - {""} == {urlsplit(address).netloc}

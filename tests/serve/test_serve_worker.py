@@ -187,7 +187,7 @@ def test_what_looks_at_the_whole_batch_stands_alone():
     assert stands_alone((mmlm.VHR(), mmlm.OPERA()))
     assert stands_alone((mmlm.DoLa(one_layer_per_batch=True),))
     assert stands_alone((mmlm.ONLY(distance_over_batch=True),))
-    # By its name: a switch that is documented to look at all rows must be called so.
+    # A switch that is documented to look at all rows must say so to whoever batches.
     found = []
     for name in mmlm.method_names():
         cls = getattr(mmlm, name)
@@ -195,5 +195,6 @@ def test_what_looks_at_the_whole_batch_stands_alone():
             about = cls.__doc__.partition(f"{field.name}: ")[2][:60]
             if isinstance(field.default, bool) and "for all rows" in about:
                 found.append(field.name)
-                assert field.name.endswith("_batch"), f"{name}.{field.name}: {about}"
+                assert cls(**{field.name: True}).mixes_rows, f"{name}.{field.name}: {about}"
+                assert not cls().mixes_rows
     assert len(found) == 2

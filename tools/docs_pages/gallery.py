@@ -9,7 +9,6 @@ from __future__ import annotations
 import html
 import inspect
 import json
-import textwrap
 from collections.abc import Sequence
 from typing import Any
 
@@ -19,7 +18,7 @@ import model_side_page
 from embedded_tables import RESULTS, table
 
 import mmlm
-from docs_pages.texts import cited, markdown, section
+from docs_pages.texts import cited, formatted, markdown, section
 from mmlm.show.words import pieces
 
 GROUPS = {
@@ -139,30 +138,21 @@ def _from_figures(name: str, shown: dict[str, Any]) -> list[str]:
     """Figure, captions, code and effect of a method that needs no training."""
     seen = f", while it wrote “{shown['words'][1]}”" if shown["words"] else ""
     alt = f"The picture, and what {name} makes of it{seen}"
-    code = [
-        f"inputs = asked({shown['scene']})",
-        *_call(shown["setting"]),
-        "    ids = model.generate(**inputs, max_new_tokens=84, do_sample=False)",
-        "print(words(ids, inputs))",
-    ]
+    code = formatted(
+        f"inputs = asked({shown['scene']})\n"
+        f"with mmlm.{shown['setting']}(model):\n"
+        "    ids = model.generate(**inputs, max_new_tokens=84, do_sample=False)\n"
+        "print(words(ids, inputs))\n"
+    )
     return [
         f"![{alt}](images/gallery/{name}.png)",
         "",
         f"**Plain:** {_marked(shown['plain'], shown['truth'])}<br>",
         f"**{name}:** {_marked(shown['with'], shown['truth'])}",
         "",
-        *("```python", *code, "```", "```output", shown["with"], "```", ""),
+        *("```python", code, "```", "```output", shown["with"], "```", ""),
         _effect(name).rstrip(),
     ]
-
-
-def _call(setting: str) -> list[str]:
-    """The line that opens the block; long settings over several lines."""
-    if len(setting) < 80:
-        return [f"with mmlm.{setting}(model):"]
-    inside = setting.partition("(")[2].removesuffix(")")
-    wrapped = textwrap.wrap(inside, 88, break_long_words=False)
-    return [f"with mmlm.{setting.partition('(')[0]}(", *(f"    {w}" for w in wrapped), ")(model):"]
 
 
 def _from_elsewhere(name: str) -> list[str]:
@@ -174,7 +164,7 @@ def _from_elsewhere(name: str) -> list[str]:
     return [
         f"![What was measured of {name}](images/{figure})",
         "",
-        *("```python", *code.splitlines(), "```", *output, ""),
+        *("```python", formatted(code), "```", *output, ""),
         *(head, line, *chosen, "", f"[How this was measured](effects.md#{place})"),
     ]
 

@@ -1,8 +1,10 @@
-"""Docstrings of methods as paragraphs of Markdown."""
+"""Docstrings of methods as paragraphs of Markdown, and code as the formatter leaves it."""
 
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 from typing import Any
 
 
@@ -24,3 +26,10 @@ def cited(paper: Any) -> str:
     """Where a paper appeared."""
     appeared = f"{paper.year}" if paper.venue == "arXiv" else paper.venue
     return f"{appeared}, arXiv {paper.arxiv}"
+
+
+def formatted(code: str) -> str:
+    """Python as ``ruff format`` leaves it, since it looks into Markdown too."""
+    command = [sys.executable, "-m", "ruff", "format", "--line-length", "100", "-"]
+    done = subprocess.run(command, input=code, capture_output=True, text=True, check=True)
+    return done.stdout.rstrip("\n")

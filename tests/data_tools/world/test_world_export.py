@@ -289,7 +289,7 @@ def test_progress_goes_to_standard_error(tmp_path, capsys):
     write_split(tmp_path / "a", "train", 3)
     shown = capsys.readouterr()
     assert not shown.out
-    assert "Drawing train" in shown.err
+    assert "scenes of train" in shown.err
 
 
 def test_the_world_needs_no_torch():
