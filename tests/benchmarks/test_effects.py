@@ -79,6 +79,6 @@ def test_stored_records_are_of_the_shipped_model_and_of_enough_pictures(tools):
     plain = effects[0].record["identity"]
     assert plain["pictures"] >= 300
     for effect in effects:
-        fewer = effect.setting.group in ("OPERA", "SeeingKnowing", "plain")
+        fewer = effect.setting.group in ("OPERA", "plain")
         assert effect.record["identity"]["pictures"] >= (100 if fewer else 300)
         assert all(table.sums()["answers"] >= 590 for table in effect.polls.values()) or fewer
