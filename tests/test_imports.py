@@ -28,8 +28,8 @@ LAW = (
     ("data_tools", ("mmlm", "data_tools", "configs")),
     ("benchmarks", ("mmlm", "benchmarks", "configs")),
 )
-#: Modules of one method each.
-METHODS = set(mmlm._METHODS.values())
+#: Modules of one method or probe each.
+METHODS = {*mmlm._METHODS.values(), *mmlm._PROBES.values()}
 TYPE_ONLY = {"mmlm"}  # the lazy table of mmlm/__init__ names everything for type checkers
 
 
@@ -67,7 +67,7 @@ def broken_laws(name, targets):
             continue
         own = name in ("decoding", "mmlm.methods") and within(target, name)
         # What is long, or shared, has a file of its own; methods know no methods.
-        for package in ("mmlm.methods", "decoding"):
+        for package in ("mmlm.methods", "mmlm.probes", "decoding"):
             shared = target.startswith(f"{package}.") and target not in METHODS
             own = own or (within(name, package) and shared)
         if not own and not any(within(target, prefix) for prefix in allowed):
