@@ -18,9 +18,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from mmlm.engine.anatomy import Anatomy
+from mmlm.engine.column_means import Columns, sink_percent, sink_set
 from mmlm.engine.method import Method, Paper, Prompt, Rows
 from mmlm.engine.selections import check_layers, read_numbers
-from mmlm.probes.column_means import Columns, sink_percent, sink_set
 
 __all__ = ["REGIONS", "AttentionSinks", "agreement"]
 
@@ -72,7 +72,7 @@ class AttentionSinks(Method):
         the rate is the share of layers and heads with ``alpha_k > eps`` (paper).
         ``baseline_k``: alpha_k of even attention; sinks are keys with ``alpha_k > eps`` or
         ``alpha_k > factor * baseline_k`` that at least min_queries queries can see (ours):
-        :mod:`mmlm.probes.column_means`.
+        :mod:`mmlm.engine.column_means`.
     Acts at:
         ``weights`` (looks, behind the edits of all other methods) of all rows of the prompt, or of
         the last row of each pass.

@@ -12,9 +12,9 @@ from shapes import assert_no_square, record_shapes
 
 import mmlm
 from mmlm import AttentionSinks, attach, measured, parse_method
+from mmlm.engine.column_means import Columns, causal_baseline, sink_percent, sink_set
 from mmlm.errors import IncompatibleMethods
 from mmlm.probes.attention_sinks import agreement
-from mmlm.probes.column_means import Columns, causal_baseline, sink_percent, sink_set
 
 PROMPTS = ["describe the image in detail .", "is there a dog ?"]
 PICTURES = [[tiny.picture(1), tiny.picture(2)], [tiny.picture(3)]]
