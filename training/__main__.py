@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import mmlm  # noqa: F401  (installs the torchvision guard before transformers asks for it)
 from mmlm.errors import MmlmError
 from training.config import parse
-from training.launch import leave
+from training.launch import end, leave
 
 __all__ = ["main"]
 
@@ -43,4 +43,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    end(main())

@@ -7,16 +7,20 @@ they do not do on a machine without a GPU, and to say what happened when one of 
 
 from __future__ import annotations
 
+import atexit
 import os
 import socket
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NoReturn
 
 from mmlm.errors import InputError
 
 __all__ = [
+    "end",
     "is_main_process",
     "leave",
     "rank",
@@ -114,6 +118,28 @@ def leave() -> None:
     torch = sys.modules.get("torch")
     if torch is not None and torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
+
+
+def end(code: int) -> NoReturn:
+    """Ends a program that is one process of a training.
+
+    Threads of the communication library can outlive `leave`; on a busy machine one of them now and
+    then aborts the interpreter while it takes itself down ("terminate called without an active
+    exception"), and the launcher calls a finished training failed. So what Python does at its end
+    is done here, and the rest is left out. A training of one process ends as usual.
+
+    Args:
+        code: The program's exit code.
+    """
+    if world() > 1:
+        for thread in threading.enumerate():
+            if thread is not threading.current_thread() and not thread.daemon:
+                thread.join()
+        atexit._run_exitfuncs()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
 
 
 def _free_port() -> int:
