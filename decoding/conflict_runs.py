@@ -73,7 +73,7 @@ def measure(
         model: The model; methods that are attached act in all runs.
         batches: The samples.
         form: Whether MLPs answer to a patched head.
-        score: With "patching" nothing is attributed, so that the norm may be any.
+        score: With "patching" the last norm may be any; J is 0 where it is no RMS norm.
         mean: What stands for every image feature in batches without a donor: :func:`mean_feature`.
 
     Raises:
@@ -113,8 +113,11 @@ def _measured(
         differs = (batch.inputs["input_ids"] != batch.neutral["input_ids"]).any(-1)
         without = lost(look(anatomy, batch.neutral))
         remembers = torch.where(differs[:, None, None], without, pushes)
-    if score != "patching":
+    try:
         says = attribution(anatomy, plain, tokens).heads
+    except UnsupportedModel:  # patching needs no norm that logits can be summed through
+        if score != "patching":
+            raise
     return Measured(
         memory=batch.memory.cpu(),
         image=batch.image.cpu(),

@@ -351,6 +351,21 @@ def test_the_mean_feature_stands_for_every_image(wired):
     assert bool(((patched > 0.2 * whole) & (patched < 0.8 * whole)).all())
 
 
+def test_both_scores_are_recorded_unless_the_last_norm_is_no_rms_norm(wired, monkeypatch):
+    model, processor = wired
+    layer, head = toy.MEMORY_HEAD
+    assert calibrate_heads(model, toy.conflicts(processor)).values["says"][layer][head] < 0
+
+    def refuse(*_):
+        raise UnsupportedModel("no RMS norm", advice="")
+
+    monkeypatch.setattr("decoding.conflict_runs.attribution", refuse)
+    found = calibrate_heads(model, toy.conflicts(processor))
+    assert not any(any(row) for row in found.values["says"])
+    with pytest.raises(UnsupportedModel, match="no RMS norm"):
+        calibrate_heads(model, toy.conflicts(processor), score="sum")
+
+
 def test_mean_features_are_refused_where_features_enter_several_layers():
     model, processor = tiny.shared("qwen3_vl")
     inputs = checks.batch(processor)
