@@ -12,6 +12,7 @@ import os
 import socket
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -117,6 +118,10 @@ def leave() -> None:
     # Not imported here: whoever communicates has imported it.
     torch = sys.modules.get("torch")
     if torch is not None and torch.distributed.is_initialized():
+        # A thread of gloo that lets go of its last work needs the interpreter for it, and ending
+        # the group waits for that thread without giving the interpreter away: a deadlock, seen
+        # with a debugger in torch 2.13. Threads that are given a moment first are done with it.
+        time.sleep(0.2)
         torch.distributed.destroy_process_group()
 
 

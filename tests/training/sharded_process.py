@@ -17,7 +17,7 @@ import transformers
 from training.arguments import deepspeed_file
 from training.checkpoints import open_run, train
 from training.export import export
-from training.launch import start_deepspeed
+from training.launch import leave, start_deepspeed
 from training.preference.precompute import precompute_ref, use_reference_cache
 from training.saving import Saving
 
@@ -56,7 +56,7 @@ def main(work, stage, kind):
             export(made.model, processor, output / "adapter", "adapter")
         run.finish({"losses": trl_toy.losses(made).tolist()})
     torch.distributed.barrier()
-    torch.distributed.destroy_process_group()
+    leave()
 
 
 if __name__ == "__main__":

@@ -25,6 +25,7 @@ from training.fast import install_features_once, install_length_guard, install_s
 from training.fast.flex import block_mask, rule
 from training.fast.models import anatomy_of, vision_parameters
 from training.fast.pairs import CHOSEN, PREFIX, REJECTED, PackedPairs
+from training.launch import leave
 from training.preference.rows import read_rows
 from training.preference.trainer import VLPreferenceTrainer
 
@@ -567,7 +568,7 @@ def test_acceptance_7_inside_a_data_parallel_wrapper(trainer_of, tmp_path):
         found = trainer.compute_loss(wrapped, dict(inputs))
         found.backward()
     finally:
-        torch.distributed.destroy_process_group()
+        leave()
     assert handles[1].passes == 2
     assert abs(float(found.detach() - loss)) <= 1e-5
     for name, p in trainer.model.named_parameters():
