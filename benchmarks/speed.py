@@ -56,6 +56,9 @@ def settings(layers: int = 8) -> list[str]:
         "ACT": (f"ACT(theta=0.003, {heads})",),
         "PAI": ("PAI(gamma=1.0)", "PAI()"),
         "VAR": ("VAR(tau=2.5, sink_dims=(3, 5))",),
+        "HeadAblation": (f"HeadAblation({heads})",),
+        "PH3": (f"PH3({heads})",),
+        "SeeingKnowing": ("SeeingKnowing(image_heads=((1, (0,)),), memory_heads=((1, (1,)),))",),
         "StreamingHeads": (f"StreamingHeads(sink=4, recent=64, {heads})",),
         "ZeroTuning": (f"ZeroTuning({heads})",),
     }
@@ -268,7 +271,7 @@ def show(results: Mapping[str, Mapping[str, Any]]) -> None:
 def short(label: str) -> str:
     """A label without what only tells the method about the model."""
     name, _, rest = label.partition("(")
-    told = ("heads_by_layer", "sink_dims", "tau", "theta")
+    told = ("heads_by_layer", "image_heads", "sink_dims", "tau", "theta")
     return name if any(word in rest for word in told) else label
 
 

@@ -70,7 +70,7 @@ class _State:
 
 @dataclass(frozen=True, kw_only=True)
 class StreamingHeads(Method):
-    """Lets heads see the first and the latest tokens only: an experiment, which saves no memory.
+    """Lets heads see first and latest tokens only: an experiment, saves no memory.
 
     Idea:
         Most heads live on attention sinks and on what came last, so their cache could be short. Of

@@ -122,7 +122,7 @@ class TestPages:
 
         config = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
         nav = leaves(yaml.safe_load(config)["nav"])
-        assert sorted(nav) == sorted({path.name for path in DOCS.glob("*.md")})
+        assert sorted(nav) == sorted(str(path.relative_to(DOCS)) for path in DOCS.rglob("*.md"))
 
     def test_anchors_exist(self):
         broken = []
@@ -139,7 +139,8 @@ class TestPages:
 
         text = (DOCS / "gallery.md").read_text(encoding="utf-8")
         titles = re.findall(r"^### (\w+)$", text, re.M)
-        assert sorted(titles) == sorted(mmlm.method_names())
+        experiments = {"HeadAblation", "StreamingHeads"}  # they mitigate nothing
+        assert sorted(titles) == sorted(set(mmlm.method_names()) - experiments)
         for part in re.split(r"^### ", text, flags=re.M)[1:]:
             code = re.search(r"```python\n(.*?)```", part, re.S)[1]
             # A table of heads as a parameter may need more lines, but no more statements.

@@ -100,7 +100,15 @@ def test_all_stands_for_every_method_that_the_model_can_have(tiny_folder, tmp_pa
     assert labels[0] == "plain"
     assert "VAR" not in labels  # needs sink dimensions
     assert "no sink dimensions are known" in told
-    needs_more = {"ACT", "PH3", "SeeingKnowing", "VAR", "ZeroTuning"}
+    needs_more = {
+        "ACT",
+        "HeadAblation",
+        "PH3",
+        "StreamingHeads",
+        "SeeingKnowing",
+        "VAR",
+        "ZeroTuning",
+    }
     assert set(mmlm.method_names("decoding")) - needs_more <= set(labels)
 
 
