@@ -6,6 +6,7 @@ message and the advice, and turns every one of them into an exit code (2: nothin
 """
 
 __all__ = [
+    "HiddenAttention",
     "ImageReadError",
     "IncompatibleMethods",
     "InputError",
@@ -45,6 +46,10 @@ class UnsupportedModel(MmlmError, TypeError):  # noqa: N818  (the name says what
 
 class UnknownTower(UnsupportedModel, NotImplementedError):  # noqa: N818
     """A vision tower is built in a way that a method on its patches does not know."""
+
+
+class HiddenAttention(UnsupportedModel, NotImplementedError):  # noqa: N818
+    """A layer's attention does not go through the library's interface, so no probe can see it."""
 
 
 class UnsupportedAttention(UnsupportedModel, ValueError):  # noqa: N818

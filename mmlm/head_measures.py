@@ -217,9 +217,9 @@ def _named(
     text, spans = token_spans(processor, tokens)
     found = []
     for piece in pieces(text, names):
-        if not piece.kind:
+        name = piece.name
+        if not name:
             continue
-        name = piece.title.partition(":")[0]
         step = next(i for i, (a, b) in enumerate(spans) if a < b and piece.start < b)
         region = regions.index(name) if name in regions else None
         found.append(Named(name, step, name in names, region))

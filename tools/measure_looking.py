@@ -80,7 +80,7 @@ def counts(model: Any, processor: Any, methods: Any, drawn: Drawn) -> list[float
         kind = "found" if piece.kind == "good" else "invented"
         found[kind] += 1
         found[f"{kind}_share"] += look.share_of_span(piece.start, piece.end)
-        area = outlines(drawn, piece.title.partition(":")[0], look.maps[0].shape[1:])
+        area = outlines(drawn, piece.name, look.maps[0].shape[1:])
         if piece.kind == "good" and area.any():
             seen = look.of_span(piece.start, piece.end)
             found["placed"] += 1

@@ -115,15 +115,22 @@ class CaptionScore:
             for m in self.mentions
         ]
 
-    def marks(self) -> tuple[Mark, ...]:
-        """The named objects in the caption as it was given: invented ones and true ones."""
+    def places(self) -> list[tuple[int, int, str]]:
+        """The named objects in the caption as it was given: start, end, COCO name."""
         places = _places_of_lower(self.caption)
-        return tuple(
-            Mark(places[start], places[end - 1] + 1, "good", f"{mention.node}: in the picture")
-            if mention.node in self.truth
-            else Mark(places[start], places[end - 1] + 1, "bad", f"{mention.node}: invented")
+        return [
+            (places[start], places[end - 1] + 1, mention.node)
             for start, end, mention in self.spans()
             if start < end
+        ]
+
+    def marks(self) -> tuple[Mark, ...]:
+        """The named objects in the caption as it was given: invented ones and true ones."""
+        return tuple(
+            Mark(start, end, "good", f"{node}: in the picture")
+            if node in self.truth
+            else Mark(start, end, "bad", f"{node}: invented")
+            for start, end, node in self.places()
         )
 
     def sample(self) -> Sample:

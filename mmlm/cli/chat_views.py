@@ -86,7 +86,7 @@ def named(text: str, known: Known | None) -> dict[str, list[str]] | None:
     words: dict[str, list[str]] = {verdict: [] for verdict in said.values()}
     for piece in pieces(text, known.objects, known.asked):
         if piece.kind:
-            verdict = words[said[piece.kind, "denied" in piece.title]]
+            verdict = words[said[piece.kind, piece.denied]]
             if piece.text not in verdict:
                 verdict.append(piece.text)
     return words

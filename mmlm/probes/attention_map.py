@@ -16,9 +16,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from mmlm.engine.anatomy import Anatomy
-from mmlm.engine.method import Method, Paper, Prompt, Rows
-from mmlm.engine.selections import check_layers, read_numbers
+from mmlm.engine.method import Paper, Prompt, Rows
+from mmlm.probes.layer_probe import LayerProbe, check_rows, check_shown, short
 
 __all__ = ["AttentionMap"]
 
@@ -57,7 +56,7 @@ class _State:
 
 
 @dataclass(frozen=True, kw_only=True)
-class AttentionMap(Method):
+class AttentionMap(LayerProbe):
     """Measures how much attention each new token pays to every position of every image.
 
     Idea:
@@ -106,36 +105,16 @@ class AttentionMap(Method):
     only_looks: ClassVar[frozenset[str]] = frozenset({"weights"})
     measures: ClassVar[str] = "attention_map"
 
-    layers: tuple[int, ...] | None = None
     by_layer: bool = False
 
     def __post_init__(self) -> None:
         self._check_choice("by_layer", (True, False))
-        if self.layers is not None:
-            chosen = read_numbers("AttentionMap", "layers", self.layers)
-            object.__setattr__(self, "layers", chosen)
-
-    def neutral(self) -> AttentionMap:
-        """Itself: the model is unchanged under every setting."""
-        return self
+        super().__post_init__()
 
     @property
     def rows(self) -> Rows:
         """The last row of each pass."""
         return "last"
-
-    def layers_of(self, anatomy: Anatomy) -> tuple[int, ...]:
-        """The layers that are measured on a model."""
-        return tuple(range(anatomy.n_layers)) if self.layers is None else self.layers
-
-    def acts_in(self, anatomy: Anatomy, layer: int) -> bool:
-        """The chosen layers."""
-        return layer in self.layers_of(anatomy)
-
-    def unsupported(self, anatomy: Anatomy) -> list[str]:
-        """Runs wherever attention rows can be seen."""
-        check_layers("AttentionMap", self.layers_of(anatomy), anatomy.n_layers)
-        return []
 
     def begin(self, prompt: Prompt) -> _State:
         """Notes which position belongs to which image, also of those that do not enter."""
@@ -177,18 +156,13 @@ class AttentionMap(Method):
 
         Raises:
             ValueError: If ``tokens`` are not one number per row.
-            NotImplementedError: If the model's attention never showed its rows in some layer.
+            HiddenAttention: If the model's attention never showed its rows in some layer.
         """
         n_rows = state.img.shape[0]
-        if tokens is not None and len(tokens) != n_rows:
-            raise ValueError(f"Got {len(tokens)} numbers of tokens for {n_rows} rows.")
+        check_rows(tokens, n_rows)
         counts = (state.img.amax(-1) + 1).tolist()
-        silent = [layer for layer in state.layers if layer not in state.shares]
-        if silent and any(counts):
-            raise NotImplementedError(
-                f"Layer {silent[0]} does not hand its queries and keys to the library's attention "
-                "interface, so its attention cannot be seen."
-            )
+        if any(counts):
+            check_shown(state.layers, state.shares)
         ran = len(state.sums)
         lengths = [ran] * n_rows if tokens is None else [min(n, ran) for n in tokens]
         return [self._of_row(state, row, images, lengths[row]) for row, images in enumerate(counts)]
@@ -202,7 +176,7 @@ class AttentionMap(Method):
             "keys": [len(positions) for positions in where],
         }
         shares = [_stacked(state.shares.get(layer, [])[:n], row, images) for layer in state.layers]
-        record["shares"] = [_short(layer[:, :images].tolist()) for layer in shares]
+        record["shares"] = [short(layer[:, :images].tolist()) for layer in shares]
         spread = partial(_spread, at=state.at[row].cpu(), length=len(img))
         kept = _stacked(state.sums[:n], row, state.at.shape[1]) / len(state.layers)
         record["maps"] = _split(spread(kept), where)
@@ -228,10 +202,5 @@ def _spread(kept: Float[Tensor, "n c"], at: Int[Tensor, " c"], length: int) -> T
 
 def _split(rows: Float[Tensor, "n N"], where: list[Tensor]) -> list[list[list[float]]]:
     """Rows as lists: per token, per image, per position."""
-    parts = [_short(rows[:, positions].tolist()) for positions in where]
+    parts = [short(rows[:, positions].tolist()) for positions in where]
     return [[part[token] for part in parts] for token in range(len(rows))]
-
-
-def _short(x: Any) -> Any:
-    """Nested lists with as many digits as fp32 sums are good for."""
-    return [_short(part) for part in x] if isinstance(x, list) else float(f"{x:.9g}")

@@ -17,10 +17,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from mmlm.engine.anatomy import Anatomy
 from mmlm.engine.column_means import Columns, sink_percent, sink_set
-from mmlm.engine.method import Method, Paper, Prompt, Rows
-from mmlm.engine.selections import check_layers, read_numbers
+from mmlm.engine.method import Paper, Prompt, Rows
+from mmlm.probes.layer_probe import LayerProbe, check_rows, check_shown, short
 
 __all__ = ["REGIONS", "AttentionSinks", "agreement"]
 
@@ -58,7 +57,7 @@ class _State:
 
 
 @dataclass(frozen=True, kw_only=True)
-class AttentionSinks(Method):
+class AttentionSinks(LayerProbe):
     """Finds the keys that most queries look at whatever they ask, among text and in pictures.
 
     Idea:
@@ -128,7 +127,6 @@ class AttentionSinks(Method):
     eps: float = 0.3
     factor: float = 10.0
     min_queries: int = 8
-    layers: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
         self._check_choice("queries", ("prompt", "generated"))
@@ -137,35 +135,16 @@ class AttentionSinks(Method):
             raise ValueError("AttentionSinks: eps must be below 1, got 1: no mean is above it.")
         self._check_number("factor", above=1)
         self._check_integer("min_queries", at_least=1)
-        if self.layers is not None:
-            chosen = read_numbers("AttentionSinks", "layers", self.layers)
-            object.__setattr__(self, "layers", chosen)
-
-    def neutral(self) -> AttentionSinks:
-        """Itself: the model is unchanged under every setting."""
-        return self
+        super().__post_init__()
 
     @property
     def rows(self) -> Rows:
         """All rows of the prompt, or the last one of each pass."""
         return "all" if self.queries == "prompt" else "last"
 
-    def layers_of(self, anatomy: Anatomy) -> tuple[int, ...]:
-        """The layers that are measured on a model."""
-        return tuple(range(anatomy.n_layers)) if self.layers is None else self.layers
-
-    def acts_in(self, anatomy: Anatomy, layer: int) -> bool:
-        """The chosen layers."""
-        return layer in self.layers_of(anatomy)
-
     def acts_now(self, state: _State, layer: int) -> bool:
         """Once the prompt is read, no row of it comes any more."""
         return self.queries == "generated" or state.read.get(layer, 0) < state.real.shape[1]
-
-    def unsupported(self, anatomy: Anatomy) -> list[str]:
-        """Runs wherever attention rows can be seen."""
-        check_layers("AttentionSinks", self.layers_of(anatomy), anatomy.n_layers)
-        return []
 
     def begin(self, prompt: Prompt) -> _State:
         """Notes which column belongs to which image, also where some of it does not enter."""
@@ -232,18 +211,12 @@ class AttentionSinks(Method):
 
         Raises:
             ValueError: If ``tokens`` are not one number per row.
-            NotImplementedError: If the model's attention never showed its rows in some layer.
+            HiddenAttention: If the model's attention never showed its rows in some layer.
         """
         rows = state.real.shape[0]
-        if tokens is not None and len(tokens) != rows:
-            raise ValueError(f"Got {len(tokens)} numbers of tokens for {rows} rows.")
+        check_rows(tokens, rows)
         shown = state.seen if self.queries == "generated" else state.prompt
-        silent = [layer for layer in state.layers if layer not in shown]
-        if silent:
-            raise NotImplementedError(
-                f"Layer {silent[0]} does not hand its queries and keys to the library's attention "
-                "interface, so its attention cannot be seen."
-            )
+        check_shown(state.layers, shown)
         return [
             self._of_row(state, row, None if tokens is None else tokens[row]) for row in range(rows)
         ]
@@ -301,11 +274,14 @@ class AttentionSinks(Method):
         often = marks.sum(0) >= max(_OFTEN * sinks.shape[0] * sinks.shape[1], 1)
         above = means[..., 0] > self.eps
         return {
-            "rate": _short(sink_percent(means[..., :_RATED], self.eps)),
-            "profile": _short(above.double().mean(1)),
-            "map": _short(means[..., 0]),
+            "rate": short(sink_percent(means[..., :_RATED], self.eps).tolist()),
+            "profile": short(above.double().mean(1).tolist()),
+            "map": short(means[..., 0].tolist()),
             "image_map": (sinks & regions["image"]).sum(-1).tolist(),
-            **{f"{name}_mass": _short((taken * of).sum(-1)) for name, of in regions.items()},
+            **{
+                f"{name}_mass": short(((taken * of).sum(-1)).tolist())
+                for name, of in regions.items()
+            },
             "sinks": [[_pairs(layer, img == i, number) for i in images] for layer in marks],
             "positions": [number[often & (img == i)].tolist() for i in images],
         }
@@ -347,12 +323,3 @@ def _pairs(heads: Tensor, inside: Tensor, number: Tensor) -> list[list[int]]:
     """Positions of one image that are sinks, and in how many heads."""
     found = inside & (heads > 0)
     return torch.stack([number[found], heads[found]], dim=-1).tolist()
-
-
-def _short(x: Tensor) -> Any:
-    """Nested lists with as many digits as fp32 sums are good for."""
-
-    def shortened(part: Any) -> Any:
-        return list(map(shortened, part)) if isinstance(part, list) else float(f"{part:.9g}")
-
-    return shortened(x.tolist())

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from mmlm.engine.anatomy import Anatomy
 from mmlm.engine.method import Method, Paper, Prompt
+from mmlm.probes.layer_probe import check_rows
 
 __all__ = ["Confidence", "log_max"]
 
@@ -104,8 +105,7 @@ class Confidence(Method):
         Raises:
             ValueError: If ``tokens`` are not one number per row.
         """
-        if tokens is not None and len(tokens) != state.rows:
-            raise ValueError(f"Got {len(tokens)} numbers of tokens for {state.rows} rows.")
+        check_rows(tokens, state.rows)
         steps = torch.stack(state.steps).cpu().double()  # [T, B]
         counts = [len(steps)] * state.rows if tokens is None else list(tokens)
         return [

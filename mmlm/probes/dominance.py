@@ -21,6 +21,7 @@ from mmlm.engine.layout import ANSWER, PROMPT, TokenLayout
 from mmlm.engine.method import Method, Paper, Prompt, Rows
 from mmlm.engine.selections import check_layers, read_numbers
 from mmlm.engine.stages import measured_layers
+from mmlm.probes.layer_probe import check_rows, short
 
 __all__ = ["COLUMNS", "TextDominance", "key_marks", "masses"]
 
@@ -204,8 +205,7 @@ class TextDominance(Method):
             ValueError: If ``tokens`` are not one number per row.
         """
         rows = state.marks.shape[0]
-        if tokens is not None and len(tokens) != rows:
-            raise ValueError(f"Got {len(tokens)} numbers of tokens for {rows} rows.")
+        check_rows(tokens, rows)
         sizes = state.marks.sum(1).long().tolist()
         first = (state.marks[..., :1] * state.marks[..., 3:]).sum((1, 2)).bool().tolist()
         sums, counts, sources = self._sums(state, tokens)
@@ -220,7 +220,7 @@ class TextDominance(Method):
                 "n_instruction": sizes[row][2],
                 "first": "text" if first[row] else "visual",
                 **{
-                    name: [_short(x) for x in sums[:, row, column].tolist()]
+                    name: [short(x) for x in sums[:, row, column].tolist()]
                     for column, name in enumerate((*COLUMNS[:3], "first_token"))
                 },
             }
@@ -257,8 +257,3 @@ def _read(steps: list[Tensor], state: _State) -> Tensor:
     if not steps:
         return torch.zeros(0, state.marks.shape[0], len(COLUMNS), dtype=torch.float64)
     return torch.stack(steps).cpu().double().mean(2)
-
-
-def _short(x: float) -> float:
-    """As many digits as fp32 sums are good for."""
-    return float(f"{x:.9g}")

@@ -18,8 +18,8 @@ from torch import Tensor
 from mmlm.engine.anatomy import Anatomy
 from mmlm.engine.branches.branch import NoImage
 from mmlm.engine.divergence import divergence, text_activation
-from mmlm.engine.method import IN_BRANCHES, Cost, Method, Paper, Prompt
-from mmlm.engine.selections import check_layers, read_numbers
+from mmlm.engine.method import IN_BRANCHES, Cost, Paper, Prompt
+from mmlm.probes.layer_probe import LayerProbe, short
 
 __all__ = ["HeadDivergence"]
 
@@ -48,7 +48,7 @@ class _State:
 
 
 @dataclass(frozen=True, kw_only=True)
-class HeadDivergence(Method):
+class HeadDivergence(LayerProbe):
     """Measures how far the output of every attention head moves when the image is removed.
 
     Idea:
@@ -98,35 +98,16 @@ class HeadDivergence(Method):
     rewinds: ClassVar[bool] = True
     measures: ClassVar[str] = "head_divergence"
 
-    layers: tuple[int, ...] | None = None
-
-    def __post_init__(self) -> None:
-        if self.layers is not None:
-            chosen = read_numbers("HeadDivergence", "layers", self.layers)
-            object.__setattr__(self, "layers", chosen)
-
-    def neutral(self) -> HeadDivergence:
-        """Itself: the model is unchanged under every setting."""
-        return self
-
     @property
     def cost(self) -> Cost:
         """One text-only row."""
         return Cost(prompt=1)
 
-    def layers_of(self, anatomy: Anatomy) -> tuple[int, ...]:
-        """The layers that are measured on a model."""
-        return tuple(range(anatomy.n_layers)) if self.layers is None else self.layers
-
-    def acts_in(self, anatomy: Anatomy, layer: int) -> bool:
-        """The chosen layers."""
-        return layer in self.layers_of(anatomy)
-
     def unsupported(self, anatomy: Anatomy) -> list[str]:
         """Needs a prompt without its image, to which every method that is built in applies."""
         from mmlm.engine.build_in import built_in
 
-        check_layers("HeadDivergence", self.layers_of(anatomy), anatomy.n_layers)
+        super().unsupported(anatomy)
         return [
             f"{method.label} is built in and knows the main prompt only, so heads without the "
             "image cannot be compared"
@@ -172,7 +153,7 @@ class HeadDivergence(Method):
         has_image = state.has_image.tolist()
         return [
             {"layers": list(state.layers)}
-            | {n: _short(found[n][row].tolist()) if has_image[row] else [] for n in _NAMES}
+            | {n: short(found[n][row].tolist()) if has_image[row] else [] for n in _NAMES}
             for row in (i * rows // wanted for i in range(wanted))
         ]
 
@@ -186,8 +167,3 @@ def _measured(state: _State) -> dict[str, Float[Tensor, "B layers H"]]:
     )
     relative = vhd / size.clamp(min=torch.finfo(size.dtype).tiny)
     return dict(zip(_NAMES, (vhd, relative, activation), strict=True))
-
-
-def _short(x: Any) -> Any:
-    """Nested lists with as many digits as fp32 numbers are good for."""
-    return [_short(part) for part in x] if isinstance(x, list) else float(f"{x:.9g}")

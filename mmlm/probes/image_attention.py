@@ -19,6 +19,7 @@ from mmlm.engine.anatomy import Anatomy
 from mmlm.engine.layout import ANSWER, TokenLayout
 from mmlm.engine.method import Method, Paper, Prompt, Rows
 from mmlm.engine.selections import check_layers
+from mmlm.probes.layer_probe import check_rows, check_shown, short
 
 __all__ = ["ImageAttention", "central_layer", "image_marks", "key_sums"]
 
@@ -197,16 +198,12 @@ class ImageAttention(Method):
 
         Raises:
             ValueError: If ``tokens`` are not one number per row.
-            NotImplementedError: If the model's attention never showed its rows in that layer.
+            HiddenAttention: If the model's attention never showed its rows in that layer.
         """
         n_rows = state.marks.shape[0]
-        if tokens is not None and len(tokens) != n_rows:
-            raise ValueError(f"Got {len(tokens)} numbers of tokens for {n_rows} rows.")
-        if not state.seen and any(state.counts):
-            raise NotImplementedError(
-                f"Layer {state.layer} does not hand its queries and keys to the library's "
-                "attention interface, so its attention cannot be seen."
-            )
+        check_rows(tokens, n_rows)
+        if any(state.counts):
+            check_shown((state.layer,), (state.layer,) if state.seen else ())
         sums, queries = self._sums(state, tokens)
         marks = state.marks.cpu()
         sizes = marks.sum(1).long().tolist()
@@ -219,11 +216,11 @@ class ImageAttention(Method):
     def _of_images(self, sums: Tensor, marks: Tensor) -> dict[str, Any]:
         """Sums of one row by image; fp64 [N] or [I], marks [N, images]."""
         if not (self.maps or self.queries == "answer"):  # added up by image already
-            return {"images": [_short(x) for x in sums[: marks.shape[1]].tolist()]}
+            return {"images": [short(x) for x in sums[: marks.shape[1]].tolist()]}
         parts = [sums[mark > 0] for mark in marks.T]
-        record: dict[str, Any] = {"images": [_short(float(part.sum())) for part in parts]}
+        record: dict[str, Any] = {"images": [short(float(part.sum())) for part in parts]}
         if self.maps:
-            record["maps"] = [[_short(x) for x in part.tolist()] for part in parts]
+            record["maps"] = [[short(x) for x in part.tolist()] for part in parts]
         return record
 
     def _sums(self, state: _State, tokens: Sequence[int] | None) -> tuple[Tensor, list[int]]:
@@ -244,8 +241,3 @@ class ImageAttention(Method):
 
 def _by_image(sums: Float[Tensor, "B N"], marks: Float[Tensor, "B N I"]) -> Tensor:
     return torch.bmm(sums[:, None], marks)[:, 0]
-
-
-def _short(x: float) -> float:
-    """As many digits as fp32 sums are good for."""
-    return float(f"{x:.9g}")

@@ -18,9 +18,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mmlm.engine.anatomy import Anatomy
-from mmlm.engine.method import Method, Paper, Prompt
+from mmlm.engine.method import Paper, Prompt
 from mmlm.engine.mixture_of_heads import norm_shares
-from mmlm.engine.selections import check_layers, read_numbers
+from mmlm.probes.layer_probe import LayerProbe, check_rows, short
 
 __all__ = ["QueryNorms"]
 
@@ -43,7 +43,7 @@ class _State:
 
 
 @dataclass(frozen=True, kw_only=True)
-class QueryNorms(Method):
+class QueryNorms(LayerProbe):
     """Measures how large the query of each head is beside those of its layer, token by token.
 
     Idea:
@@ -91,28 +91,9 @@ class QueryNorms(Method):
     only_looks: ClassVar[frozenset[str]] = frozenset({"layer_in"})
     measures: ClassVar[str] = "query_norms"
 
-    layers: tuple[int, ...] | None = None
-
-    def __post_init__(self) -> None:
-        if self.layers is not None:
-            chosen = read_numbers("QueryNorms", "layers", self.layers)
-            object.__setattr__(self, "layers", chosen)
-
-    def neutral(self) -> QueryNorms:
-        """Itself: the model is unchanged under every setting."""
-        return self
-
-    def layers_of(self, anatomy: Anatomy) -> tuple[int, ...]:
-        """The layers that are measured on a model."""
-        return tuple(range(anatomy.n_layers)) if self.layers is None else self.layers
-
-    def acts_in(self, anatomy: Anatomy, layer: int) -> bool:
-        """The chosen layers."""
-        return layer in self.layers_of(anatomy)
-
     def unsupported(self, anatomy: Anatomy) -> list[str]:
         """Needs a query projection and the norm before it."""
-        check_layers("QueryNorms", self.layers_of(anatomy), anatomy.n_layers)
+        super().unsupported(anatomy)
         layer = self.layers_of(anatomy)[0]
         name = type(anatomy.attention(layer)).__name__
         if getattr(anatomy.attention(layer), "q_proj", None) is None:
@@ -149,8 +130,7 @@ class QueryNorms(Method):
         Raises:
             ValueError: If ``tokens`` are not one number per row.
         """
-        if tokens is not None and len(tokens) != state.rows:
-            raise ValueError(f"Got {len(tokens)} numbers of tokens for {state.rows} rows.")
+        check_rows(tokens, state.rows)
         steps = [torch.stack(state.shares[layer]) for layer in state.layers]
         every = torch.stack(steps, dim=2).cpu().double()  # [tokens, B, layers, H]
         counts = [len(every)] * state.rows if tokens is None else tokens
@@ -158,12 +138,7 @@ class QueryNorms(Method):
             {
                 "layers": list(state.layers),
                 "tokens": min(n, len(every)),
-                "shares": _short(every[:n, row].mean(0).tolist()) if n else None,
+                "shares": short(every[:n, row].mean(0).tolist()) if n else None,
             }
             for row, n in enumerate(counts)
         ]
-
-
-def _short(x: Any) -> Any:
-    """Nested lists with as many digits as fp32 is good for."""
-    return [_short(part) for part in x] if isinstance(x, list) else float(f"{x:.9g}")

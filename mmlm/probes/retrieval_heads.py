@@ -15,9 +15,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from mmlm.engine.anatomy import Anatomy
-from mmlm.engine.method import Method, Paper, Prompt, Rows
-from mmlm.engine.selections import check_layers, read_numbers
+from mmlm.engine.method import Paper, Prompt, Rows
+from mmlm.probes.layer_probe import LayerProbe, check_rows, check_shown
 
 __all__ = ["RetrievalHeads"]
 
@@ -40,7 +39,7 @@ class _State:
 
 
 @dataclass(frozen=True, kw_only=True)
-class RetrievalHeads(Method):
+class RetrievalHeads(LayerProbe):
     """Measures at which position of the sequence each head looks while each token is written.
 
     Idea:
@@ -91,34 +90,10 @@ class RetrievalHeads(Method):
     needs_all_visual: ClassVar[bool] = True
     measures: ClassVar[str] = "retrieval_heads"
 
-    layers: tuple[int, ...] | None = None
-
-    def __post_init__(self) -> None:
-        if self.layers is not None:
-            chosen = read_numbers("RetrievalHeads", "layers", self.layers)
-            object.__setattr__(self, "layers", chosen)
-
-    def neutral(self) -> RetrievalHeads:
-        """Itself: the model is unchanged under every setting."""
-        return self
-
     @property
     def rows(self) -> Rows:
         """The last row of each pass."""
         return "last"
-
-    def layers_of(self, anatomy: Anatomy) -> tuple[int, ...]:
-        """The layers that are measured on a model."""
-        return tuple(range(anatomy.n_layers)) if self.layers is None else self.layers
-
-    def acts_in(self, anatomy: Anatomy, layer: int) -> bool:
-        """The chosen layers."""
-        return layer in self.layers_of(anatomy)
-
-    def unsupported(self, anatomy: Anatomy) -> list[str]:
-        """Runs wherever attention rows can be seen."""
-        check_layers("RetrievalHeads", self.layers_of(anatomy), anatomy.n_layers)
-        return []
 
     def begin(self, prompt: Prompt) -> _State:
         """Notes where each row begins."""
@@ -141,18 +116,16 @@ class RetrievalHeads(Method):
 
         Returns:
             Dictionaries with ``layers`` and ``peaks`` [token][layer][head]: positions, counted
-            from the first real token of the row; those behind the prompt are new tokens. No
-            tokens where no prompt of the batch has an image.
+            from the first real token of the row; those behind the prompt are new tokens.
 
         Raises:
             ValueError: If ``tokens`` are not one number per row.
+            HiddenAttention: If the model's attention never showed its rows in some layer.
         """
         n_rows = state.first.shape[0]
-        if tokens is not None and len(tokens) != n_rows:
-            raise ValueError(f"Got {len(tokens)} numbers of tokens for {n_rows} rows.")
+        check_rows(tokens, n_rows)
         layers = list(state.layers)
-        if any(layer not in state.peaks for layer in layers):
-            return [{"layers": layers, "peaks": []} for _ in range(n_rows)]
+        check_shown(layers, state.peaks)
         peaks = torch.stack([torch.stack(state.peaks[n]) for n in layers], 2).cpu()
         lengths = [len(peaks)] * n_rows if tokens is None else tokens
         return [

@@ -15,11 +15,11 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from mmlm.engine.anatomy import Anatomy
 from mmlm.engine.head_scores import Region
-from mmlm.engine.method import Method, Paper, Prompt, Rows
-from mmlm.engine.selections import check_layers, read_numbers
+from mmlm.engine.method import Paper, Prompt, Rows
+from mmlm.engine.selections import read_numbers
 from mmlm.errors import InputError
+from mmlm.probes.layer_probe import LayerProbe, check_rows, check_shown, short
 
 __all__ = ["VisualHeads", "scored"]
 
@@ -52,7 +52,7 @@ class _State:
 
 
 @dataclass(frozen=True, kw_only=True)
-class VisualHeads(Method):
+class VisualHeads(LayerProbe):
     """Measures which heads look at the image, and at which part of it, while each token is written.
 
     Idea:
@@ -109,15 +109,12 @@ class VisualHeads(Method):
     needs_all_visual: ClassVar[bool] = True
     measures: ClassVar[str] = "visual_heads"
 
-    layers: tuple[int, ...] | None = None
     regions: Regions = ()
     steps: bool = False
 
     def __post_init__(self) -> None:
         self._check_choice("steps", (True, False))
-        if self.layers is not None:
-            chosen = read_numbers("VisualHeads", "layers", self.layers)
-            object.__setattr__(self, "layers", chosen)
+        super().__post_init__()
         try:
             rows = tuple(
                 tuple(read_numbers("VisualHeads", "regions", region) for region in row)
@@ -130,27 +127,10 @@ class VisualHeads(Method):
             ) from error
         object.__setattr__(self, "regions", rows)
 
-    def neutral(self) -> VisualHeads:
-        """Itself: the model is unchanged under every setting."""
-        return self
-
     @property
     def rows(self) -> Rows:
         """The last row of each pass."""
         return "last"
-
-    def layers_of(self, anatomy: Anatomy) -> tuple[int, ...]:
-        """The layers that are measured on a model."""
-        return tuple(range(anatomy.n_layers)) if self.layers is None else self.layers
-
-    def acts_in(self, anatomy: Anatomy, layer: int) -> bool:
-        """The chosen layers."""
-        return layer in self.layers_of(anatomy)
-
-    def unsupported(self, anatomy: Anatomy) -> list[str]:
-        """Runs wherever attention rows can be seen."""
-        check_layers("VisualHeads", self.layers_of(anatomy), anatomy.n_layers)
-        return []
 
     def begin(self, prompt: Prompt) -> _State:
         """Marks the image and the regions."""
@@ -206,18 +186,13 @@ class VisualHeads(Method):
 
         Raises:
             ValueError: If ``tokens`` are not one number per row.
-            NotImplementedError: If the model's attention never showed its rows in some layer.
+            HiddenAttention: If the model's attention never showed its rows in some layer.
         """
         n_rows = state.number.shape[0]
-        if tokens is not None and len(tokens) != n_rows:
-            raise ValueError(f"Got {len(tokens)} numbers of tokens for {n_rows} rows.")
-        silent = [layer for layer in state.layers if layer not in state.peaks]
-        if silent and bool((state.number >= 0).any()):
-            raise NotImplementedError(
-                f"Layer {silent[0]} does not hand its queries and keys to the library's attention "
-                "interface, so its attention cannot be seen."
-            )
-        if silent:  # nobody has an image: nothing ran
+        check_rows(tokens, n_rows)
+        if bool((state.number >= 0).any()):
+            check_shown(state.layers, state.peaks)
+        if not state.peaks:  # nobody has an image: nothing ran
             return [self._of_row(state, row, None, None) for row in range(n_rows)]
         peaks = torch.stack([torch.stack(state.peaks[n]) for n in state.layers], 2).cpu()
         masses = torch.stack([torch.stack(state.masses[n]) for n in state.layers], 2).cpu()
@@ -243,12 +218,12 @@ class VisualHeads(Method):
         }
         if peaks is None or masses is None or not len(peaks):
             return record
-        record["looks"] = _short((peaks >= 0).double().mean(0).tolist())
-        record["mass"] = _short(masses[..., 0].mean(0).tolist())
+        record["looks"] = short((peaks >= 0).double().mean(0).tolist(), 7)
+        record["mass"] = short(masses[..., 0].mean(0).tolist(), 7)
         if self.steps:
             record["peaks"] = peaks.tolist()
-            record["masses"] = _short(masses[..., 0].tolist())
-            record["region_masses"] = _short(masses[..., 1 : 1 + len(regions)].tolist())
+            record["masses"] = short(masses[..., 0].tolist(), 7)
+            record["region_masses"] = short(masses[..., 1 : 1 + len(regions)].tolist(), 7)
         return record
 
 
@@ -284,8 +259,3 @@ def scored(record: Mapping[str, Any], words: Iterable[tuple[int, int]]) -> list[
             )
         )
     return found
-
-
-def _short(x: Any) -> Any:
-    """Nested lists with as many digits as fp32 sums are good for."""
-    return [_short(part) for part in x] if isinstance(x, list) else float(f"{x:.7g}")

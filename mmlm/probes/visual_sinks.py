@@ -17,9 +17,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from mmlm.engine.anatomy import Anatomy
-from mmlm.engine.method import Method, Paper, Prompt, Rows
-from mmlm.engine.selections import check_layers, read_numbers
+from mmlm.engine.method import Paper, Prompt, Rows
+from mmlm.engine.selections import read_numbers
 from mmlm.engine.sinks import known_sink_dims, phi, reasons_without_sinks
+from mmlm.probes.layer_probe import LayerProbe, check_rows, check_shown, short
 
 __all__ = ["KINDS", "VisualSinks"]
 
@@ -71,7 +72,7 @@ class _State:
 
 
 @dataclass(frozen=True, kw_only=True)
-class VisualSinks(Method):
+class VisualSinks(LayerProbe):
     """Finds visual attention sinks, and measures how much attention goes to them.
 
     Idea:
@@ -128,18 +129,13 @@ class VisualSinks(Method):
 
     tau: float = 20.0
     sink_dims: tuple[int, ...] | None = None
-    layers: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
         self._check_number("tau", above=0)
-        for name in ("sink_dims", "layers"):
-            if getattr(self, name) is not None:
-                chosen = read_numbers("VisualSinks", name, getattr(self, name))
-                object.__setattr__(self, name, chosen)
-
-    def neutral(self) -> VisualSinks:
-        """Itself: the model is unchanged under every setting."""
-        return self
+        if self.sink_dims is not None:
+            chosen = read_numbers("VisualSinks", "sink_dims", self.sink_dims)
+            object.__setattr__(self, "sink_dims", chosen)
+        super().__post_init__()
 
     @property
     def rows(self) -> Rows:
@@ -151,13 +147,9 @@ class VisualSinks(Method):
         every = tuple(range(min(_FIRST_LAYER, anatomy.n_layers - 1), anatomy.n_layers))
         return every if self.layers is None else self.layers
 
-    def acts_in(self, anatomy: Anatomy, layer: int) -> bool:
-        """The chosen layers."""
-        return layer in self.layers_of(anatomy)
-
     def unsupported(self, anatomy: Anatomy) -> list[str]:
         """Needs sink dimensions, and a tau that can be exceeded."""
-        check_layers("VisualSinks", self.layers_of(anatomy), anatomy.n_layers)
+        super().unsupported(anatomy)
         return reasons_without_sinks("VisualSinks", self.sink_dims, self.tau, anatomy)
 
     def begin(self, prompt: Prompt) -> _State:
@@ -213,17 +205,12 @@ class VisualSinks(Method):
 
         Raises:
             ValueError: If ``tokens`` are not one number per row.
-            NotImplementedError: If the model's attention never showed its rows in some layer.
+            HiddenAttention: If the model's attention never showed its rows in some layer.
         """
         rows = state.visual.shape[0]
-        if tokens is not None and len(tokens) != rows:
-            raise ValueError(f"Got {len(tokens)} numbers of tokens for {rows} rows.")
-        silent = [x for x in state.layers if x not in state.found or not state.found[x].steps]
-        if silent and bool(state.visual.any()):
-            raise NotImplementedError(
-                f"Layer {silent[0]} does not hand its queries and keys to the library's attention "
-                "interface, so its attention cannot be seen."
-            )
+        check_rows(tokens, rows)
+        if bool(state.visual.any()):
+            check_shown(state.layers, [n for n, found in state.found.items() if found.steps])
         return [
             {
                 "layers": list(state.layers),
@@ -245,14 +232,11 @@ class VisualSinks(Method):
             sinks = torch.zeros(len(img), dtype=torch.bool)
             sinks[at[found.marks[row, :, 1].bool().cpu()]] = True
             record["sinks"].append([sinks[at_].nonzero()[:, 0].tolist() for at_ in where])
-            record["phi"].append(_short(found.phi[row].cpu()[visual].amax()) if visual.any() else 0)
+            record["phi"].append(
+                short(float(found.phi[row].cpu()[visual].amax())) if visual.any() else 0
+            )
             steps = torch.stack([step[row] for step in found.steps[:tokens]]).cpu().double()
             record["queries"] = len(steps)
             for kind, share in zip(KINDS, steps.mean(0), strict=True):
-                record["attention"][kind].append(_short(share))
+                record["attention"][kind].append(short(float(share)))
         return record
-
-
-def _short(x: Tensor) -> float:
-    """As many digits as fp32 sums are good for."""
-    return float(f"{float(x):.9g}")

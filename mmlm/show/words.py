@@ -39,6 +39,8 @@ class Piece:
         kind: "good" for an object that is in the picture or rightly denied, "bad" for one that is
             invented or wrongly denied, "" for the rest.
         title: What was made of it ("dog: invented"); "" for the rest.
+        name: The COCO object that it names; "" for the rest.
+        denied: Whether the answer says that this object is not there.
     """
 
     text: str
@@ -46,6 +48,8 @@ class Piece:
     end: int
     kind: Kind = ""
     title: str = ""
+    name: str = ""
+    denied: bool = False
 
 
 def pieces(
@@ -74,21 +78,26 @@ def pieces(
     caption = CaptionScore(0, text, frozenset(truth), reading, mentions(reading), known_image=True)
     found: list[Piece] = []
     end = 0
-    for mark in caption.marks():
-        node = mark.title.partition(":")[0]
-        if mark.start < end or (asked is not None and node not in asked):
+    for first, behind, name in caption.places():
+        if first < end or (asked is not None and name not in asked):
             continue
-        if mark.start > end:
-            found.append(Piece(text[end : mark.start], end, mark.start))
-        kind, title = mark.kind, mark.title
-        if _denied(text[: mark.start]):
-            kind = "bad" if node in truth else "good"
-            title = f"{node}: {'denied, but in the picture' if node in truth else 'rightly denied'}"
-        found.append(Piece(text[mark.start : mark.end], mark.start, mark.end, kind, title))
-        end = mark.end
+        if first > end:
+            found.append(Piece(text[end:first], end, first))
+        denied = _denied(text[:first])
+        kind, said = _verdict(name in truth, denied)
+        piece = Piece(text[first:behind], first, behind, kind, f"{name}: {said}", name, denied)
+        found.append(piece)
+        end = behind
     if end < len(text):
         found.append(Piece(text[end:], end, len(text)))
     return tuple(found)
+
+
+def _verdict(there: bool, denied: bool) -> tuple[Kind, str]:
+    """What is to be said of an object that an answer names, or denies."""
+    if denied:
+        return ("bad", "denied, but in the picture") if there else ("good", "rightly denied")
+    return ("good", "in the picture") if there else ("bad", "invented")
 
 
 def _denied(before: str) -> bool:

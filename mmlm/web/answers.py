@@ -6,6 +6,7 @@ Whatever comes from a model, a visitor or a file passes `escaped`.
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -147,16 +148,16 @@ def _tally(cut: Sequence[Piece], known: Known | None) -> str:
     """How many different objects were invented, found, and denied."""
     if known is None or not cut:
         return ""
-    verdicts = {piece.title: piece.kind for piece in cut if piece.kind}
-    denied = {kind for title, kind in verdicts.items() if "denied" in title}
+    said = Counter(
+        (kind, denied) for _, kind, denied in {(p.name, p.kind, p.denied) for p in cut if p.kind}
+    )
+    denials = any(denied for _, denied in said)
     parts = []
-    for kind, name in _VERDICTS.items():
-        said = [title for title, given in verdicts.items() if given == kind]
-        plain = sum("denied" not in title for title in said)
-        if plain or not denied:
-            parts.append(f'<span class="{kind}">{plain} {name[0]}</span>')
-        if len(said) > plain:
-            parts.append(f'<span class="{kind}">{len(said) - plain} {name[1]}</span>')
+    for kind, (named, denied) in _VERDICTS.items():
+        if said[kind, False] or not denials:
+            parts.append(f'<span class="{kind}">{said[kind, False]} {named}</span>')
+        if said[kind, True]:
+            parts.append(f'<span class="{kind}">{said[kind, True]} {denied}</span>')
     return f'<span class="tally">{"".join(parts)}</span>'
 
 
