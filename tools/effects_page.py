@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from embedded_tables import MARKED, table
+from embedded_tables import MARKED, rewrite, table
 from measure_effects import PLAIN, ROOT, Setting, settings
 
 from benchmarks import chair, pope
@@ -215,11 +215,9 @@ def main() -> int:
     parser.add_argument("--check", action="store_true", help="only compare")
     check = parser.parse_args().check
     effects = load()
-    before = DOCUMENT.read_text(encoding="utf-8")
-    after = MARKED.sub(lambda m: f"{m[1]}{TABLES[m[2]](effects)}{m[3]}", before)
+    differs = rewrite(DOCUMENT, MARKED, lambda name: TABLES[name](effects), check=check)
     if check:
-        return int(before != after)
-    DOCUMENT.write_text(after, encoding="utf-8")
+        return differs
     draw(effects, FIGURE)
     return 0
 

@@ -14,7 +14,7 @@ import json
 import re
 import statistics
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,33 @@ RESULTS = ROOT / "docs" / "results"
 DOCUMENT = ROOT / "docs" / "embedded-model.md"
 KINDS = ("random", "popular", "adversarial")
 MARKED = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
+
+
+def marked(kind: str) -> re.Pattern[str]:
+    """What stands between ``<!-- kind: name -->`` and ``<!-- kind end -->``: start, name, end."""
+    return re.compile(rf"(<!-- {kind}: (\w+) -->\n).*?(<!-- {kind} end -->)", re.DOTALL)
+
+
+def rewrite(
+    document: Path, pattern: re.Pattern[str], make: Callable[[str], str], *, check: bool
+) -> int:
+    """Puts tables between the marks of a page, or compares them with what stands there.
+
+    Args:
+        document: The page.
+        pattern: Its marks: `MARKED`, or `marked`.
+        make: Makes a table by its name.
+        check: Whether to compare only.
+
+    Returns:
+        1 if a comparison fails, else 0.
+    """
+    before = document.read_text(encoding="utf-8")
+    after = pattern.sub(lambda m: f"{m[1]}{make(m[2])}{m[3]}", before)
+    if check:
+        return int(before != after)
+    document.write_text(after, encoding="utf-8")
+    return 0
 
 
 def captions(records: dict[str, Any]) -> str:

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -24,7 +23,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from effects_page import CAPTIONS, HEAD, Effect, change_cell, difference, load, plain_cells
-from embedded_tables import table
+from embedded_tables import marked, rewrite, table
 from measure_effects import (
     PLAIN,
     ROOT,
@@ -46,7 +45,7 @@ DOCUMENT = ROOT / "docs" / "effects.md"
 MAP = ROOT / "docs" / "results" / "visual_heads.json"
 FOLDER = ROOT / "docs" / "results" / "head_ablation"
 WORDS = ROOT / "docs" / "results" / "head_words.json"
-MARKED = re.compile(r"(<!-- heads: (\w+) -->\n).*?(<!-- heads end -->)", re.DOTALL)
+MARKED = marked("heads")
 TOP = (1, 2)
 """1 and 2 % of 48 heads are one head, 5 % are two."""
 DRAWS = 5
@@ -271,16 +270,6 @@ def _differences(
 TABLES = {make.__name__: make for make in (ablation, invention)}
 
 
-def page(*, check: bool) -> int:
-    """Rewrites or checks the tables."""
-    before = DOCUMENT.read_text(encoding="utf-8")
-    after = MARKED.sub(lambda m: f"{m[1]}{TABLES[m[2]]()}{m[3]}", before)
-    if check:
-        return int(before != after)
-    DOCUMENT.write_text(after, encoding="utf-8")
-    return 0
-
-
 def main() -> int:
     """Measures what is missing, or makes the page's tables."""
     import torch
@@ -292,7 +281,7 @@ def main() -> int:
     parser.add_argument("--threads", type=int, default=1)
     arguments = parser.parse_args()
     if arguments.page or arguments.check:
-        return page(check=arguments.check)
+        return rewrite(DOCUMENT, MARKED, lambda name: TABLES[name](), check=arguments.check)
     torch.set_num_threads(arguments.threads)
     model, processor = mmlm.load("embedded")
     pictures = Pictures(SPLIT, arguments.images)

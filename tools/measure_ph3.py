@@ -11,11 +11,10 @@ are paired over the pictures, with 95 % bootstrap intervals.
 from __future__ import annotations
 
 import argparse
-import re
 import sys
 
 from effects_page import CAPTIONS, HEAD, change_cell, difference, load, plain_cells
-from embedded_tables import table
+from embedded_tables import marked, rewrite, table
 from measure_effects import (
     PLAIN,
     ROOT,
@@ -31,7 +30,7 @@ import mmlm
 from mmlm.cli.configs import effect_settings
 
 DOCUMENT = ROOT / "docs" / "effects.md"
-MARKED = re.compile(r"(<!-- ph3: (\w+) -->\n).*?(<!-- ph3 end -->)", re.DOTALL)
+MARKED = marked("ph3")
 
 
 def settings() -> list[Setting]:
@@ -59,16 +58,6 @@ def effects() -> str:
     return table(("pruned", "share of heads", *HEAD[1:]), rows)
 
 
-def page(*, check: bool) -> int:
-    """Rewrites or checks the table."""
-    before = DOCUMENT.read_text(encoding="utf-8")
-    after = MARKED.sub(lambda m: f"{m[1]}{effects()}{m[3]}", before)
-    if check:
-        return int(before != after)
-    DOCUMENT.write_text(after, encoding="utf-8")
-    return 0
-
-
 def main() -> int:
     """Measures what is missing, or makes the page's table."""
     import torch
@@ -80,7 +69,7 @@ def main() -> int:
     parser.add_argument("--threads", type=int, default=1)
     arguments = parser.parse_args()
     if arguments.page or arguments.check:
-        return page(check=arguments.check)
+        return rewrite(DOCUMENT, MARKED, lambda _: effects(), check=arguments.check)
     torch.set_num_threads(arguments.threads)
     model, processor = mmlm.load("embedded")
     pictures = Pictures(SPLIT, arguments.images)

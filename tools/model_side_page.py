@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -20,10 +19,10 @@ from typing import Any
 import dyvte_page
 import measure_crosslmm
 import measure_mma
-from embedded_tables import RESULTS, ROOT, table
+from embedded_tables import RESULTS, ROOT, marked, rewrite, table
 
 DOCUMENT = ROOT / "docs" / "effects.md"
-MARKED = re.compile(r"(<!-- model side: (\w+) -->\n).*?(<!-- model side end -->)", re.DOTALL)
+MARKED = marked("model side")
 #: Conditions of the two prompts in docs/results/dara.json, in words.
 PROMPTS = {
     "zero_shot": "query alone",
@@ -127,12 +126,7 @@ def main() -> int:
     parser.add_argument("--check", action="store_true", help="only compare")
     parser.add_argument("--document", type=Path, default=DOCUMENT)
     given = parser.parse_args()
-    before = given.document.read_text(encoding="utf-8")
-    after = MARKED.sub(lambda m: f"{m[1]}{make(m[2])}{m[3]}", before)
-    if given.check:
-        return int(before != after)
-    given.document.write_text(after, encoding="utf-8")
-    return 0
+    return rewrite(given.document, MARKED, make, check=given.check)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ written by hand. Changes are paired over the pictures, with 95 % bootstrap inter
 from __future__ import annotations
 
 import argparse
-import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,7 +17,7 @@ from typing import Any
 
 import numpy as np
 from effects_page import Effect, change_cell, difference, load, plain_cells
-from embedded_tables import table
+from embedded_tables import marked, rewrite, table
 from measure_effects import PLAIN, ROOT
 from measure_pruning import settings
 
@@ -28,7 +27,7 @@ from mmlm.engine.stages import STAGES
 
 DOCUMENT = ROOT / "docs" / "effects.md"
 FIGURE = ROOT / "docs" / "images" / "pruning.svg"
-MARKED = re.compile(r"(<!-- pruning: (\w+) -->\n).*?(<!-- pruning end -->)", re.DOTALL)
+MARKED = marked("pruning")
 CAPTIONS = ("chair_s", "chair_i", "recall", "mean_length")
 CHANGES = (
     "method", "CHAIR_s", "CHAIR_i", "recall", "words", "POPE random", "popular", "adversarial",
@@ -152,11 +151,9 @@ def main() -> int:
     parser.add_argument("--document", type=Path, default=DOCUMENT)
     given = parser.parse_args()
     found = load(settings())
-    before = given.document.read_text(encoding="utf-8")
-    after = MARKED.sub(lambda m: f"{m[1]}{TABLES[m[2]](found)}{m[3]}", before)
+    differs = rewrite(given.document, MARKED, lambda name: TABLES[name](found), check=given.check)
     if given.check:
-        return int(before != after)
-    given.document.write_text(after, encoding="utf-8")
+        return differs
     draw(found, FIGURE)
     return 0
 

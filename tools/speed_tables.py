@@ -15,7 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from embedded_tables import MARKED, ROOT, table
+from embedded_tables import MARKED, ROOT, rewrite, table
 
 from benchmarks.memory import grown
 from benchmarks.speed import short
@@ -194,12 +194,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--check", action="store_true", help="only compare")
     check = parser.parse_args().check
-    before = DOCUMENT.read_text(encoding="utf-8")
-    after = MARKED.sub(lambda m: f"{m[1]}{TABLES[m[2]]()}{m[3]}", before)
-    if check:
-        return int(before != after)
-    DOCUMENT.write_text(after, encoding="utf-8")
-    return 0
+    return rewrite(DOCUMENT, MARKED, lambda name: TABLES[name](), check=check)
 
 
 if __name__ == "__main__":

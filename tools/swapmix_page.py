@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -19,7 +18,7 @@ from typing import Any
 
 import numpy as np
 from effects_page import change_cell, difference
-from embedded_tables import table
+from embedded_tables import marked, rewrite, table
 from measure_effects import PLAIN, ROOT
 from measure_swapmix import RESULTS
 
@@ -29,7 +28,7 @@ from benchmarks.swapmix.counts import RATIOS
 from mmlm.cli.configs import effect_label
 
 DOCUMENT = ROOT / "docs" / "effects.md"
-MARKED = re.compile(r"(<!-- swapmix: (\w+) -->\n).*?(<!-- swapmix end -->)", re.DOTALL)
+MARKED = marked("swapmix")
 QUESTIONS = {
     "accuracy": "accuracy",
     "object_reliance": "object reliance",
@@ -135,12 +134,7 @@ def main() -> int:
     parser.add_argument("--document", type=Path, default=DOCUMENT)
     given = parser.parse_args()
     records = load()
-    before = given.document.read_text(encoding="utf-8")
-    after = MARKED.sub(lambda m: f"{m[1]}{TABLES[m[2]](records)}{m[3]}", before)
-    if given.check:
-        return int(before != after)
-    given.document.write_text(after, encoding="utf-8")
-    return 0
+    return rewrite(given.document, MARKED, lambda name: TABLES[name](records), check=given.check)
 
 
 if __name__ == "__main__":

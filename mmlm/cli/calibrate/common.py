@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -104,8 +104,18 @@ def model_inputs(
         )
 
 
-def check_output(path: Path) -> None:
+def check_output(
+    path: Path,
+    read: Callable[[Path], Any] | None = None,
+    foreign: str = "was not written by `mmlm calibrate`",
+) -> None:
     """Refuses to write where something else stands; before any work.
+
+    Args:
+        path: Where a calibration is to be written.
+        read: Reads such a file, and raises ValueError for any other. None: a configuration, which
+            is known by its first line.
+        foreign: What is to be said of another file.
 
     Raises:
         InputError: If there is no such folder, or a file that no calibration wrote.
@@ -117,12 +127,18 @@ def check_output(path: Path) -> None:
         )
     if not path.exists():
         return
-    ours = path.is_file() and path.read_text("utf-8", errors="replace").startswith(_MARK)
-    if not ours:
+    try:
+        (read or _read_config)(path)
+    except ValueError as error:
         raise InputError(
-            f"The output {str(path)!r} exists and was not written by `mmlm calibrate`.",
+            f"The output {str(path)!r} exists and {foreign}.",
             advice="Choose another --output; nothing was changed.",
-        )
+        ) from error
+
+
+def _read_config(path: Path) -> None:
+    if not (path.is_file() and path.read_text("utf-8", errors="replace").startswith(_MARK)):
+        raise ValueError(f"{str(path)!r} has not our first line")
 
 
 def write_config(path: Path, remarks: Sequence[str], methods: Sequence[Method]) -> None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from mmlm.cli.calibrate.common import check_output
 from mmlm.cli.calibrate.conflict_samples import Batches, SampleOptions, samples
 from mmlm.cli.frame import DONE, Command, Terminal
 from mmlm.cli.options import ModelOptions, method_field, open_model, parse_methods
@@ -98,7 +99,9 @@ def run(settings: Calibrate, terminal: Terminal) -> int:
     Raises:
         MmlmError: For everything that makes it impossible, before any work.
     """
-    _check_output(settings.output)
+    from decoding.head_records import read_record
+
+    check_output(settings.output, read_record, "is no file of conflict heads")
     found = samples(settings.data)
     methods = parse_methods(settings.method)
     model, processor = open_model(settings.model, methods, terminal)
@@ -141,25 +144,6 @@ def run(settings: Calibrate, terminal: Terminal) -> int:
     else:
         _show(settings, record, terminal)
     return DONE
-
-
-def _check_output(path: Path) -> None:
-    """Refuses to write where something else stands; before any work."""
-    from decoding.head_records import read_record
-
-    if not path.parent.is_dir():
-        raise InputError(
-            f"There is no folder {str(path.parent)!r} for the output.",
-            advice="Create it, or choose another --output.",
-        )
-    if path.exists():
-        try:
-            read_record(path)
-        except ValueError as error:
-            raise InputError(
-                f"The output {str(path)!r} exists and is no file of conflict heads.",
-                advice="Choose another --output; nothing was changed.",
-            ) from error
 
 
 def _settings(settings: Calibrate) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mmlm.cli.calibrate.common import check_output
 from mmlm.cli.calibrate.questions import QuestionOptions
 from mmlm.cli.frame import DONE, Terminal
 from mmlm.cli.options import ModelOptions, open_model
@@ -63,7 +64,7 @@ def run(
     """
     from mmlm.head_measures import retrieval_heads, visual_heads
 
-    _check_output(output)
+    check_output(output, HeadMap.load, "is no map of heads")
     visual = kind == "visual"
     samples: list[Any] = list(pictures(data, instances) if visual else needles(data))
     model, processor = open_model(model_options, (), terminal)
@@ -99,24 +100,6 @@ def run(
     else:
         _show(found, output, terminal)
     return DONE
-
-
-def _check_output(path: Path) -> None:
-    from mmlm.engine.head_maps import HeadMap
-
-    if not path.parent.is_dir():
-        raise InputError(
-            f"There is no folder {str(path.parent)!r} for the output.",
-            advice="Create it, or choose another --output.",
-        )
-    if path.exists():
-        try:
-            HeadMap.load(path)
-        except ValueError as error:
-            raise InputError(
-                f"The output {str(path)!r} exists and is no map of heads.",
-                advice="Choose another --output; nothing was changed.",
-            ) from error
 
 
 def _source(data: QuestionOptions, instances: Path | None, visual: bool) -> str:
