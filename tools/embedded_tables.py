@@ -160,12 +160,7 @@ def main() -> int:
     parser.add_argument("--check", action="store_true", help="only compare")
     check = parser.parse_args().check
     records = {path.stem: json.loads(path.read_text()) for path in sorted(RESULTS.glob("*.json"))}
-    before = DOCUMENT.read_text()
-    after = MARKED.sub(lambda m: f"{m[1]}{TABLES[m[2]](records)}{m[3]}", before)
-    if check:
-        return int(before != after)
-    DOCUMENT.write_text(after)
-    return 0
+    return rewrite(DOCUMENT, MARKED, lambda name: TABLES[name](records), check=check)
 
 
 if __name__ == "__main__":

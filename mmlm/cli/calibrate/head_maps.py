@@ -62,9 +62,10 @@ def run(
     Raises:
         MmlmError: For everything that makes it impossible, before any work.
     """
+    from mmlm.engine import head_maps
     from mmlm.head_measures import retrieval_heads, visual_heads
 
-    check_output(output, HeadMap.load, "is no map of heads")
+    check_output(output, head_maps.HeadMap.load, "is no map of heads")
     visual = kind == "visual"
     samples: list[Any] = list(pictures(data, instances) if visual else needles(data))
     model, processor = open_model(model_options, (), terminal)
