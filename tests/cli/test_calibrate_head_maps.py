@@ -152,7 +152,7 @@ def test_no_repeated_needle_is_no_number_and_a_warning():
 
 def test_a_repeated_needle_counts(monkeypatch):
     model, processor = tiny.shared("llava")
-    monkeypatch.setattr("mmlm.head_measures.rouge_1_recall", lambda answer, needle: 1.0)
+    monkeypatch.setattr("mmlm.head_measures.text.rouge_1_recall", lambda answer, needle: 1.0)
     sample = Needle("the cat saw a dog there . what was it ?", "a dog")
     found = retrieval_heads(model, processor, [sample], max_new_tokens=4)
     assert found.counted == {"samples": 1, "counted": 1, "without_needle": 0, "steps": 4}

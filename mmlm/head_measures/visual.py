@@ -1,18 +1,7 @@
-"""Measures which heads of a model are visual heads, and which are retrieval heads.
-
-    found = visual_heads(model, processor, samples)  # pictures whose objects have places
-    found.save("heads.json")
-    with mmlm.HeadAblation(heads_file="heads.json", top=20)(model): ...
-
-Answers are generated, not forced: what counts is what the model itself writes. Everything comes
-from the run that wrote the answer, by :class:`mmlm.VisualHeads` and :class:`mmlm.RetrievalHeads`.
-"""
+"""Visual heads: answers about pictures whose objects have places, and where heads looked."""
 
 from __future__ import annotations
 
-import math
-import re
-import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -20,6 +9,7 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from mmlm.errors import InputError
+from mmlm.head_measures.runs import check_threshold, facts_of, generated, inputs_of
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -31,11 +21,8 @@ if TYPE_CHECKING:
 __all__ = [
     "Grounded",
     "Named",
-    "Needle",
     "Observed",
     "observed",
-    "retrieval_heads",
-    "rouge_1_recall",
     "tokens_of_boxes",
     "tokens_of_mask",
     "visual_heads",
@@ -43,8 +30,6 @@ __all__ = [
 
 #: Part of a token that an object must cover: 10 of 64 pixels, the embedded world's own rule.
 LEAST_COVER = 10 / 64
-#: Part of a needle's words that an answer must have, so that its run counts.
-LEAST_RECALL = 0.5
 
 
 @dataclass(frozen=True, eq=False)
@@ -109,19 +94,6 @@ class Observed:
     named: tuple[Named, ...]
     record: Mapping[str, Any]
     norms: Mapping[str, Any] | None = None
-
-
-@dataclass(frozen=True)
-class Needle:
-    """A text with something in it that the answer should repeat.
-
-    Attributes:
-        prompt: The text with the question behind it.
-        needle: The words that are to be repeated, exactly as they stand in the prompt.
-    """
-
-    prompt: str
-    needle: str
 
 
 def tokens_of_mask(places: Footprints, mask: Any) -> tuple[int, ...]:
@@ -192,8 +164,8 @@ def observed(
         regions = [one.regions(footprints(model, processor, one.image.size)) for one in batch]
         probe = VisualHeads(regions=tuple(tuple(row.values()) for row in regions), steps=True)
         messages = [(one.prompt, [one.image]) for one in batch]
-        inputs = _inputs(model, processor, messages)
-        answers = _generated(model, processor, inputs, (probe, *beside), max_new_tokens)
+        inputs = inputs_of(model, processor, messages)
+        answers = generated(model, processor, inputs, (probe, *beside), max_new_tokens)
         for sample, row, (tokens, records) in zip(batch, regions, answers, strict=True):
             record = records[probe.measures]
             places = footprints(model, processor, sample.image.size)
@@ -260,7 +232,7 @@ def visual_heads(
     from mmlm.engine.head_scores import RegionCounts
     from mmlm.probes.visual_heads import scored
 
-    _check(threshold)
+    check_threshold(threshold)
     counts, counted = RegionCounts(), Counter[str]()
     norms, tokens = torch.zeros(()), 0
     runs = observed(
@@ -290,175 +262,5 @@ def visual_heads(
         rank=rank,
         threshold=threshold,
         counted=dict(counted),
-        facts=_facts(model, facts),
+        facts=facts_of(model, facts),
     )
-
-
-def retrieval_heads(
-    model: Any,
-    processor: Any,
-    samples: Iterable[Needle],
-    *,
-    threshold: float = 0.1,
-    rank: str = "set_score",
-    max_new_tokens: int = 50,
-    skip_bad: bool = False,
-    facts: Mapping[str, Any] | None = None,
-) -> HeadMap:
-    """The map of retrieval heads over prompts whose needle the answer repeats.
-
-    Args:
-        model: A Hugging Face LVLM.
-        processor: Its processor.
-        samples: The prompts, answered one by one.
-        threshold: Retrieval heads have more than this of the ranked value, in (0, 1).
-        rank: "set_score", or "score" for the authors' count.
-        max_new_tokens: Longest answer. Greedy.
-        skip_bad: Whether prompts without their needle are left out and counted.
-        facts: More about the run, for the file.
-
-    Returns:
-        A map without numbers (NaN) and a warning if no answer repeats its needle.
-
-    Raises:
-        ValueError: For a threshold out of range, or a prompt that does not have its needle.
-    """
-    import torch
-
-    from mmlm.engine.anatomy import Anatomy
-    from mmlm.engine.head_maps import HeadMap
-    from mmlm.engine.head_scores import retrieval_scores
-    from mmlm.probes.retrieval_heads import RetrievalHeads
-
-    _check(threshold)
-    counted, probe = Counter[str](samples=0, counted=0, without_needle=0, steps=0), RetrievalHeads()
-    anatomy = Anatomy(model)
-    sums = torch.zeros(2, anatomy.n_layers, anatomy.n_heads, dtype=torch.float64)
-    for sample in samples:
-        counted["samples"] += 1
-        messages = [(sample.prompt, [])]
-        inputs = _inputs(model, processor, messages)
-        ids = inputs["input_ids"][0].cpu()
-        try:
-            span = _needle_span(processor, ids.tolist(), sample)
-        except ValueError:
-            if not skip_bad:
-                raise
-            counted["without_needle"] += 1
-            continue
-        ((tokens, records),) = _generated(model, processor, inputs, (probe,), max_new_tokens)
-        record = records[probe.measures]
-        text = processor.decode(tokens, skip_special_tokens=True)
-        if rouge_1_recall(text, sample.needle) <= LEAST_RECALL:
-            continue
-        counted["counted"] += 1
-        counted["steps"] += len(tokens)
-        peaks = torch.tensor(record["peaks"])
-        sums += torch.stack(retrieval_scores(peaks, ids, span, torch.tensor(tokens)))
-    if not counted["counted"]:
-        warnings.warn(
-            f"None of {counted['samples']} answers repeats its needle: no head was measured.",
-            stacklevel=2,
-        )
-        sums.fill_(math.nan)
-    score, once = sums / max(counted["counted"], 1)
-    return HeadMap(
-        kind="text",
-        values={"set_score": once, "score": score},
-        rank=rank,
-        threshold=threshold,
-        counted=dict(counted),
-        facts=_facts(model, facts),
-    )
-
-
-def rouge_1_recall(answer: str, needle: str) -> float:
-    """Part of a needle's words that an answer has, each as often as it has it; words as written."""
-    wanted = Counter(re.findall(r"\w+", needle.lower()))
-    said = Counter(re.findall(r"\w+", answer.lower()))
-    return (wanted & said).total() / max(wanted.total(), 1)
-
-
-def _needle_span(processor: Any, ids: list[int], sample: Needle) -> tuple[int, int]:
-    """Where a needle stands among the tokens of its prompt.
-
-    By its exact tokens; where the tokenizer joins its ends with what stands beside, by characters.
-    """
-    from mmlm.engine.head_scores import find_needle
-
-    tokenizer = processor.tokenizer
-    for text in (sample.needle, f" {sample.needle}"):
-        needle = tokenizer(text, add_special_tokens=False)["input_ids"]
-        try:
-            return find_needle(ids, needle)
-        except ValueError:
-            continue
-    if tokenizer.is_fast:
-        from mmlm.inputs import message
-
-        whole = processor.apply_chat_template(
-            [message("user", sample.prompt, 0)], add_generation_prompt=True, tokenize=False
-        )
-        start = whole.find(sample.needle)
-        for special in (False, True):
-            read = tokenizer(whole, return_offsets_mapping=True, add_special_tokens=special)
-            if start >= 0 and read["input_ids"] == ids:
-                end = start + len(sample.needle)
-                own = [
-                    i for i, (a, b) in enumerate(read["offset_mapping"]) if a < end and start < b
-                ]
-                return own[0], own[-1] + 1
-    raise ValueError(f"The needle {sample.needle!r} does not stand in its prompt.")
-
-
-def _inputs(
-    model: Any, processor: Any, messages: Sequence[tuple[str, list[Any]]]
-) -> dict[str, Any]:
-    from mmlm.inputs import message, prepare
-
-    return prepare(
-        processor,
-        [[message("user", prompt, len(images))] for prompt, images in messages],
-        [images for _, images in messages],
-        device=model.device,
-        dtype=model.dtype,
-    )
-
-
-def _generated(
-    model: Any, processor: Any, inputs: dict[str, Any], probes: Sequence[Any], length: int
-) -> list[tuple[list[int], dict[str, Any]]]:
-    """New tokens (the end token included) and records of every row."""
-    import mmlm
-    from mmlm.runner import GenerateSettings, generation_config
-
-    config = generation_config(model, GenerateSettings(max_new_tokens=length))
-    with mmlm.attach(model, *probes, processor=processor):
-        new = model.generate(**inputs, generation_config=config)[:, inputs["input_ids"].shape[1] :]
-        tokens = [_ended(row, config.eos_token_id) for row in new.tolist()]
-        records = mmlm.measured(model, [len(row) for row in tokens])
-    return list(zip(tokens, records, strict=True))
-
-
-def _ended(tokens: list[int], ends: int | Sequence[int] | None) -> list[int]:
-    """The tokens up to the first that ends the answer."""
-    own = {ends} if isinstance(ends, int) else set(ends or ())
-    last = next((i for i, token in enumerate(tokens) if token in own), len(tokens) - 1)
-    return tokens[: last + 1]
-
-
-def _facts(model: Any, more: Mapping[str, Any] | None) -> dict[str, Any]:
-    from mmlm.runner import fingerprint
-
-    return {
-        "model": str(getattr(model.config, "_name_or_path", "")),
-        "weights": fingerprint(model),
-        "dtype": str(model.dtype).removeprefix("torch."),
-        "attention": str(model.config._attn_implementation),
-        **(more or {}),
-    }
-
-
-def _check(threshold: float) -> None:
-    if not 0 < threshold < 1:
-        raise ValueError(f"threshold must be above 0 and below 1, got {threshold}")
