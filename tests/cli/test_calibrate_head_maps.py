@@ -20,15 +20,15 @@ from mmlm.errors import InputError
 from mmlm.head_measures import (
     Grounded,
     Needle,
-    _inputs,
-    _named,
-    _needle_span,
     retrieval_heads,
     rouge_1_recall,
     tokens_of_boxes,
     tokens_of_mask,
     visual_heads,
 )
+from mmlm.head_measures.runs import inputs_of
+from mmlm.head_measures.text import _needle_span
+from mmlm.head_measures.visual import _named
 from mmlm.token_places import Footprints
 
 COMMAND = ("calibrate", "heads")
@@ -181,7 +181,7 @@ def test_needles_lie_at_every_depth():
 def test_needles_whose_ends_are_merged_are_found_by_characters():
     model, processor = tiny.shared("llava")
     sample = Needle("the catalogue is here", "talog")
-    ids = _inputs(model, processor, [(sample.prompt, [])])["input_ids"][0].tolist()
+    ids = inputs_of(model, processor, [(sample.prompt, [])])["input_ids"][0].tolist()
     start, end = _needle_span(processor, ids, sample)
     assert "talog" in processor.tokenizer.decode(ids[start:end])
     assert "here" not in processor.tokenizer.decode(ids[start:end])
