@@ -53,13 +53,13 @@ class Effect:
     @cached_property
     def captions(self) -> CountTable:
         """Counts of the captions."""
-        return _table(self.record["captions"], chair.METRICS)
+        return table_of(self.record["captions"], chair.METRICS)
 
     @cached_property
     def polls(self) -> dict[str, CountTable]:
         """Counts of the yes/no answers by kind."""
         metrics = pope.PARSERS["strict"].metrics
-        return {kind: _table(counts, metrics) for kind, counts in self.record["pope"].items()}
+        return {kind: table_of(counts, metrics) for kind, counts in self.record["pope"].items()}
 
     @cached_property
     def mean_poll(self) -> CountTable:
@@ -90,7 +90,8 @@ def load(known: Sequence[Setting] | None = None) -> list[Effect]:
     return sorted(found, key=lambda e: (order.index(e.setting.group), e.setting.rank))
 
 
-def _table(counts: dict[str, Any], ratios: Any) -> CountTable:
+def table_of(counts: dict[str, Any], ratios: Any) -> CountTable:
+    """Stored counts, with the metrics that are made of them."""
     columns = counts["columns"]
     return CountTable(
         tuple(columns),
@@ -143,17 +144,20 @@ def _row(plain: Effect, effect: Effect) -> list[str]:
     return [*cells, effect.changed(plain)]
 
 
-def change_cell(change: Difference, factor: float) -> str:
+def change_cell(change: Difference, factor: float, digits: int = 1) -> str:
+    """A change with its interval; bold if the interval leaves 0 out."""
     if change.value is None or change.interval is None:
         return "undefined"
-    low, high = (_signed(factor * end) for end in (change.interval.low, change.interval.high))
-    text = f"{_signed(factor * change.value)} [{low}, {high}]"
+    low, high = (
+        _signed(factor * end, digits) for end in (change.interval.low, change.interval.high)
+    )
+    text = f"{_signed(factor * change.value, digits)} [{low}, {high}]"
     return f"**{text}**" if change.is_clear else text
 
 
-def _signed(value: float) -> str:
-    text = f"{value:+.1f}"
-    return "0.0" if text in ("+0.0", "-0.0") else text
+def _signed(value: float, digits: int) -> str:
+    text = f"{value:+.{digits}f}"
+    return text if float(text) else text[1:]
 
 
 def draw(effects: Sequence[Effect], path: Path) -> None:

@@ -27,7 +27,7 @@ import measure_effects
 import measure_pruning
 from embedded_tables import table
 from measure_effects import PLAIN, ROOT, Setting
-from measure_embedded import QUESTION, SPLIT, Pictures, _picture
+from measure_embedded import QUESTION, SPLIT, Pictures, picture
 
 import mmlm
 from mmlm.inputs import message, prepare
@@ -73,7 +73,7 @@ def prefills(pictures: Pictures) -> dict[str, float]:
         for name in MODELS:
             model, processor, setting = load(name)
             texts = [[message("user", QUESTION, 1)]] * len(scenes)
-            inputs = prepare(processor, texts, [[_picture(s)] for s in scenes])
+            inputs = prepare(processor, texts, [[picture(s)] for s in scenes])
             if setting.methods:
                 stack.enter_context(mmlm.attach(model, *setting.methods))
             loaded[name] = (model, inputs)

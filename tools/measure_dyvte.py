@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from measure_effects import PLAIN, ROOT, Setting, commit, measure, store
-from measure_embedded import CLASSES_ASKED, QUESTION, SPLIT, Pictures, _picture
+from measure_embedded import CLASSES_ASKED, QUESTION, SPLIT, Pictures, picture
 from measure_pruning import dominance
 
 import mmlm
@@ -63,11 +63,11 @@ def margins(model: Any, processor: Any, file: Path, pictures: Pictures) -> dict[
     """
     scenes = pictures.scenes()
     never = mmlm.DyVTE(weights_file=str(file), hidden=HIDDEN, threshold=float("inf"))
-    drawn = {file_name(s.index): _picture(s) for s in scenes if len(s.classes) >= CLASSES_ASKED}
+    drawn = {file_name(s.index): picture(s) for s in scenes if len(s.classes) >= CLASSES_ASKED}
     known = [(s, file_name(s.index)) for s in scenes if file_name(s.index) in drawn]
     asked = poll("random", known)[:QUESTIONS]
     kinds = {
-        "captions": [Request(str(s.index), (_picture(s),), QUESTION) for s in scenes],
+        "captions": [Request(str(s.index), (picture(s),), QUESTION) for s in scenes],
         "questions": [
             Request(f"{q['image']} {q['text']}", (drawn[q["image"]],), q["text"]) for q in asked
         ],

@@ -31,6 +31,7 @@ from measure_embedded import QUESTION, SPLIT, Pictures, asked, captions
 import mmlm
 from benchmarks import chair
 from benchmarks.base import CountTable
+from data_tools.world import theme_classes
 from mmlm.cli.configs import effect_label, effect_settings
 from mmlm.runner import fingerprint
 
@@ -98,16 +99,18 @@ def measure(model: Any, processor: Any, setting: Setting, pictures: Pictures) ->
         model, processor, scenes, methods, batch_size=BATCH, num_beams=setting.num_beams
     )
     scored = chair.score(texts, {s.index: s.classes for s in scenes})
+    themes = {s.index: theme_classes(s.theme) for s in scenes}
     polled = asked(
         model, processor, scenes, methods, tokens=ANSWER_TOKENS, num_beams=setting.num_beams
     )
     return {
         "group": setting.group,
         "rank": setting.rank,
-        "captions": _counts(scored.table),
+        "captions": counts(scored.table),
+        "theme": counts(chair.theme_share(scored, themes)),
         "texts": [zlib.crc32(record["caption"].encode()) for record in texts],
         "examples": [record["caption"] for record in texts[:3]],
-        "pope": {kind: _counts(result.table) for kind, result in polled.items()},
+        "pope": {kind: counts(result.table) for kind, result in polled.items()},
         "seconds": round(time.monotonic() - began, 1),
     }
 
@@ -124,9 +127,12 @@ def identity(model: Any, setting: Setting, pictures: Pictures) -> dict[str, Any]
     }
 
 
-def _counts(table: CountTable) -> dict[str, Any]:
+def counts(table: CountTable) -> dict[str, Any]:
     """A table in JSON: one list of numbers per column, in the order of the pictures."""
-    columns = table.counts.astype(int).T.tolist()
+    columns = [
+        [int(value) if value == int(value) else round(value, 4) for value in column]
+        for column in table.counts.T.tolist()
+    ]
     return {
         "images": list(table.images),
         "columns": dict(zip(table.columns, columns, strict=True)),

@@ -69,7 +69,7 @@ def captions(
 ) -> list[dict[str, Any]]:
     """Greedy captions as `benchmarks.chair.score` reads them."""
     requests = [
-        Request(str(s.index), (_picture(s),) if with_image else (), QUESTION) for s in scenes
+        Request(str(s.index), (picture(s),) if with_image else (), QUESTION) for s in scenes
     ]
     answers = _generate(model, processor, requests, methods, batch_size, num_beams=num_beams)
     return [{"image_id": s.index, "caption": text} for s, text in zip(scenes, answers, strict=True)]
@@ -90,7 +90,7 @@ def asked(
     once.
     """
     enough = [s for s in scenes if len(s.classes) >= CLASSES_ASKED][:100]
-    drawn = {file_name(s.index): _picture(s) for s in enough}
+    drawn = {file_name(s.index): picture(s) for s in enough}
     polls = {kind: poll(kind, [(s, file_name(s.index)) for s in enough]) for kind in KINDS}
     wanted = dict.fromkeys(
         (q["image"], q["text"]) for questions in polls.values() for q in questions
@@ -179,7 +179,7 @@ def heads(arguments: argparse.Namespace) -> dict[str, Any]:
     chosen = Pictures(arguments.split, arguments.count).scenes()
     spread, share, sinks = [], [], []
     for start in range(0, len(chosen), 20):
-        pictures = [_picture(s) for s in chosen[start : start + 20]]
+        pictures = [picture(s) for s in chosen[start : start + 20]]
         seen = prepare(
             processor, [[message("user", QUESTION, 1)]] * len(pictures), [[p] for p in pictures]
         )
@@ -260,7 +260,8 @@ def _texts(model: Any, processor: Any, scenes: Sequence[Scene]) -> list[str]:
     return [record["caption"] for record in captions(model, processor, scenes)]
 
 
-def _picture(truth: Scene) -> Any:
+def picture(truth: Scene) -> Any:
+    """What a scene looks like, a PIL image."""
     from PIL import Image
 
     return Image.fromarray(render(truth).image)

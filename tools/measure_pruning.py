@@ -32,7 +32,7 @@ from measure_effects import (
     store,
     store_measured,
 )
-from measure_embedded import QUESTION, SPLIT, Pictures, _picture
+from measure_embedded import QUESTION, SPLIT, Pictures, picture
 
 import mmlm
 from benchmarks import text_dominance
@@ -69,7 +69,7 @@ def settings() -> list[PruningSetting]:
 def dominance(model: Any, processor: Any, setting: Setting, pictures: Pictures) -> dict[str, Any]:
     """Text dominance while pictures are captioned: sums of every answer, by column."""
     scenes = pictures.scenes()[:DOMINANCE_PICTURES]
-    requests = [Request(str(s.index), (_picture(s),), QUESTION) for s in scenes]
+    requests = [Request(str(s.index), (picture(s),), QUESTION) for s in scenes]
     options = GenerateSettings(max_new_tokens=84, batch_size=25)
     methods = (*setting.methods, mmlm.TextDominance())
     lines = []
@@ -96,7 +96,7 @@ def prefill(model: Any, processor: Any, setting: Setting, pictures: Pictures) ->
     )
     inputs = processor(
         text=[text] * len(scenes),
-        images=[[_picture(s)] for s in scenes],
+        images=[[picture(s)] for s in scenes],
         return_tensors="pt",
         padding=True,
         padding_side="left",

@@ -47,6 +47,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "METRICS",
+    "THEME_RATIOS",
     "VARIANTS",
     "CaptionScore",
     "CaptionWords",
@@ -77,6 +78,10 @@ METRICS: dict[str, Ratio] = {
     ),
     "mean_length": Ratio(("words",), ("captions",)),
     "duplicate_sentence_share": Ratio(("duplicate_sentences",), ("sentences",)),
+}
+THEME_RATIOS: dict[str, Ratio] = {
+    "theme_share": Ratio(("invented_of_theme",), ("invented",)),
+    "chance": Ratio(("absent_of_theme",), ("absent",)),
 }
 
 _DIRECTIONS: dict[str, Direction] = {
@@ -267,11 +272,7 @@ def theme_share(result: ChairResult, themes: Mapping[int, Collection[str]]) -> C
                 "absent_of_theme": len(theme - caption.truth),
             }
         )
-    ratios = {
-        "theme_share": Ratio(("invented_of_theme",), ("invented",)),
-        "chance": Ratio(("absent_of_theme",), ("absent",)),
-    }
-    return CountTable.build([c.image_id for c in result.per_caption], rows, ratios)
+    return CountTable.build([c.image_id for c in result.per_caption], rows, THEME_RATIOS)
 
 
 def _score_one(
