@@ -200,10 +200,14 @@ def invention() -> str:
     for top in TOP:
         visual = Wins.of(picture, true, data[f"visual {top}"])
         control = Wins.of(picture, true, data[f"control {top}"])
-        rows.append([str(top), cell(visual), cell(control), cell(visual, control)])
+        looks = Wins.of(picture, true, data[f"looks {top}"].astype(float))
+        rows.append([str(top), cell(visual), cell(control), cell(visual, control), cell(looks)])
     early = Wins.of(picture, true, -data["step"].astype(float))
-    rows.append(["none: how early the word stands", cell(early), "", ""])
-    head = ("heads", "visual heads", "other heads of the same layers", "difference")
+    rows.append(["none: how early the word stands", cell(early), "", "", ""])
+    head = (
+        "heads", "visual heads", "other heads of the same layers", "difference",
+        "how many visual heads peak on the picture",
+    )  # fmt: skip
     counts = f"{int(true.sum())} true and {int((~true).sum())} invented words of {n} captions.\n\n"
     return counts + table(head, rows)
 

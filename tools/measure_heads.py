@@ -156,7 +156,12 @@ def settings() -> Iterator[Setting]:
 
 
 def words(model: Any, processor: Any, pictures: Pictures) -> dict[str, Any]:
-    """Attention on the image of visual and of other heads, for every object that captions name."""
+    """What visual and other heads see of the image, for every object that captions name.
+
+    Per word and number of heads: the largest attention on the image among the visual heads
+    (``visual``) and among each draw of others (``control``), and how many of the visual heads have
+    their peak on it (``looks``).
+    """
     from mmlm.head_measures import Grounded, observed
 
     found = HeadMap.load(MAP)
@@ -169,12 +174,14 @@ def words(model: Any, processor: Any, pictures: Pictures) -> dict[str, Any]:
     rows: list[dict[str, Any]] = []
     for scene, one in zip(scenes, observed(model, processor, samples), strict=True):
         masses = np.asarray(one.record["masses"])
+        looking = np.asarray(one.record["peaks"]) >= 0
         for word in one.named:
             row = {"picture": scene.index, "true": int(word.true), "step": word.step}
             for top in TOP:
                 heads = found.top(top)
                 controls = draws(found, heads, DRAWS)
                 row[f"visual {top}"] = _most(masses[word.step], heads)
+                row[f"looks {top}"] = sum(int(looking[word.step][head]) for head in heads)
                 row[f"control {top}"] = [_most(masses[word.step], drawn) for drawn in controls]
             rows.append(row)
     return {
