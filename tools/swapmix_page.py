@@ -31,11 +31,14 @@ DOCUMENT = ROOT / "docs" / "effects.md"
 MARKED = marked("swapmix")
 QUESTIONS = {
     "accuracy": "accuracy",
-    "object_reliance": "object reliance",
+    "effective_accuracy": "effective accuracy",
+    "context_reliance": "context reliance",
+    "object_reliance": "of object swaps",
+    "attribute_reliance": "of attribute swaps",
     "near_flip_rate": "near swaps that flip",
     "far_flip_rate": "far swaps that flip",
+    "clutter_reliance": "clutter reliance",
 }
-"""What object swaps alone tell: a setting may have been measured with them only."""
 BY_TYPE = {
     "accuracy": "accuracy",
     "context_reliance": "context reliance",

@@ -21,6 +21,7 @@ def tools(monkeypatch):
     ("tool", "begin", "end"),
     [
         ("pruning_page", "<!-- pruning: effects -->", "<!-- pruning end -->"),
+        ("swapmix_page", "<!-- swapmix: types -->", "<!-- swapmix end -->"),
         ("model_side_page", "<!-- model side: dara -->", "<!-- model side end -->"),
     ],
 )
