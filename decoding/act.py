@@ -105,9 +105,10 @@ class ACT(Method):
         No extra forward. At the prefill two passes over the attention weights of a layer with
         selected heads, in chunks; per token one row. Memory: 2 N numbers per selected head.
     Parameters:
-        heads_by_layer: The selected heads as ((layer, (head, ...)), ...). None: unknown, so that
-            attaching is refused; ``mmlm calibrate heads`` finds them on labelled questions. The
-            authors' sets are for LLaMA-2-7B-chat on text; none is published for a model that sees.
+        heads_by_layer: The selected heads as ((layer, (head, ...)), ...), as ((layer, head), ...),
+            or the path of a map of heads. None: unknown, so that attaching is refused; ``mmlm
+            calibrate heads`` finds them on labelled questions. The authors' sets are for
+            LLaMA-2-7B-chat on text; none is published for a model that sees.
         beta: Fraction of a sink's attention that is kept, in [0, 1]. Default 0.4 (authors' code).
             Neutral 1.
         theta: Least mean attention of a sink, in [0, 1]. Default 0.1 (authors' code).

@@ -104,8 +104,9 @@ class HeadAblation(Method):
         top: So many of the file's strongest heads, >= 1. None: those above its threshold.
         control: Seed >= 0 of a control: instead of those heads as many others of the same layers
             (:func:`mmlm.engine.head_maps.random_heads`). None: the heads themselves.
-        heads_by_layer: The heads as ((layer, (head, ...)), ...) instead of a file's. Neither:
-            unknown, so that attaching is refused.
+        heads_by_layer: The heads as ((layer, (head, ...)), ...) or ((layer, head), ...), e.g.
+            ``found.top(20)`` of a map, instead of a file's. Neither: unknown, so that attaching is
+            refused.
     Shapes:
         B rows, H query heads, R query rows, K keys, N prompt positions.
     State:

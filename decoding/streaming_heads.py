@@ -99,8 +99,8 @@ class StreamingHeads(Method):
         heads_files: Files of `mmlm calibrate heads`, kind visual or text or both: the heads that
             they name see everything, all others stream.
         top: So many of each file's strongest heads, >= 1. None: those above its threshold.
-        heads_by_layer: The streaming heads as ((layer, (head, ...)), ...), instead of files.
-            Neither: unknown, so that attaching is refused.
+        heads_by_layer: The streaming heads as ((layer, (head, ...)), ...) or ((layer, head), ...),
+            instead of files. Neither: unknown, so that attaching is refused.
     Shapes:
         B rows, H query heads (h streaming ones), R query rows, K keys, N prompt positions.
     State:
@@ -157,6 +157,11 @@ class StreamingHeads(Method):
         if self.heads_by_layer is not None:
             if self.heads_files:
                 raise ValueError("StreamingHeads: heads_by_layer excludes heads_files.")
+            if isinstance(self.heads_by_layer, str):
+                raise ValueError(
+                    "StreamingHeads: heads_by_layer are those that stream; a file of heads that "
+                    "see everything goes to heads_files."
+                )
             given = read_heads("StreamingHeads", "heads_by_layer", self.heads_by_layer)
             object.__setattr__(self, "heads_by_layer", given)
         # Read once: what is wrong with a file is said here, and it cannot change while attached.

@@ -91,8 +91,9 @@ class VHR(Method):
         unbiased: Deviation of Eq. 6 with divisor H - 1. Default True (ours; not stated).
         text_branch: "plain": the text-only pass is not reinforced (default, ours; the paper counts
             one additional pass). "lockstep": the same heads are scaled in both passes.
-        heads_by_layer: Fixed heads as ((layer, (head, ...)), ...) instead of choosing them; then
-            ``layers`` must be None. No extra prefill.
+        heads_by_layer: Fixed heads as ((layer, (head, ...)), ...), as ((layer, head), ...), or the
+            path of a map of heads (``mmlm calibrate heads --kind visual``), instead of choosing
+            them; then ``layers`` must be None. No extra prefill.
     Shapes:
         B rows, L new positions, H query heads, d head size, V vocabulary, N_l layers.
     State:
@@ -195,8 +196,8 @@ class VHR(Method):
 
     def unsupported(self, anatomy: Anatomy) -> list[str]:
         """Nothing beyond the output projection; checks the layers."""
-        self.chosen_layers(anatomy.n_layers)
         check_heads("VHR", self.heads_by_layer or (), anatomy)
+        self.chosen_layers(anatomy.n_layers)
         return []
 
     def begin(self, prompt: Prompt) -> _State | None:

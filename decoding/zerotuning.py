@@ -73,8 +73,9 @@ class ZeroTuning(Method):
         gamma: Factor of the first token's weight, > 0. Default 1.5 (ours: no table of the paper
             could be read; by its abstract classification gains above 1, answering below 1).
             Neutral 1.
-        heads_by_layer: The selected heads as ((layer, (head, ...)), ...). None: unknown, attaching
-            is refused; ``mmlm calibrate heads`` profiles every head on labelled questions.
+        heads_by_layer: The selected heads as ((layer, (head, ...)), ...), as ((layer, head), ...),
+            or the path of a map of heads. None: unknown, attaching is refused; ``mmlm calibrate
+            heads`` profiles every head on labelled questions.
     Shapes:
         B rows, H query heads, R query rows, K keys, N prompt positions.
     State:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Iterable, Mapping
+from itertools import groupby
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 if TYPE_CHECKING:
@@ -13,6 +15,18 @@ __all__ = ["HeadSet", "check_heads", "check_layers", "read_heads", "read_numbers
 
 #: ``((layer, (head, ...)), ...)``: sorted, every layer and every head of a layer once.
 HeadSet: TypeAlias = tuple[tuple[int, tuple[int, ...]], ...]
+
+
+class _OfFile(tuple[tuple[int, tuple[int, ...]], ...]):
+    """Heads of a file; equal to the same heads written out.
+
+    Attributes:
+        file: Where they were read.
+        shape: Layers and heads of the model that the file is for.
+    """
+
+    file: str
+    shape: tuple[int, int]
 
 
 def read_numbers(owner: str, name: str, values: Any) -> tuple[int, ...]:
@@ -48,21 +62,30 @@ def check_layers(owner: str, layers: Iterable[int], n_layers: int) -> None:
 
 
 def read_heads(owner: str, name: str, heads: Any) -> HeadSet:
-    """Heads given as ``((layer, (head, ...)), ...)`` or as a mapping, sorted and checked.
+    """Heads in any of the forms in which they can be given, sorted and checked.
 
     Args:
         owner: Name of the method, for the error.
         name: Name of the parameter, for the error.
-        heads: What the user gave; lists are as good as tuples.
+        heads: What the user gave: ``((layer, (head, ...)), ...)``, a mapping, ``((layer, head),
+            ...)``, or the path of a map of heads (``mmlm calibrate heads --kind visual``), of which
+            the heads above its threshold are taken. Lists are as good as tuples.
 
     Raises:
-        ValueError: If it has another form, is empty, or names something twice.
+        ValueError: If it has another form, is empty, or names something twice; if there is no such
+            file, or no head in it.
     """
+    if isinstance(heads, _OfFile):
+        return heads
+    if isinstance(heads, str | Path) and Path(heads).suffix == ".json":
+        return _heads_of_file(owner, str(heads))
     form = f"{owner}: {name} must be ((layer, (head, ...)), ...), got {heads!r}."
     if not isinstance(heads, Iterable) or isinstance(heads, str):
         raise ValueError(form)
     try:
-        pairs = heads.items() if isinstance(heads, Mapping) else heads
+        pairs = tuple(heads.items() if isinstance(heads, Mapping) else heads)
+        if pairs and not any(isinstance(of, Iterable) for _, of in pairs):
+            pairs = _grouped(pairs)
         read = tuple(
             sorted((operator.index(k), tuple(sorted(map(operator.index, v)))) for k, v in pairs)
         )
@@ -76,12 +99,40 @@ def read_heads(owner: str, name: str, heads: Any) -> HeadSet:
     return read
 
 
+def _grouped(pairs: tuple[Any, ...]) -> tuple[Any, ...]:
+    """(layer, head) pairs, of one layer together."""
+    ordered = sorted((operator.index(layer), operator.index(head)) for layer, head in pairs)
+    return tuple(
+        (layer, [head for _, head in own]) for layer, own in groupby(ordered, lambda one: one[0])
+    )
+
+
+def _heads_of_file(owner: str, file: str) -> _OfFile:
+    """The heads of a map, with the shape of its model."""
+    from mmlm.engine.head_maps import HeadMap, by_layer
+
+    try:
+        found = HeadMap.load(file)
+    except ValueError as error:
+        raise ValueError(f"{owner}: {error}.") from error
+    if not found.heads:
+        raise ValueError(f"{owner}: {file!r}: no head is above the threshold {found.threshold}.")
+    heads = _OfFile(by_layer(found.heads))
+    heads.file, heads.shape = file, found.shape
+    return heads
+
+
 def check_heads(owner: str, heads: HeadSet, anatomy: Anatomy) -> None:
     """Makes sure that a model has these layers and heads.
 
     Raises:
-        ValueError: If it does not.
+        ValueError: If it does not, or if they are those of a file for a model of another shape.
     """
+    if isinstance(heads, _OfFile) and heads.shape != (anatomy.n_layers, anatomy.n_heads):
+        raise ValueError(
+            f"{owner}: {heads.file!r} is for {heads.shape[0]} layers of {heads.shape[1]} heads; "
+            f"the model has {anatomy.n_layers} of {anatomy.n_heads}."
+        )
     check_layers(owner, (layer for layer, _ in heads), anatomy.n_layers)
     for layer, chosen in heads:
         if chosen[-1] >= anatomy.n_heads:
