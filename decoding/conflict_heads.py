@@ -19,12 +19,14 @@ from mmlm.engine.head_maps import Head
 
 __all__ = [
     "LEAST_SAMPLES",
+    "LENS_HEADS",
     "Halves",
     "Means",
     "Measured",
     "Score",
     "balanced",
     "counted",
+    "lens_shares",
     "list_heads",
     "means_of",
     "rank_correlation",
@@ -33,13 +35,17 @@ __all__ = [
 ]
 
 #: By what memory heads are ranked: path patching I, unpatched direct attribution J, or I + J.
-Score: TypeAlias = Literal["sum", "patching", "attribution"]
+#: "lens" ranks both kinds as Ortu et al. do (arXiv 2507.13868): :func:`lens_shares`.
+Score: TypeAlias = Literal["sum", "patching", "attribution", "lens"]
 
 #: Numbers of the samples that count, in two halves of which each is balanced.
 Halves: TypeAlias = tuple[Sequence[int], Sequence[int]]
 
 #: Fewer samples than this say nothing.
 LEAST_SAMPLES = 30
+
+#: So many heads of either kind are listed by the lens (their code).
+LENS_HEADS = 20
 
 
 class Measured(NamedTuple):
@@ -145,6 +151,16 @@ def means_of(x: Float[Tensor, "n N_l H"]) -> Means:
     return Means(x.mean(0), x.std(0) / len(x) ** 0.5)
 
 
+def lens_shares(says: Float[Tensor, "n N_l H"]) -> Float[Tensor, "N_l H"]:
+    """How often a head alone says the image answer rather than the memory answer, less one half.
+
+    The logit lens of a head is what the last norm and the unembedding make of its output; of two
+    answers it prefers the one for which J is, whatever the norm's scale. A head that says nothing
+    prefers neither.
+    """
+    return 0.5 * says.sign().double().mean(0)
+
+
 def _ranked(x: Means, significance: float, sign: int) -> list[Head]:
     """Heads whose mean has this sign and is clear of its error, the strongest first."""
     clear = (sign * x.mean > 0) & (x.mean.abs() > significance * x.error)
@@ -180,19 +196,24 @@ def list_heads(
         measured: What the samples gave.
         halves: Numbers of the samples.
         significance: Standard errors by which a head's mean must be clear of 0.
-        score: By what memory heads are ranked.
+        score: By what memory heads are ranked. "lens": both kinds by :func:`lens_shares`, the 20
+            strongest of each, whatever their error.
         protect: Heads that are never listed.
         protect_layers: First layers of which none is.
     """
 
     def means(rows: Sequence[int]) -> tuple[Means, Means]:
         index = torch.tensor(list(rows))
+        if score == "lens":
+            shares = lens_shares(measured.says[index])
+            return (Means(shares, torch.zeros_like(shares)),) * 2
         by = {"patching": measured.remembers, "attribution": measured.says}
         memory = by.get(score, measured.remembers + measured.says)
         return means_of(measured.pushes[index]), means_of(memory[index])
 
     def lists(of: tuple[Means, Means]) -> tuple[list[Head], list[Head]]:
-        return _ranked(of[0], significance, 1), _ranked(of[1], significance, -1)
+        most = LENS_HEADS if score == "lens" else None
+        return _ranked(of[0], significance, 1)[:most], _ranked(of[1], significance, -1)[:most]
 
     first, second = means(halves[0]), means(halves[1])
     image, memory = lists(means([*halves[0], *halves[1]]))

@@ -101,8 +101,9 @@ class PH3(Method):
         mode: "all": all positions (default, our reading of the paper). "last_row": the last
             position of the prompt and all new tokens.
         allow_unstable: Whether a file is used whose halves of the samples hardly agree.
-        heads_by_layer: The heads to prune as ((layer, (head, ...)), ...) instead of a file's.
-            Neither: unknown, so that attaching is refused.
+        heads_by_layer: The heads to prune as ((layer, (head, ...)), ...), as ((layer, head), ...),
+            or the path of a map of heads, instead of a file's. Neither: unknown, so that attaching
+            is refused.
     Shapes:
         B rows, L new positions, H query heads, d head size.
     State:
@@ -326,7 +327,8 @@ class SeeingKnowing(Method):
             negative. The authors sweep gamma = -lambda from -3 to 3; neutral 0 and 0.
         rebalanced: Whether the other heads make up for it, so that the factors of a layer sum to
             H. Default True (authors' code).
-        image_heads: Heads that follow the image, as ((layer, (head, ...)), ...).
+        image_heads: Heads that follow the image, as ((layer, (head, ...)), ...) or ((layer, head),
+            ...).
         memory_heads: Heads that follow memory. Both None: unknown, so that attaching is refused;
             :meth:`published` has the authors' lists, `mmlm calibrate conflict-heads` finds others.
     Shapes:

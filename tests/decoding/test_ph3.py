@@ -16,8 +16,10 @@ import torch
 
 from benchmarks.stats import paired_bootstrap
 from decoding.conflict_heads import (
+    LENS_HEADS,
     Measured,
     balanced,
+    lens_shares,
     list_heads,
     rank_correlation,
     torn,
@@ -137,6 +139,24 @@ def test_heads_in_both_lists_are_not_listed():
     assert found.removed["in both lists"] == ((0, 0), (0, 1))
 
 
+def test_lists_of_the_lens_by_hand():
+    # Head 0 prefers the image answer in 6 of 8, head 1 in 2, head 2 never says anything.
+    says = torch.zeros(8, 1, 3)
+    says[:, 0, 0] = torch.tensor([1.0, 1, 1, -9, 1, 1, 1, -9])
+    says[:, 0, 1] = torch.tensor([-1.0, -1, -1, 9, -1, -1, -1, 9])
+    assert lens_shares(says).tolist() == [[0.25, -0.25, 0.0]]
+    samples = made([1.0] * 8, pushes=torch.zeros(8, 1, 3))._replace(says=says)
+    found = list_heads(samples, ([0, 1, 2, 3], [4, 5, 6, 7]), score="lens", protect_layers=0)
+    assert (found.image, found.memory) == (((0, 0),), ((0, 1),))
+    # How much it says does not matter; no more than twenty of a kind are listed.
+    many = torch.linspace(0.1, 3, 30).expand(8, 1, 30)
+    found = list_heads(
+        samples._replace(says=many), ([0, 1], [2, 3]), score="lens", protect_layers=0
+    )
+    assert found.image == tuple((0, head) for head in range(LENS_HEADS))
+    assert found.memory == ()
+
+
 def test_rank_correlation_by_hand():
     a = torch.tensor([1.0, 2.0, 3.0, 4.0])
     assert rank_correlation(a, a**3) == pytest.approx(1)
@@ -182,6 +202,10 @@ def test_ph3_acceptance_05_the_two_wired_heads_are_the_two_lists(wired, record):
     assert neutral.lists.memory == (toy.MEMORY_HEAD,)
     blind = calibrate_heads(model, toy.conflicts(processor), protect_layers=0)
     assert blind.lists.memory == ()
+    lens = calibrate_heads(model, toy.conflicts(processor), score="lens", protect_layers=0)
+    assert lens.lists.image == (toy.IMAGE_HEAD,)
+    assert lens.lists.memory == (toy.MEMORY_HEAD,)
+    assert lens.settings["score"] == "lens"
 
 
 def test_ph3_acceptance_05_pruning_each_flips_the_answer(wired, file):
@@ -259,6 +283,7 @@ def test_ph3_acceptance_11_round_trip_of_files_and_texts(record, file, tmp_path)
     write_record(again, read)
     assert again.read_text() == Path(file).read_text()
     method = PH3(heads_by_layer=((3, (1,)), (4, (0,))), gain=0.5)
+    assert parse_method("PH3(heads_by_layer=((3, 1), (4, 0)), gain=0.5)") == method
     assert parse_method("PH3(heads_by_layer=((3, (1,)), (4, (0,))), gain=0.5)") == method
     assert parse_method(PH3(heads_file=file).text) == PH3(heads_file=file)
     with pytest.raises(ValueError, match="for 1 layers of 8 heads; the model has 4 of 8"):
@@ -385,6 +410,19 @@ def test_heads_of_a_built_in_size_ship_for_the_embedded_model_only():
     assert method.pruned
     with pytest.raises(ValueError, match=r"no heads ship .*mmlm calibrate conflict-heads"):
         PH3.for_model(Anatomy(tiny.shared("llava")[0]))
+
+
+def test_a_head_that_another_method_amplifies_is_pruned_all_the_same():
+    model, processor = tiny.shared("llava")
+    inputs = checks.batch(processor)
+    pruned, strong = PH3(heads_by_layer=HEADS), VHR(alpha=3.0, heads_by_layer=HEADS)
+    with attach(model, pruned):
+        expected = checks.next_logits(model, inputs)
+    for both in ((pruned, strong), (strong, pruned)):
+        with attach(model, *both):
+            assert torch.equal(checks.next_logits(model, inputs), expected)
+    with attach(model, strong):
+        assert not torch.allclose(checks.next_logits(model, inputs), expected, atol=1e-4)
 
 
 def test_layers_without_pruned_heads_are_not_touched():
@@ -525,6 +563,22 @@ def test_error_no_output_projection():
         attach(model, PH3(heads_by_layer=HEADS)),
     ):
         pass
+
+
+def test_error_a_width_that_no_number_of_heads_divides():
+    model, processor = tiny.build("llava")
+    attention = model.get_decoder().layers[1].self_attn
+    attention.o_proj = torch.nn.Linear(63, 64, bias=False)
+    # Whatever the layer does before: 63 numbers arrive.
+    attention.o_proj.register_forward_pre_hook(lambda _, args: (args[0][..., :63],))
+    inputs = checks.batch(processor)
+    with torch.no_grad():
+        model(**inputs)
+        with (
+            attach(model, PH3(heads_by_layer=HEADS)),
+            pytest.raises(UnsupportedModel, match=r"63 numbers, .* not a multiple of its 8 heads"),
+        ):
+            model(**inputs)
 
 
 def test_error_no_heads_names_the_calibration():

@@ -34,6 +34,8 @@ class Calibrate:
         output: Where the file of heads is written.
         form: Path patching with the MLPs behind a head answering to it, or directly.
         score: By what memory heads are ranked: path patching, direct attribution, or their sum.
+            `lens`: both kinds as SeeingKnowing's authors do, by how often a head alone prefers an
+            answer, 20 of each.
         significance: Standard errors by which a head's mean must be clear of 0.
         protect_layers: First layers of which no head is listed.
         protect: Further heads that are never listed (repeatable): LAYER.HEAD, or a file of
@@ -48,7 +50,7 @@ class Calibrate:
     form: Literal["mlp_recomputed", "direct"] = field(
         default="mlp_recomputed", metadata={"alias": "--form"}
     )
-    score: Literal["sum", "patching", "attribution"] = field(
+    score: Literal["sum", "patching", "attribution", "lens"] = field(
         default="patching", metadata={"alias": "--score"}
     )
     significance: float = 2.0
@@ -279,8 +281,8 @@ def _show(settings: Calibrate, record: HeadRecord, terminal: Terminal) -> None:
         table.add_row(*cells)
     terminal.table(table)
     for why, heads in lists.removed.items():
-        if heads:
-            terminal.say(f"Not listed, {why}: {', '.join(f'{a}.{b}' for a, b in heads)}.")
+        found = ", ".join(f"{layer}.{head}" for layer, head in heads)
+        terminal.say(f"Not listed, {why}: {found or 'none'}.")
     terminal.say(f"Rank correlation of two halves of the samples: {lists.split_half}.")
     for towards in ("image", "memory"):
         shares = dict(tuple(one) for one in record.sweep[towards])
