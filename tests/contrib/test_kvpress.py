@@ -21,9 +21,14 @@ RING = (
     "mmlm/contrib/*.py",
     "mmlm/probes/*.py",
     "mmlm/engine/*.py",
+    "mmlm/head_measures/*.py",
+    "mmlm/show/*.py",
+    "mmlm/cli/bench/*.py",
+    "mmlm/cli/calibrate/*.py",
     "decoding/*.py",
     "benchmarks/mmir/*.py",
     "benchmarks/swapmix/*.py",
+    "data_tools/world/*.py",
 )
 
 
@@ -114,17 +119,32 @@ def test_a_model_without_a_cache_is_refused():
         pass
 
 
-def test_ring_acceptance_3_a_press(llama):
+def of_20_tokens():
+    """A model that sees, and a picture with four more tokens."""
+    model, processor = tiny.build("llava")
+    inputs = tiny.inputs(processor, ["is there a dog ?"], [[tiny.picture(1)]])
+    ids = inputs["input_ids"]
+    assert int((ids[:, :20] == model.config.image_token_id).sum()) == 16
+    cut = {"input_ids": ids[:, :20], "attention_mask": inputs["attention_mask"][:, :20]}
+    return model, {**inputs, **cut}
+
+
+@pytest.mark.parametrize("sees", [False, True])
+def test_ring_acceptance_3_a_press(llama, sees):
     kvpress = pytest.importorskip("kvpress")
-    model = copy.deepcopy(llama)
+    model, inputs = of_20_tokens() if sees else (copy.deepcopy(llama), prompt())
     positions = []
-    handle = model.model.register_forward_pre_hook(
+    handle = model.get_decoder().register_forward_pre_hook(
         lambda _, args, kwargs: positions.append(kwargs["position_ids"][0, -1].item()),
         with_kwargs=True,
     )
     with compat(model), kvpress.KnormPress(0.5)(model):
         out = model.generate(
-            **prompt(), max_new_tokens=4, do_sample=False, return_dict_in_generate=True
+            **inputs,
+            max_new_tokens=4,
+            min_new_tokens=4,
+            do_sample=False,
+            return_dict_in_generate=True,
         )
     handle.remove()
     # Half of the 20 prompt tokens, and the three new ones that were fed back.
