@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 __all__ = ["COMMAND", "Inspect", "run"]
 
 PAGE, NUMBERS = "index.html", "inspect.json"
-FIGURES = ("words", "layers", "heads", "looks", "first", "magnets", "sinks")
+FIGURES = ("words", "layers", "heads", "looks", "copies", "norms", "first", "magnets", "sinks")
 
 
 @dataclass(frozen=True)
@@ -212,6 +212,8 @@ def _write(
         drawing.draw_layers(inspection),
         drawing.draw_heads(inspection),
         drawing.draw_looks(inspection),
+        drawing.draw_copies(inspection),
+        drawing.draw_norms(inspection),
         drawing.draw_first(inspection),
         drawing.draw_magnets(inspection, model, processor),
         drawing.draw_sinks(inspection, model, processor),

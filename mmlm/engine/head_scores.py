@@ -154,7 +154,8 @@ class RegionCounts:
 
         Returns:
             ``hit_rate``; ``hit_excess``, above a head that looks at a random image token; ``mass``;
-            ``focus``, 1 for attention spread evenly over the image (NaN where no step had any);
+            ``focus``, 1 for attention spread evenly over the image, over the steps that had any
+            (NaN where none had);
             ``looks``; ``authors``, the sum of the original score.
 
         Raises:

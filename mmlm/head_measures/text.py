@@ -6,7 +6,7 @@ import math
 import re
 import warnings
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -15,10 +15,12 @@ from mmlm.head_measures.runs import check_threshold, facts_of, generated, inputs
 if TYPE_CHECKING:
     from mmlm.engine.head_maps import HeadMap
 
-__all__ = ["Needle", "retrieval_heads", "rouge_1_recall"]
+__all__ = ["Needle", "first_line", "retrieval_heads", "rouge_1_recall"]
 
 #: Part of a needle's words that an answer must have, so that its run counts.
 LEAST_RECALL = 0.5
+#: Words up to this length have no stem.
+_SHORT = 3
 
 
 @dataclass(frozen=True)
@@ -53,7 +55,7 @@ def retrieval_heads(
         samples: The prompts, answered one by one.
         threshold: Retrieval heads have more than this of the ranked value, in (0, 1).
         rank: "set_score", or "score" for the authors' count.
-        max_new_tokens: Longest answer. Greedy.
+        max_new_tokens: Longest answer. Greedy; it ends at its first line break, too (code).
         skip_bad: Whether prompts without their needle are left out and counted.
         facts: More about the run, for the file.
 
@@ -76,8 +78,7 @@ def retrieval_heads(
     sums = torch.zeros(2, anatomy.n_layers, anatomy.n_heads, dtype=torch.float64)
     for sample in samples:
         counted["samples"] += 1
-        messages = [(sample.prompt, [])]
-        inputs = inputs_of(model, processor, messages)
+        inputs = inputs_of(model, processor, [(sample.prompt, [])])
         ids = inputs["input_ids"][0].cpu()
         try:
             span = _needle_span(processor, ids.tolist(), sample)
@@ -86,14 +87,14 @@ def retrieval_heads(
                 raise
             counted["without_needle"] += 1
             continue
-        ((tokens, records),) = generated(model, processor, inputs, (probe,), max_new_tokens)
-        record = records[probe.measures]
+        ((whole, records),) = generated(model, processor, inputs, (probe,), max_new_tokens)
+        tokens = first_line(processor, whole)
         text = processor.decode(tokens, skip_special_tokens=True)
         if rouge_1_recall(text, sample.needle) <= LEAST_RECALL:
             continue
         counted["counted"] += 1
         counted["steps"] += len(tokens)
-        peaks = torch.tensor(record["peaks"])
+        peaks = torch.tensor(records[probe.measures]["peaks"][: len(tokens)])
         sums += torch.stack(retrieval_scores(peaks, ids, span, torch.tensor(tokens)))
     if not counted["counted"]:
         warnings.warn(
@@ -112,11 +113,28 @@ def retrieval_heads(
     )
 
 
+def first_line(processor: Any, tokens: Sequence[int]) -> Sequence[int]:
+    """The tokens of an answer up to the first that has a line break, with it."""
+    breaks = (i for i, token in enumerate(tokens) if "\n" in processor.decode([token]))
+    return tokens[: next(breaks, len(tokens)) + 1]
+
+
 def rouge_1_recall(answer: str, needle: str) -> float:
-    """Part of a needle's words that an answer has, each as often as it has it; words as written."""
-    wanted = Counter(re.findall(r"\w+", needle.lower()))
-    said = Counter(re.findall(r"\w+", answer.lower()))
+    """Part of a needle's words that an answer has, each as often as it has it.
+
+    Words of more than three letters count by their stems (Porter's), as in the authors' scorer.
+    """
+    wanted, said = (_stems(text) for text in (needle, answer))
     return (wanted & said).total() / max(wanted.total(), 1)
+
+
+def _stems(text: str) -> Counter[str]:
+    from nltk.stem.porter import PorterStemmer
+
+    stem = PorterStemmer().stem
+    return Counter(
+        stem(word) if len(word) > _SHORT else word for word in re.findall(r"\w+", text.lower())
+    )
 
 
 def _needle_span(processor: Any, ids: list[int], sample: Needle) -> tuple[int, int]:

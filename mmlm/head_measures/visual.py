@@ -252,8 +252,10 @@ def visual_heads(
         counts = counts.add(RegionCounts.of(scored(one.record, words)))
         counted["samples"] += 1
         counted["counted"] += bool(words)
-    counted["steps"] = counts.steps
     values = counts.values()
+    counted["steps"] = counts.steps
+    # Rows, head by head, that say nothing of how attention is spread over the image.
+    counted["left_out_of_focus"] = int((counts.steps - counts.focused).sum())
     if tokens:
         values = {**values, "query_norm": norms / tokens}
     return HeadMap(

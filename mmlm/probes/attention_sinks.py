@@ -26,6 +26,7 @@ __all__ = ["REGIONS", "AttentionSinks", "agreement"]
 REGIONS = ("first", "text", "image")
 """The first token; text and image without it."""
 _RATED = 10
+_LEVELS = (0.1, 0.2, 0.3)
 _OFTEN = 0.25
 
 
@@ -202,9 +203,10 @@ class AttentionSinks(LayerProbe):
             Dictionaries with ``layers``, ``eps``, ``factor``, ``min_queries``, ``queries_from``,
             ``queries`` (their number T) and ``keys`` (positions of each image). If there was a
             query: ``rate`` (percent of layers and heads with ``alpha_k > eps``, k = 0 to 9);
-            ``profile`` (per layer the share of heads whose first token is above eps); per layer and
-            head ``map`` (alpha of the first token), ``image_map`` (number of image sinks), and the
-            part of all queries' attention that goes to sinks, ``first_mass``, ``text_mass``,
+            ``profile`` (per layer the share of heads whose first token is above eps), and
+            ``first_above`` (the same for 0.1, 0.2 and 0.3, whatever eps is); per layer and head
+            ``map`` (alpha of the first token), ``image_map`` (number of image sinks), and the part
+            of all queries' attention that goes to sinks, ``first_mass``, ``text_mass``,
             ``image_mass`` (see :data:`REGIONS`); per layer and image ``sinks`` (pairs of a position
             of the image and the number of heads in which it is a sink); per image ``positions``,
             which are sinks in at least a quarter of all layers' heads.
@@ -276,6 +278,10 @@ class AttentionSinks(LayerProbe):
         return {
             "rate": short(sink_percent(means[..., :_RATED], self.eps).tolist()),
             "profile": short(above.double().mean(1).tolist()),
+            "first_above": {
+                str(level): short((means[..., 0] > level).double().mean(1).tolist())
+                for level in _LEVELS
+            },
             "map": short(means[..., 0].tolist()),
             "image_map": (sinks & regions["image"]).sum(-1).tolist(),
             **{

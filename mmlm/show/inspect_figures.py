@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from mmlm.pages import escaped
 from mmlm.show import figures
 from mmlm.show.figures import Panel, Tile
+from mmlm.show.head_figures import draw_records
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -17,11 +18,13 @@ if TYPE_CHECKING:
     from mmlm.show.spots import Spot
 
 __all__ = [
+    "draw_copies",
     "draw_first",
     "draw_heads",
     "draw_layers",
     "draw_looks",
     "draw_magnets",
+    "draw_norms",
     "draw_sinks",
     "draw_words",
     "stage_table",
@@ -65,7 +68,7 @@ def _word(inspection: Inspection, spot: Spot, number: int, image: int) -> Tile:
 
 
 def draw_layers(inspection: Inspection) -> Figure | None:
-    """Attention on the pictures, MDI, and attention on visual sinks, layer by layer.
+    """Attention on the pictures, MDI, sinks in pictures and first tokens, layer by layer.
 
     Returns:
         None if nothing of it was measured.
@@ -97,6 +100,7 @@ def draw_layers(inspection: Inspection) -> Figure | None:
             ),
             any(_on_sinks(arm) for arm in inspection.arms),
         ),
+        *_first_tokens(inspection),
     ]
     panels = [panel for panel, there in measured if there]
     return figures.layers(panels) if panels else None
@@ -109,21 +113,28 @@ def _on_sinks(arm: Arm) -> dict[int, float | None]:
     return dict(zip(record["layers"], record["attention"]["visual_sink"], strict=True))
 
 
+def _first_tokens(inspection: Inspection) -> list[tuple[Panel, bool]]:
+    """In how many heads the first token is a sink, by how much attention makes it one."""
+    found = _attention_sinks(inspection)
+    levels = next(iter(found.values()))["first_above"] if found else {}
+    panels = []
+    for eps in levels:
+        curves = {
+            name: dict(zip(record["layers"], record["first_above"][eps], strict=True))
+            for name, record in found.items()
+        }
+        title = f"Heads in which the first token gets more than {eps} of the attention"
+        panels.append((Panel(title, "share", curves), True))
+    return panels
+
+
 def draw_heads(inspection: Inspection) -> Figure | None:
     """The relative head divergence of every layer and head.
 
     Returns:
         None if it was not measured.
     """
-    import numpy as np
-
-    records = {arm.name: arm.records.get("head_divergence") for arm in inspection.arms}
-    found = {name: r for name, r in records.items() if r is not None and r["relative"]}
-    if not found:
-        return None
-    maps = {name: np.asarray(record["relative"]) for name, record in found.items()}
-    numbers = next(iter(found.values()))["layers"]
-    return figures.heads(maps, numbers, "relative head divergence")
+    return _of_heads(inspection, "head_divergence")
 
 
 def draw_looks(inspection: Inspection) -> Figure | None:
@@ -132,15 +143,25 @@ def draw_looks(inspection: Inspection) -> Figure | None:
     Returns:
         None if `mmlm.VisualHeads` did not measure it.
     """
-    import numpy as np
+    return _of_heads(inspection, "visual_heads")
 
-    records = {arm.name: arm.records.get("visual_heads") for arm in inspection.arms}
-    found = {name: r for name, r in records.items() if r is not None and r["looks"]}
-    if not found:
-        return None
-    maps = {name: np.asarray(record["looks"]) for name, record in found.items()}
-    numbers = next(iter(found.values()))["layers"]
-    return figures.heads(maps, numbers, "share of tokens")
+
+def draw_copies(inspection: Inspection) -> Figure | None:
+    """For how many tokens each head looked at the same token in the prompt.
+
+    Returns:
+        None if `mmlm.RetrievalHeads` did not measure it.
+    """
+    return _of_heads(inspection, "retrieval_heads")
+
+
+def draw_norms(inspection: Inspection) -> Figure | None:
+    """How large each head's query was beside those of its layer.
+
+    Returns:
+        None if `mmlm.QueryNorms` did not measure it.
+    """
+    return _of_heads(inspection, "query_norms")
 
 
 def draw_first(inspection: Inspection) -> Figure | None:
@@ -149,14 +170,11 @@ def draw_first(inspection: Inspection) -> Figure | None:
     Returns:
         None if `mmlm.AttentionSinks` did not measure it.
     """
-    import numpy as np
+    return _of_heads(inspection, "attention_sinks")
 
-    found = _attention_sinks(inspection)
-    if not found:
-        return None
-    maps = {name: np.asarray(record["map"]) for name, record in found.items()}
-    numbers = next(iter(found.values()))["layers"]
-    return figures.heads(maps, numbers, "mean attention on the first token")
+
+def _of_heads(inspection: Inspection, measures: str) -> Figure | None:
+    return draw_records({arm.name: arm.records.get(measures) for arm in inspection.arms}, measures)
 
 
 def draw_magnets(inspection: Inspection, model: Any, processor: Any) -> Figure | None:
@@ -182,6 +200,8 @@ def draw_magnets(inspection: Inspection, model: Any, processor: Any) -> Figure |
         every = len(record["map"]) * len(record["map"][0])
         tokens = int((heads > 0).sum())
         text = f"{tokens} tokens; the strongest in {int(heads.max())} of {every} heads"
+        if record.get("agreement") is not None:
+            text += f"; {record['agreement']:.0%} of them stand out in the states"
         counted[name] = (heads, text)
     return _in_picture(inspection, model, processor, counted)
 

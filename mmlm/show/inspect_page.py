@@ -34,6 +34,10 @@ _NOTES = {
     "relative to its size: 0 for a head that does not see the picture, at most 1.",
     "looks": "For how many tokens of the answer a head's largest weight lay on a picture. Heads "
     "that look exactly at what is named next: `mmlm calibrate heads --kind visual`.",
+    "copies": "For how many tokens of the answer a head's largest weight lay on the very same "
+    "token in the prompt. Heads that copy a text: `mmlm calibrate heads --kind text`.",
+    "norms": "The size of each head's query beside those of its layer, as a router without "
+    "parameters sees it. It knows nothing of pictures.",
     "first": "The mean over all queries. A head that rests on the first token does nothing else "
     "meanwhile; most do, in most models.",
     "magnets": "Image tokens that get attention from most queries, whatever these ask. That alone "
@@ -55,7 +59,8 @@ def page(
     Args:
         inspection: The answers.
         shown: The words whose maps are shown.
-        drawn: Figures by the name of their section: layers, heads, looks, first, magnets, sinks.
+        drawn: Figures by the name of their section: layers, heads, looks, copies, norms, first,
+            magnets, sinks.
         tables: HTML tables, shown below the figures.
         facts: What a reader needs to repeat it.
     """
@@ -205,6 +210,8 @@ def _figure(name: str, path: Path) -> str:
         "layers": "Layer by layer",
         "heads": "Head by head",
         "looks": "Heads that look at the picture",
+        "copies": "Heads that copy from the prompt",
+        "norms": "Heads by the size of their queries",
         "first": "Attention on the first token",
         "magnets": "Attention sinks in the picture",
         "sinks": "Visual sinks",

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     import numpy as np
+    from torch import Tensor
 
     from mmlm.decoding_settings import GenerateSettings
     from mmlm.engine.method import Method
@@ -37,7 +38,8 @@ class Arm:
         text: The answer.
         n_tokens: Its tokens, the end token included.
         seconds: How long it took, probes included.
-        records: What each probe measured, by the name of its measurement.
+        records: What each probe measured, by the name of its measurement; with what follows from
+            two of them, or from one and the tokens.
         look: Attention over the pictures; None without `mmlm.AttentionMap`.
     """
 
@@ -265,4 +267,31 @@ def _arm(
     look = None
     if any(isinstance(probe, mmlm.AttentionMap) for probe in probes):
         look = looking.of_stream(stream, [picture.image for picture in pictures])
-    return Arm(name, stream.text, stream.n_tokens, seconds, stream.records, look)
+    records = _together(stream.records, inputs["input_ids"][0], stream.token_ids)
+    return Arm(name, stream.text, stream.n_tokens, seconds, records, look)
+
+
+def _together(
+    records: Mapping[str, Any], prompt: Tensor, answer: Sequence[int]
+) -> Mapping[str, Any]:
+    """The records, with what is known only beside the tokens or another record.
+
+    That is ``copies`` of mmlm.RetrievalHeads (per layer and head the share of tokens at which the
+    peak lies on the same token in the prompt) and ``agreement`` of mmlm.AttentionSinks, where
+    mmlm.VisualSinks looked, too.
+    """
+    import torch
+
+    from mmlm.engine.head_scores import retrieval_hits
+    from mmlm.probes.attention_sinks import agreement
+
+    found = dict(records)
+    copied = found.get("retrieval_heads")
+    if copied is not None and copied["peaks"]:
+        peaks, ids = torch.tensor(copied["peaks"]), prompt.cpu()
+        hits = retrieval_hits(peaks, ids, (0, len(ids)), torch.tensor(answer[: len(peaks)]))
+        found["retrieval_heads"] = {**copied, "copies": hits.double().mean(0).tolist()}
+    sinks, states = found.get("attention_sinks"), found.get("visual_sinks")
+    if sinks is not None and states is not None:
+        found["attention_sinks"] = {**sinks, "agreement": agreement(sinks, states)}
+    return found

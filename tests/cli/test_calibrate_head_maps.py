@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 
 import numpy as np
 import pytest
@@ -16,7 +17,8 @@ from mmlm.cli import main
 from mmlm.cli.calibrate.head_maps import needles, pictures
 from mmlm.cli.calibrate.questions import QuestionOptions
 from mmlm.engine.head_maps import HeadMap
-from mmlm.errors import InputError
+from mmlm.engine.head_scores import Region
+from mmlm.errors import InputError, UnsupportedModel
 from mmlm.head_measures import (
     Grounded,
     Needle,
@@ -27,7 +29,7 @@ from mmlm.head_measures import (
     visual_heads,
 )
 from mmlm.head_measures.runs import inputs_of
-from mmlm.head_measures.text import _needle_span
+from mmlm.head_measures.text import _needle_span, first_line
 from mmlm.head_measures.visual import _named
 from mmlm.token_places import Footprints
 
@@ -115,6 +117,11 @@ def test_a_map_of_visual_heads_is_what_head_ablation_reads(written):
     assert found.counted["steps"] > 10
     assert found.facts["weights"] == mmlm.engine.identity.fingerprint(model)
     assert found.facts["dtype"] == "float32"
+    assert found.facts["model"] == str(model.config._name_or_path)
+    assert found.facts["attention"] == model.config._attn_implementation
+    assert found.facts["seed"] == 0
+    assert set(found.counted) == {"samples", "counted", "steps", "left_out_of_focus"}
+    assert 0 < found.counted["counted"] <= 8
     assert 0 < found.score.max() <= 1
     method = mmlm.HeadAblation(heads_file=str(written), top=3)
     assert sum(len(heads) for _, heads in method.ablated) == 3
@@ -130,6 +137,59 @@ def test_the_same_pictures_give_the_same_map(written):
         torch.testing.assert_close(again.values[name], value, atol=1e-6, rtol=1e-6)
 
 
+def grey(**places):
+    return Grounded(Image.new("RGB", (80, 80), "grey"), "describe the image .", **places)
+
+
+def test_pictures_without_a_scored_word_are_skipped_and_counted():
+    model, processor = mmlm.load("embedded")
+    samples = list(pictures(QuestionOptions(count=2), None))
+    some = visual_heads(model, processor, [samples[0], grey(), samples[1]])
+    alone = visual_heads(model, processor, samples)
+    assert (some.counted["samples"], some.counted["counted"]) == (3, 2)
+    assert some.counted["steps"] == alone.counted["steps"]
+    torch.testing.assert_close(some.score, alone.score, atol=1e-9, rtol=0)
+    with pytest.raises(ValueError, match="whose place is known"):
+        visual_heads(model, processor, [grey()])
+
+
+def test_rows_without_attention_on_the_image_are_left_out_of_focus_and_counted(monkeypatch):
+    def region(image_mass):
+        mass = torch.tensor([[0.1, image_mass / 2]])
+        seen = torch.tensor([[True, True]])
+        return Region(2, 8, seen, seen, mass, torch.tensor([[0.4, image_mass]]))
+
+    monkeypatch.setattr("mmlm.probes.visual_heads.scored", lambda *_: [region(0.2), region(0.0)])
+    model, processor = mmlm.load("embedded")
+    samples = list(pictures(QuestionOptions(count=1), None))
+    anatomy = mmlm.Anatomy(model)
+    assert (anatomy.n_layers, anatomy.n_heads) == (8, 6)
+    found = visual_heads(model, processor, samples)
+    assert found.counted["left_out_of_focus"] == 1  # of two rows of two heads
+    assert found.values["focus"].tolist() == [[pytest.approx(1.0), pytest.approx(2.0)]]
+
+
+def test_error_a_family_whose_tokens_have_no_place(monkeypatch):
+    model, processor = tiny.shared("llava")
+    monkeypatch.setattr("mmlm.token_brightness.KNOWN", frozenset())
+    with pytest.raises(UnsupportedModel, match="Which image token of llava shows which part"):
+        visual_heads(model, processor, [grey(boxes={"dog": [(0, 0, 9, 9)]})])
+
+
+def test_the_whole_map_is_drawn(tmp_path, capsys):
+    figure = tmp_path / "heads.png"
+    given = [*COMMAND, "--kind", "visual", "--count", "2", "--output", str(tmp_path / "h.json")]
+    assert main([*given, "--figure", str(figure)]) == 0
+    assert Image.open(figure).width > 100
+    said = " ".join(capsys.readouterr().out.split())
+    assert re.search(r"\d+ scored tokens of 2 of 2 pictures", said)
+    for wrong in ("heads.gif", "absent/heads.png"):
+        assert main([*given, "--figure", wrong]) == 2
+        assert "--figure must be a .png or .svg" in " ".join(capsys.readouterr().err.split())
+    assert main([*COMMAND, "ACT", "--figure", str(figure)]) == 2
+    assert "--figure is for maps" in " ".join(capsys.readouterr().err.split())
+
+
 def test_maps_go_over_maps_only(written, tmp_path, capsys):
     other = tmp_path / "heads.json"
     other.write_text("{}")
@@ -143,8 +203,9 @@ def test_maps_go_over_maps_only(written, tmp_path, capsys):
 def test_no_repeated_needle_is_no_number_and_a_warning():
     model, processor = mmlm.load("embedded")
     samples = list(needles(QuestionOptions(count=2)))
-    with pytest.warns(UserWarning, match="None of 2 answers repeats"):
+    with pytest.warns(UserWarning, match="None of 2 answers repeats") as said:
         found = retrieval_heads(model, processor, samples, max_new_tokens=3)
+    assert len(said) == 1
     assert found.counted["counted"] == 0
     assert math.isnan(float(found.score.mean()))
     assert found.heads == ()
@@ -189,8 +250,27 @@ def test_needles_whose_ends_are_merged_are_found_by_characters():
 
 def test_recall_counts_words_as_often_as_they_are_said():
     assert rouge_1_recall("Eat a sandwich!", "eat a big sandwich") == 0.75
+    assert rouge_1_recall("eating sandwiches", "he eats a sandwich") == 0.5  # by their stems
+    assert rouge_1_recall("as", "a") == 0  # short words have none
     assert rouge_1_recall("no no", "no no no") == pytest.approx(2 / 3)
     assert rouge_1_recall("", "dog") == 0
+
+
+def test_an_answer_ends_at_its_first_line_break(monkeypatch):
+    texts = {5: "a", 6: "dog\n", 7: "and"}
+
+    class Processor:
+        def decode(self, tokens):
+            return "".join(texts[token] for token in tokens)
+
+    assert first_line(Processor(), [5, 6, 7, 5]) == [5, 6]
+    assert first_line(Processor(), [5, 7]) == [5, 7]
+    model, processor = tiny.shared("llava")
+    monkeypatch.setattr("mmlm.head_measures.text.rouge_1_recall", lambda answer, needle: 1.0)
+    monkeypatch.setattr("mmlm.head_measures.text.first_line", lambda _, tokens: tokens[:3])
+    sample = Needle("the cat saw a dog there . what was it ?", "a dog")
+    found = retrieval_heads(model, processor, [sample], max_new_tokens=8)
+    assert found.counted["steps"] == 3
 
 
 # ---- files ----

@@ -7,12 +7,15 @@ import json
 
 import pytest
 import tiny
+import torch
 from PIL import Image
 
 import mmlm
 from mmlm.cli import main
 from mmlm.cli.pictures import WORLD_PROMPT
+from mmlm.probes.attention_sinks import agreement
 from mmlm.runner import GenerateSettings, Request, generate_all
+from mmlm.show.inspection import _together
 
 SHORT = ("--generate.max_new_tokens", "40", "--quiet")
 
@@ -238,17 +241,30 @@ def test_what_others_wrote_is_left_alone(inspect, tmp_path, name):
 
 
 def test_probes_of_heads_have_a_figure_and_their_numbers(inspect, tmp_path):
-    code, out, _ = inspect(
-        "--scene", 3, "--probe", "VisualHeads()", "--probe", "RetrievalHeads()", "--json"
-    )
+    probes = ("VisualHeads()", "RetrievalHeads()", "QueryNorms()")
+    code, out, _ = inspect("--scene", 3, *(w for p in probes for w in ("--probe", p)), "--json")
     assert code == 0
     numbers = json.loads(out)
     (arm,) = numbers["arms"]
-    assert set(arm["records"]) == {"visual_heads", "retrieval_heads"}
+    assert set(arm["records"]) == {"visual_heads", "retrieval_heads", "query_norms"}
     assert len(arm["records"]["visual_heads"]["looks"]) == 8
     assert len(arm["records"]["retrieval_heads"]["peaks"]) == arm["n_tokens"]
-    assert "looks.png" in {path.rpartition("/")[2] for path in numbers["files"]}
-    assert "Heads that look at the picture" in (tmp_path / "out" / "index.html").read_text()
+    copies = arm["records"]["retrieval_heads"]["copies"]
+    assert (len(copies), len(copies[0])) == (8, 6)
+    assert 0 <= min(map(min, copies)) < max(map(max, copies)) <= 1
+    drawn = {path.rpartition("/")[2] for path in numbers["files"]}
+    assert {"looks.png", "copies.png", "norms.png"} <= drawn
+    text = (tmp_path / "out" / "index.html").read_text()
+    for title in ("that look at the picture", "that copy from the prompt", "by the size of their"):
+        assert f"Heads {title}" in text
+
+
+def test_copies_are_peaks_on_the_token_that_is_written():
+    prompt, answer = torch.tensor([7, 8, 9, 8]), (8, 9, 5)
+    record = {"layers": [0], "peaks": [[[1, 0]], [[2, 2]], [[4, 3]]]}
+    found = _together({"retrieval_heads": record}, prompt, answer)["retrieval_heads"]
+    assert found["copies"] == [[pytest.approx(2 / 3), pytest.approx(1 / 3)]]
+    assert "copies" not in record
 
 
 def test_attention_sinks_have_figures_and_their_numbers(inspect, tmp_path):
@@ -265,3 +281,16 @@ def test_attention_sinks_have_figures_and_their_numbers(inspect, tmp_path):
     text = (tmp_path / "out" / "index.html").read_text()
     assert "Attention on the first token" in text
     assert "Attention sinks in the picture" in text
+    assert "layers.png" in drawn  # the first token's share of heads, at three levels
+    assert set(record["first_above"]) == {"0.1", "0.2", "0.3"}
+    assert "agreement" not in record
+
+
+def test_sinks_of_both_kinds_are_said_to_agree_or_not(inspect):
+    both = ("AttentionSinks(eps=0.05, factor=2.0)", "VisualSinks(sink_dims=(71, 151), tau=6)")
+    code, out, _ = inspect("--scene", 3, "--probe", both[0], "--probe", both[1], "--json")
+    assert code == 0
+    records = json.loads(out)["arms"][0]["records"]
+    expected = agreement(records["attention_sinks"], records["visual_sinks"])
+    assert records["attention_sinks"]["agreement"] == expected
+    assert 0 <= expected <= 1

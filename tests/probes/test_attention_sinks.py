@@ -177,6 +177,9 @@ def test_an_eager_pass_gives_the_same(family):
             means, marks, masses = naive(a, real[row].tolist(), img.tolist(), PROBE)
             assert record["map"][number] == pytest.approx(means, abs=1e-5)
             assert record["profile"][number] == sum(m > 0.05 for m in means) / len(means)
+            for eps in ("0.1", "0.2", "0.3"):
+                above = sum(m > float(eps) for m in means) / len(means)
+                assert record["first_above"][eps][number] == above
             assert record["image_map"][number] == [len(keys) for keys in marks]
             for region, expected in masses.items():
                 assert record[f"{region}_mass"][number] == pytest.approx(expected, abs=1e-5)

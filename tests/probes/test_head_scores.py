@@ -234,6 +234,7 @@ def test_probes_acceptance_8_random_heads_are_others_of_the_same_layers():
         seen |= set(drawn)
     assert {layer for layer, _ in seen} == {layer for layer, _ in top}
     assert {head for _, head in seen} == set(range(40))  # also those from 32 on
+    assert max(layer for layer, _ in seen) >= 32
     assert random_heads(top, (40, 40), 0) != random_heads(top, (40, 40), 1)
 
 

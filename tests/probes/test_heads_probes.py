@@ -141,7 +141,7 @@ def test_probes_acceptance_5_rows_are_those_of_eager_attention(family):
             assert seen["peaks"][step] == number.tolist()
 
 
-@pytest.mark.parametrize("family", ["llava", "qwen2_5_vl"])
+@pytest.mark.parametrize("family", ["llava", "llava_onevision", "qwen2_5_vl"])
 def test_probes_acceptance_5_a_padded_batch_is_its_rows(family):
     model, processor = tiny.shared(family)
     together = tiny.inputs(processor, PROMPTS, PICTURES)

@@ -38,6 +38,7 @@ def run(
     output: Path,
     data: QuestionOptions,
     instances: Path | None,
+    figure: Path | None,
     threshold: float,
     rank: str,
     max_new_tokens: int,
@@ -52,6 +53,7 @@ def run(
         output: The file; only a map of heads is written over.
         data: Which pictures or texts.
         instances: Boxes of real pictures, in COCO format.
+        figure: Where the map is drawn, if at all.
         threshold: Heads of the kind have more than this.
         rank: What heads are ranked by.
         max_new_tokens: Longest answer.
@@ -96,6 +98,11 @@ def run(
     except ValueError as error:
         raise InputError(str(error), advice="See `mmlm calibrate heads --help`.") from error
     found.save(output)
+    if figure is not None and found.counted["counted"]:
+        from mmlm.show import figures
+        from mmlm.show.head_figures import draw_map
+
+        figures.save(draw_map(found), figure)
     if terminal.json:
         terminal.emit({**found.as_json(), "output": str(output)})
     else:
@@ -165,8 +172,8 @@ def _of_coco(data: QuestionOptions, path: Path) -> Iterator[Grounded]:
         own.append([x, y, x + width, y + height])
     folder = data.images or path.parent
     for picture in known:
-        image = load_image(folder / picture.file_name)
-        yield Grounded(image, COCO_PROMPT, boxes=boxes[picture.image_id])
+        shown = load_image(folder / picture.file_name)
+        yield Grounded(shown, COCO_PROMPT, boxes=boxes[picture.image_id])
 
 
 def needles(data: QuestionOptions) -> Iterator[Needle]:
@@ -228,11 +235,16 @@ def _show(found: HeadMap, output: Path, terminal: Terminal) -> None:
         )
         return
     others = [name for name in found.values if name != found.rank]
-    table = Table("layer.head", found.rank, *others, title=f"{counted['steps']} scored tokens")
+    of = "pictures" if found.kind == "visual" else "texts"
+    number = f"{counted['counted']} of {counted['samples']} {of}"
+    title = f"{counted['steps']} scored tokens of {number}"
+    table = Table("layer.head", found.rank, *others, title=title)
     for layer, head in found.top(min(_SHOWN, found.score.numel())):
         cells = [float(found.values[name][layer, head]) for name in (found.rank, *others)]
         table.add_row(f"{layer}.{head}", *(f"{cell:.3f}" for cell in cells))
     terminal.table(table)
+    if left_out := counted.get("left_out_of_focus"):
+        terminal.note(f"focus leaves out {left_out} rows without attention on the image")
     if found.few:
         terminal.note("fewer than 50 scored tokens: the map is not reliable")
     n = found.score.numel()

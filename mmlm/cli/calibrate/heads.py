@@ -52,6 +52,7 @@ class Calibrate:
         threshold: Maps: heads of the kind have more than this.
         rank: Maps: what heads are ranked by. Default: `hit_rate`, for text `set_score`. Another
             value of the map, or for visual heads `query_norm`, the size of a head's query.
+        figure: Maps: where the whole map is drawn, too, a .png or .svg.
         instances: Visual heads: boxes of real pictures, an instances*.json in COCO format; the
             pictures lie in `--images`. Default: the embedded world.
         layer: Layers whose heads are tried (repeatable). Default: for ACT 2 to the last but one,
@@ -74,6 +75,7 @@ class Calibrate:
     output: Path | None = None
     threshold: float = 0.1
     rank: str = field(default="", metadata={"alias": "--rank"})
+    figure: Path | None = field(default=None, metadata={"alias": "--figure"})
     instances: Path | None = field(default=None, metadata={"alias": "--instances"})
     layer: tuple[int, ...] = field(default=(), metadata={"alias": "--layer"})
     gain: float = 0.0
@@ -96,13 +98,7 @@ class Calibrate:
                 f"give a method (ACT or ZeroTuning) or --kind, got {self.method!r} and "
                 f"{self.kind!r}"
             )
-        if not 0 < self.threshold < 1:
-            raise ValueError(f"threshold must be above 0 and below 1, got {self.threshold}")
-        if self.rank and self.rank not in _RANKS.get(self.kind, ()):
-            known = ", ".join(_RANKS.get(self.kind, ())) or "--rank is for maps (--kind)"
-            raise ValueError(f"rank must be one of: {known}; got {self.rank!r}")
-        if self.instances is not None and self.kind != "visual":
-            raise ValueError("--instances is for --kind visual")
+        self._check_map()
         if not self.gamma > 1:
             raise ValueError(f"gamma must be above 1 (its inverse is tried too), got {self.gamma}")
         if not 0 <= self.gain < 1:
@@ -117,6 +113,23 @@ class Calibrate:
                 raise ValueError(f"{name} must be at least 1, got {value}")
         if self.data.count < 2:
             raise ValueError(f"count must be at least 2, got {self.data.count}")
+
+    def _check_map(self) -> None:
+        """Checks what is for maps."""
+        if not 0 < self.threshold < 1:
+            raise ValueError(f"threshold must be above 0 and below 1, got {self.threshold}")
+        if self.rank and self.rank not in _RANKS.get(self.kind, ()):
+            known = ", ".join(_RANKS.get(self.kind, ())) or "--rank is for maps (--kind)"
+            raise ValueError(f"rank must be one of: {known}; got {self.rank!r}")
+        if self.figure is not None:
+            if not self.kind:
+                raise ValueError("--figure is for maps (--kind)")
+            if self.figure.suffix not in (".png", ".svg") or not self.figure.parent.is_dir():
+                raise ValueError(
+                    f"--figure must be a .png or .svg in a folder that is there, got {self.figure}"
+                )
+        if self.instances is not None and self.kind != "visual":
+            raise ValueError("--instances is for --kind visual")
 
 
 Accuracy = Mapping[str, float]
@@ -165,6 +178,7 @@ def run(settings: Calibrate, terminal: Terminal) -> int:
             settings.output or Path("heads.json"),
             settings.data,
             settings.instances,
+            settings.figure,
             settings.threshold,
             settings.rank or _RANKS[settings.kind][0],
             settings.max_new_tokens or (84 if settings.kind == "visual" else 50),
@@ -393,6 +407,6 @@ COMMAND = Command(
     example=(
         "mmlm calibrate heads ACT --output act.yaml\n"
         "mmlm calibrate heads ZeroTuning --model ./my-model --questions labelled.jsonl\n"
-        "mmlm calibrate heads --kind visual --output heads.json"
+        "mmlm calibrate heads --kind visual --output heads.json --figure heads.png"
     ),
 )
