@@ -36,6 +36,10 @@ CHECKPOINTS = {
 #: What a method must be given on any model -> (a setting with it, the word in the table).
 GIVEN = {
     "ACT": ("ACT(heads_by_layer=((1, (0, 1)),))", "heads"),
+    "HeadAblation": ("HeadAblation(heads_by_layer=((1, (0, 1)),))", "heads"),
+    "PH3": ("PH3(heads_by_layer=((1, (0, 1)),))", "heads"),
+    "SeeingKnowing": ("SeeingKnowing(image_heads=((1, (0, 1)),))", "heads"),
+    "StreamingHeads": ("StreamingHeads(heads_by_layer=((1, (0, 1)),))", "heads"),
     "ZeroTuning": ("ZeroTuning(heads_by_layer=((1, (0, 1)),))", "heads"),
     "VAR": ("VAR(sink_dims=(2, 7), tau=0.9)", "sinks"),
     "DyVTE": ("DyVTE(exit_layer=1)", "weights"),
@@ -65,11 +69,12 @@ is missing, the error names it.
 LEGEND = """
 ## Which method runs on which
 
-*yes*: at its defaults. *heads*: once `mmlm calibrate heads` has found its heads. *sinks*: once
-the model's sink dimensions are known (`mmlm calibrate sink-dims`; the published ones are built
-in). *weights*: once its routers are trained, or with a fixed `exit_layer`. *option*: with
-`tower_score='column_mean'`, since the tower has no class token. *train*: it runs, and does what
-its paper means after [a training](model-side.md). **no**: see below.
+*yes*: at its defaults. *heads*: once its heads are found, by `mmlm calibrate heads`, those of PH3
+and SeeingKnowing by `mmlm calibrate conflict-heads`. *sinks*: once the model's sink dimensions are
+known (`mmlm calibrate sink-dims`; the published ones are built in). *weights*: once its routers
+are trained, or with a fixed `exit_layer`. *option*: with `tower_score='column_mean'`, since the
+tower has no class token. *train*: it runs, and does what its paper means after
+[a training](model-side.md). **no**: see below.
 
 """
 
