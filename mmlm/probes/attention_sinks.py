@@ -10,12 +10,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import reduce
 from typing import Any, ClassVar, Literal
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+from torch.nn import functional
 
 from mmlm.engine.column_means import Columns, sink_percent, sink_set
 from mmlm.engine.method import Paper, Prompt, Rows
@@ -42,7 +42,7 @@ class _State:
         counts: Positions of each image that were given, by row.
         prompt: Sums over the prompt's rows by layer, of "prompt".
         read: Rows of the prompt that were added, by layer.
-        steps: Per layer the sums of every token that was fed back, of "generated".
+        steps: Per layer the row of every token that was fed back, [B, H, K], of "generated".
         seen: Positions so far, by layer.
     """
 
@@ -53,7 +53,7 @@ class _State:
     counts: list[list[int]]
     prompt: dict[int, Columns] = field(default_factory=dict)
     read: dict[int, int] = field(default_factory=dict)
-    steps: dict[int, list[Columns]] = field(default_factory=dict)
+    steps: dict[int, list[Tensor]] = field(default_factory=dict)
     seen: dict[int, int] = field(default_factory=dict)
 
 
@@ -79,8 +79,8 @@ class AttentionSinks(LayerProbe):
     Cost:
         No extra forward. "prompt": all attention rows of the prompt are computed a second time, in
         chunks; nothing per token. Memory: H + 2 numbers per layer and position. "generated": per
-        token and layer one row, of which H + 2 numbers per position are kept, because it is known
-        at the end only which tokens belong to a row's answer.
+        token and layer one row, which is kept, because it is known at the end only which tokens
+        belong to a row's answer.
     Parameters:
         queries: "prompt": the prompt's own positions (paper; default). "generated": tokens that
             the model wrote, for a sink of the prompt need not be one of the answer. The last token
@@ -184,17 +184,14 @@ class AttentionSinks(LayerProbe):
         return None
 
     def _add_step(self, state: _State, layer: int, a: Float[Tensor, "B H R K"]) -> None:
-        """Keeps the row of a token that was fed back, of the prompt's columns."""
-        keys, before, n = a.shape[-1], state.seen.get(layer), state.real.shape[1]
+        """Keeps the row of a token that was fed back."""
+        keys, before = a.shape[-1], state.seen.get(layer)
         state.seen[layer] = keys
         steps = state.steps.setdefault(layer, [])
         if before is None or keys != before + 1:  # the prompt, or the text of another turn
             steps.clear()
             return
-        new = Columns.of(a[:, :, -1:], torch.ones_like(state.real[:, :1]))
-        steps.append(
-            Columns(new.sums[..., :n].clone(), new.queries[:, :n], new.even[:, :n], new.rows)
-        )
+        steps.append(a[:, :, -1].clone())
 
     def record(self, state: _State, tokens: Sequence[int] | None) -> list[dict[str, Any]]:
         """One record per row, in plain JSON.
@@ -241,14 +238,18 @@ class AttentionSinks(LayerProbe):
 
     def _columns(self, state: _State, layer: int, row: int, tokens: int | None) -> Columns | None:
         """One layer's sums of one row over its real columns, fp64; None without a query."""
-        if self.queries == "generated":
-            kept = state.steps[layer]
-            # What was generated last was never fed back.
-            kept = kept if tokens is None else kept[: max(tokens - 1, 0)]
-        else:
-            kept = [state.prompt[layer]]
-        parts = [_one(columns, row, state.real[row]) for columns in kept]
-        return reduce(Columns.__add__, parts) if parts else None
+        real = state.real[row].cpu()
+        if self.queries == "prompt":
+            return _one(state.prompt[layer], row, real)
+        kept = state.steps[layer]
+        # What was generated last was never fed back.
+        kept = kept if tokens is None else kept[: max(tokens - 1, 0)]
+        if not kept:
+            return None
+        most = kept[-1].shape[-1]  # a key that was not there yet was not seen
+        a = torch.stack([functional.pad(x[row], (0, most - x.shape[-1])) for x in kept], dim=1)
+        columns = Columns.of(a[None].cpu().double(), torch.ones(1, len(kept), dtype=torch.bool))
+        return _one(columns, 0, functional.pad(real, (0, most - len(real))))
 
     def _of_layers(self, state: _State, row: int, found: list[Columns]) -> dict[str, Any]:
         """What is said of one row's layers."""

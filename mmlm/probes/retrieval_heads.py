@@ -29,7 +29,7 @@ class _State:
         layers: Those that are measured.
         first: int64 [B]; first real position of each row.
         seen: Positions so far, by layer.
-        peaks: Per layer int32 [B, H] for every token.
+        peaks: Per layer int64 [B, H] for every token.
     """
 
     layers: tuple[int, ...]
@@ -107,8 +107,7 @@ class RetrievalHeads(LayerProbe):
         state.seen[layer] = keys
         if before is not None and keys != before + 1:  # a new turn: its answer begins
             state.peaks.pop(layer)
-        peak = a[:, :, -1].argmax(-1) - state.first[:, None]
-        state.peaks.setdefault(layer, []).append(peak.int())
+        state.peaks.setdefault(layer, []).append(a[:, :, -1].argmax(-1))
         return None
 
     def record(self, state: _State, tokens: Sequence[int] | None) -> list[dict[str, Any]]:
@@ -126,7 +125,8 @@ class RetrievalHeads(LayerProbe):
         check_rows(tokens, n_rows)
         layers = list(state.layers)
         check_shown(layers, state.peaks)
-        peaks = torch.stack([torch.stack(state.peaks[n]) for n in layers], 2).cpu()
+        peaks = torch.stack([torch.stack(state.peaks[n]) for n in layers], 2)
+        peaks = (peaks - state.first[:, None, None]).cpu()
         lengths = [len(peaks)] * n_rows if tokens is None else tokens
         return [
             {"layers": layers, "peaks": peaks[:n, row].tolist()} for row, n in enumerate(lengths)

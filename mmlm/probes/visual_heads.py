@@ -37,8 +37,7 @@ class _State:
         marks: fp32 [B, N, 1 + G]; the image, then each region: 1 or 0.
         regions: Those of each row.
         seen: Positions so far, by layer.
-        peaks: Per layer int32 [B, H] for every token: number of the image token with the most
-            attention, -1 where the peak is no image token.
+        peaks: Per layer int64 [B, H] for every token: position with the most attention.
         masses: Per layer fp32 [B, H, 1 + G] for every token.
     """
 
@@ -167,10 +166,8 @@ class VisualHeads(LayerProbe):
         if before is not None and keys != before + 1:  # a new turn: its answer begins
             state.peaks.pop(layer), state.masses.pop(layer)
         row = a[:, :, -1]
-        peak = row.argmax(-1)
-        token = state.number.gather(1, peak.clamp(max=n - 1))
-        token = torch.where(peak < n, token, -1)
-        state.peaks.setdefault(layer, []).append(token.int())
+        # No more than needed while the model waits: what a peak is, is looked up in the end.
+        state.peaks.setdefault(layer, []).append(row.argmax(-1))
         state.masses.setdefault(layer, []).append(torch.bmm(row[..., :n], state.marks))
         return None
 
@@ -195,6 +192,7 @@ class VisualHeads(LayerProbe):
         if not state.peaks:  # nobody has an image: nothing ran
             return [self._of_row(state, row, None, None) for row in range(n_rows)]
         peaks = torch.stack([torch.stack(state.peaks[n]) for n in state.layers], 2).cpu()
+        peaks = _tokens_of(peaks, state.number.cpu())
         masses = torch.stack([torch.stack(state.masses[n]) for n in state.layers], 2).cpu()
         ran = len(peaks)
         lengths = [ran] * n_rows if tokens is None else [min(n, ran) for n in tokens]
@@ -225,6 +223,16 @@ class VisualHeads(LayerProbe):
             record["masses"] = short(masses[..., 0].tolist(), 7)
             record["region_masses"] = short(masses[..., 1 : 1 + len(regions)].tolist(), 7)
         return record
+
+
+def _tokens_of(
+    peaks: Int[Tensor, "n B N_l H"], number: Int[Tensor, "B N"]
+) -> Int[Tensor, "n B N_l H"]:
+    """Numbers of the image tokens at some positions; -1 for text and for new tokens."""
+    new = number.new_full((number.shape[0], 1), -1)
+    known = torch.cat([number, new], dim=1)  # the last column stands for all new tokens
+    at = peaks.clamp(max=number.shape[1])
+    return known[torch.arange(len(known))[:, None, None], at]
 
 
 def scored(record: Mapping[str, Any], words: Iterable[tuple[int, int]]) -> list[Region]:
