@@ -51,7 +51,15 @@ __all__ = [
     "task",
 ]
 
-_BY_TYPE = ("context_reliance", "accuracy", "flip_rate", "noise_flip_rate", "swaps_per_question")
+_BY_TYPE = (
+    "context_reliance",
+    "accuracy",
+    "effective_accuracy",
+    "excess",
+    "flip_rate",
+    "noise_flip_rate",
+    "swaps_per_question",
+)
 
 
 def score_stored(lines: Sequence[Line]) -> Scores:

@@ -162,6 +162,8 @@ def test_lines_are_asked_stored_and_scored():
     assert scores.metrics["far_flip_rate"] == 0
     assert scores.metrics["swaps_per_question"] == 2
     assert scores.metrics["existence_flip_rate"] == 0.5
+    assert scores.metrics["existence_excess"] == 1  # the one that is right moves, by no noise
+    assert scores.metrics["existence_effective_accuracy"] == 0
     assert scores.statuses == {"swaps skipped": 4}
     moved = [sample for sample in scores.samples if sample.id == "1-q-object-1"]
     assert moved[0].note == "object: dog -> cat"

@@ -141,7 +141,7 @@ def grey(**places):
     return Grounded(Image.new("RGB", (80, 80), "grey"), "describe the image .", **places)
 
 
-def test_pictures_without_a_scored_word_are_skipped_and_counted():
+def test_error_no_scored_word():
     model, processor = mmlm.load("embedded")
     samples = list(pictures(QuestionOptions(count=2), None))
     some = visual_heads(model, processor, [samples[0], grey(), samples[1]])
@@ -200,7 +200,7 @@ def test_maps_go_over_maps_only(written, tmp_path, capsys):
     assert "no folder 'absent'" in " ".join(capsys.readouterr().err.split())
 
 
-def test_no_repeated_needle_is_no_number_and_a_warning():
+def test_error_no_run_counts():
     model, processor = mmlm.load("embedded")
     samples = list(needles(QuestionOptions(count=2)))
     with pytest.warns(UserWarning, match="None of 2 answers repeats") as said:
@@ -221,7 +221,7 @@ def test_a_repeated_needle_counts(monkeypatch):
     assert found.score.max() <= 1
 
 
-def test_needles_that_are_not_there_are_errors_or_counted():
+def test_error_needles_that_are_not_there():
     model, processor = tiny.shared("llava")
     bad = Needle("what is this ?", "a dog")
     with pytest.raises(ValueError, match="does not stand in its prompt"):
@@ -333,7 +333,7 @@ def test_refused_options(words, match, capsys):
     assert match in " ".join(capsys.readouterr().err.split())
 
 
-def test_thresholds_are_checked():
+def test_error_threshold_out_of_range():
     for measure in (visual_heads, retrieval_heads):
         with pytest.raises(ValueError, match="threshold must be above 0"):
             measure(None, None, [], threshold=0.0)

@@ -285,7 +285,7 @@ def test_other_weights_get_a_warning(tmp_path):
         ({"heads_file": "missing.json"}, "there is no file 'missing.json'"),
     ],
 )
-def test_what_is_out_of_range_is_named(parameters, match):
+def test_error_values_out_of_range(parameters, match):
     with pytest.raises(ValueError, match=match):
         HeadAblation(**parameters)
 
@@ -302,7 +302,7 @@ def test_files_without_such_heads_are_refused(tmp_path):
         HeadAblation(heads_file=path)
 
 
-def test_heads_must_exist():
+def test_error_heads_that_do_not_exist():
     model, _ = tiny.shared("llava")
     for heads in (((1, (8,)),), ((4, (0,)),)):
         method = HeadAblation(heads_by_layer=heads)
@@ -310,7 +310,7 @@ def test_heads_must_exist():
             pass
 
 
-def test_a_file_of_another_shape_is_refused(tmp_path):
+def test_error_a_file_of_another_shape(tmp_path):
     path, _ = write(tmp_path, shape=(2, 4))
     model, _ = tiny.shared("llava")
     method = HeadAblation(heads_file=path)
@@ -327,7 +327,7 @@ def test_no_heads_are_refused():
         pass
 
 
-def test_uniform_wants_to_be_alone_at_scores():
+def test_error_uniform_beside_another_method_at_scores():
     model, _ = tiny.shared("llava")
     method = HeadAblation(kind="uniform", heads_by_layer=HEADS)
     for pair in ((method, PAI()), (PAI(), method)):
@@ -339,7 +339,7 @@ def test_uniform_wants_to_be_alone_at_scores():
         pass
 
 
-def test_attention_that_is_asked_for_is_the_edited_one():
+def test_error_attention_that_is_asked_for_is_never_the_plain_one():
     model, processor = tiny.build("llava")
     model.set_attn_implementation("eager")
     inputs = batch(processor, 1)

@@ -363,12 +363,12 @@ def test_agreement_of_two_records():
         ({"layers": ()}, "non-empty"),
     ],
 )
-def test_wrong_values_are_refused(wrong, allowed):
+def test_error_values_out_of_range(wrong, allowed):
     with pytest.raises(ValueError, match=f"(?s){next(iter(wrong))}.*{allowed}"):
         AttentionSinks(**wrong)
 
 
-def test_a_prompt_that_is_too_short_is_refused():
+def test_error_a_prompt_that_is_too_short():
     model, processor = tiny.shared("llava")
     ids = processor.tokenizer("is it ?", return_tensors="pt").input_ids
     n = ids.shape[1]
