@@ -31,9 +31,10 @@ def generated(
     from mmlm.runner import GenerateSettings, generation_config
 
     config = generation_config(model, GenerateSettings(max_new_tokens=length))
+    ends = model.generation_config.eos_token_id
     with mmlm.attach(model, *probes, processor=processor):
         new = model.generate(**inputs, generation_config=config)[:, inputs["input_ids"].shape[1] :]
-        tokens = [_ended(row, config.eos_token_id) for row in new.tolist()]
+        tokens = [_ended(row, ends) for row in new.tolist()]
         records = mmlm.measured(model, [len(row) for row in tokens])
     return list(zip(tokens, records, strict=True))
 
