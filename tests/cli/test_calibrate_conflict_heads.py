@@ -1,15 +1,25 @@
 """``mmlm calibrate conflict-heads``: what it writes PH3 reads; samples of the world and of COCO."""
 
 import json
+from pathlib import Path
 
 import pytest
-from tiny import picture
+from tiny import picture, shared
 
 import mmlm
+from benchmarks.coco import Picture
 from decoding.head_records import read_record
 from mmlm.cli import main
 from mmlm.cli.calibrate.conflict_heads import Calibrate, best_fraction
-from mmlm.cli.calibrate.conflict_samples import Batches, SampleOptions, answer_token, samples
+from mmlm.cli.calibrate.conflict_samples import (
+    Batches,
+    Sample,
+    SampleOptions,
+    _question,
+    _together,
+    answer_token,
+    samples,
+)
 
 COMMAND = ("calibrate", "conflict-heads")
 
@@ -95,6 +105,56 @@ def test_questions_about_coco_pictures(coco):
     assert len(samples(SampleOptions(instances=path, count=2))) == 2
 
 
+def test_donors_share_the_most_objects_otherwise(coco):
+    path, objects = coco
+    for one in samples(SampleOptions(instances=path)):
+        own = int(one.picture.stem)
+        shown = set(objects[own])
+        (name,) = [n for n in {n for o in objects for n in o} if f" {n} in the" in one.question]
+
+        def apart(number, name=name, shown=shown):
+            return len(shown ^ {name} ^ set(objects[number]))
+
+        others = [n for n, o in enumerate(objects) if n != own and (name in o) != (name in shown)]
+        assert int(one.donor.stem) in others
+        assert apart(int(one.donor.stem)) == min(map(apart, others))
+
+
+def test_the_most_alike_picture_is_no_donor_without_the_object():
+    shown = [("person", "cup"), ("person", "cup"), ("dog", "cup", "bus")]
+    pictures = [Picture(n, f"{n}.png", own) for n, own in enumerate(shown)]
+    asked = _question(pictures[0], _together(pictures), pictures, Path(), absent=True)
+    assert asked.question.startswith("Is there a dog")
+    assert asked.donor == Path("2.png")
+
+
+def test_seed_and_first_choose_the_pictures(coco):
+    path, _ = coco
+
+    def pictures(**options):
+        return [one.picture for one in samples(SampleOptions(instances=path, **options))]
+
+    assert pictures(first=2) == pictures()[2:]
+    assert pictures(first=1, count=3) == pictures()[1:4]
+    assert len({tuple(pictures(seed=seed)) for seed in range(4)}) > 1
+
+
+def test_objects_are_expected_by_how_often_others_stand_beside_them():
+    shown = (
+        [("person", "cup")] * 4
+        + [("person",)] * 4
+        + [("person", "fork", "knife"), ("person", "fork")]
+    )
+    pictures = [Picture(n, f"{n}.png", own) for n, own in enumerate(shown)]
+    # A cup stands beside 4 of 10 people and no fork; a knife beside 1 of 10 and 1 of 2: 0.4 < 0.6.
+    given = (_together(pictures), pictures, Path())
+    asked = _question(pictures[-1], *given, absent=True)
+    assert (asked.memory, asked.question[:16]) == ("Yes", "Is there a knife")
+    # Of what is there, a fork is the least expected: beside 2 of 10 people, who hold every fork.
+    asked = _question(pictures[-1], *given, absent=False)
+    assert (asked.image, asked.memory, asked.question[:15]) == ("Yes", "No", "Is there a fork")
+
+
 def test_batches_have_both_pictures_in_one_length(coco, embedded):
     path, _ = coco
     model, processor = embedded
@@ -108,6 +168,21 @@ def test_batches_have_both_pictures_in_one_length(coco, embedded):
     assert first.neutral is None
     assert second.kinds == ("coco", "coco")
     assert [one.kinds for one in batches.only([5])] == [("coco",)]
+
+
+def test_donors_are_as_large_as_the_pictures():
+    """Where larger pictures take more positions."""
+    model, processor = shared("qwen2_5_vl")
+    sizes = ((56, 56), (112, 84))
+    pictures = [picture(number, size) for number, size in enumerate(sizes)]
+    found = [
+        Sample("coco", one, other, "is there a dog ?", "Yes", "No")
+        for one, other in (pictures, pictures[::-1])
+    ]
+    (batch,) = Batches(model, processor, found, SampleOptions(), 2)
+    assert batch.inputs["attention_mask"].sum(-1).unique().numel() == 2
+    for name in ("input_ids", "attention_mask"):
+        assert batch.inputs[name].equal(batch.donor[name])
 
 
 def test_answers_of_the_world_are_the_next_tokens(embedded):

@@ -8,7 +8,7 @@ import tiny
 import torch
 
 from decoding.head_ablation import HeadAblation, blinded, head_gains, levelled
-from mmlm import PAI, VHR, Anatomy, attach
+from mmlm import PAI, VHR, Anatomy, StreamingHeads, attach
 from mmlm.engine.head_maps import HeadMap, by_layer
 from mmlm.errors import IncompatibleMethods, UnsupportedModel
 
@@ -200,6 +200,25 @@ def test_decode_starts_with_the_last_row_of_the_prompt():
         assert not torch.equal(edited[:, -1, 0], plain[:, -1, 0])
 
 
+def test_new_tokens_of_one_pass_are_all_edited():
+    """A search looks at several next tokens at once: three of them in a pass are three passes."""
+    model, processor = tiny.shared("llava")
+    inputs, more = batch(processor, 1), torch.tensor([[5, 6, 7]])
+    n, found = inputs["input_ids"].shape[1], []
+    for sizes in ((3,), (1, 1, 1)):
+        logits, seen = [], 0
+        method = HeadAblation(steps="decode", heads_by_layer=HEADS)
+        with attach(model, method), torch.no_grad():
+            cache = model(**inputs, use_cache=True).past_key_values
+            for size in sizes:
+                mask = torch.ones(1, n + seen + size, dtype=torch.long)
+                new = {"input_ids": more[:, seen : seen + size], "attention_mask": mask}
+                logits.append(model(**new, past_key_values=cache, use_cache=True).logits)
+                seen += size
+        found.append(torch.cat(logits, 1))
+    torch.testing.assert_close(*found, atol=1e-4, rtol=1e-4)
+
+
 def test_steps_follow_the_kind():
     assert HeadAblation(kind="uniform").rows == "last"
     assert HeadAblation(kind="uniform", steps="all").rows == "all"
@@ -279,6 +298,7 @@ def test_other_weights_get_a_warning(tmp_path):
         ({"top": 0, "heads_file": "x"}, "top must be an integer >= 1"),
         ({"control": -1, "heads_file": "x"}, "control must be an integer >= 0"),
         ({"top": 3}, "choose among the heads of heads_file"),
+        ({"control": 1}, "choose among the heads of heads_file"),
         ({"heads_by_layer": HEADS, "heads_file": "x"}, "excludes heads_file"),
         ({"heads_by_layer": ()}, "not empty"),
         ({"heads_by_layer": ((1, (2, 2)),)}, "every layer and head once"),
@@ -335,8 +355,9 @@ def test_error_uniform_beside_another_method_at_scores():
             pass
     with attach(model, method, VHR()):
         pass
-    with attach(model, HeadAblation(kind="blind", heads_by_layer=HEADS), PAI()):
-        pass
+    for other in (PAI(), StreamingHeads(heads_by_layer=HEADS)):
+        with attach(model, HeadAblation(kind="blind", heads_by_layer=HEADS), other):
+            pass
 
 
 def test_error_attention_that_is_asked_for_is_never_the_plain_one():

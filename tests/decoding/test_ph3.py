@@ -21,10 +21,11 @@ from decoding.conflict_heads import (
     balanced,
     lens_shares,
     list_heads,
+    means_of,
     rank_correlation,
     torn,
 )
-from decoding.conflict_runs import differences, mean_feature, measure
+from decoding.conflict_runs import differences, make_record, mean_feature, measure
 from decoding.head_records import read_record, write_record
 from decoding.ph3 import PH3, SeeingKnowing, calibrate_heads, head_gain
 from decoding.vhr import VHR
@@ -83,6 +84,10 @@ def test_torn_by_hand():
     # The median gap of 1 2 3 4 5 is 3: nearer questions count.
     asked = made([1.0, -2.0, 3.0, -4.0, 5.0], yes_no=True)
     assert torn(asked).tolist() == [True, True, False, False, False]
+    # Questions whose answers begin alike have no part in it.
+    more = made([1.0, -2.0, 3.0, -4.0, 5.0, *[0.1] * 6], yes_no=True)
+    same = more._replace(memory=torch.cat([more.memory[:5], more.image[5:]]))
+    assert torn(same).tolist() == [True, True] + [False] * 9
     told = made([1.0, -9.0, 3.0])
     assert torn(told).all()
     assert torn(told._replace(among_ten=torch.tensor([True, False, True]))).tolist() == [
@@ -107,6 +112,13 @@ def test_balanced_by_hand():
         assert len(set(cells)) == 4
 
 
+def test_kinds_are_balanced_one_by_one():
+    # Those of the second kind are all by the image; that takes nothing from the first.
+    told = made([1.0, 1.0, -1.0, 1.0] * 2, kinds="ab")
+    first, second = balanced(told, torch.ones(8, dtype=torch.bool))
+    assert sorted(first + second) == [0, 2, 4, 6]
+
+
 def test_lists_by_hand():
     # Head 0 pushes by 1 in every sample, head 1 by -2; heads of layer 1 cancel out.
     pushes = torch.tensor([[[1.0, -2.0], [3.0, 0.0]], [[1.1, -2.1], [-3.0, 0.0]]]).repeat(4, 1, 1)
@@ -126,9 +138,10 @@ def test_heads_that_change_sides_between_the_halves_are_not_listed():
     up, down = torch.tensor([[[4.0, 1.0]]]), torch.tensor([[[-3.0, 1.0]]])
     pushes = torch.cat([up, up + 0.1, up - 0.1] * 10 + [down, down - 0.1, down + 0.1] * 3)
     halves = (list(range(30)), list(range(30, 39)))
-    found = list_heads(made([1.0] * 39, pushes=pushes), halves, protect_layers=0)
-    assert found.removed["in the other list in one half"] == ((0, 0),)
-    assert found.image == ((0, 1),)
+    for order in (halves, halves[::-1]):
+        found = list_heads(made([1.0] * 39, pushes=pushes), order, protect_layers=0)
+        assert found.removed["in the other list in one half"] == ((0, 0),)
+        assert found.image == ((0, 1),)
 
 
 def test_heads_in_both_lists_are_not_listed():
@@ -155,6 +168,31 @@ def test_lists_of_the_lens_by_hand():
     )
     assert found.image == tuple((0, head) for head in range(LENS_HEADS))
     assert found.memory == ()
+
+
+def test_the_strongest_head_comes_first():
+    pushes = torch.tensor([[[1.0, 3.0, 2.0, -1.0, -3.0]]]).expand(8, 1, 5)
+    found = list_heads(made([1.0] * 8, pushes=pushes), ([0, 3], [1, 2]), protect_layers=0)
+    assert found.image == ((0, 1), (0, 2), (0, 0))
+    assert found.memory == ((0, 4), (0, 3))
+
+
+def test_errors_of_means_by_hand():
+    found = means_of(torch.tensor([1.0, 3.0])[:, None, None])
+    assert (float(found.mean), float(found.error)) == (2.0, pytest.approx(1.0))
+    # Mean 1 with an error of 0.38: clear of it by 2.6.
+    pushes = torch.tensor([0.0, 2.0]).repeat(4)[:, None, None].expand(8, 1, 2)
+    samples, halves = made([1.0] * 8, pushes=pushes), ([0, 1, 2, 3], [4, 5, 6, 7])
+    for significance, heads in ((2.0, ((0, 0), (0, 1))), (3.0, ())):
+        found = list_heads(samples, halves, significance=significance, protect_layers=0)
+        assert found.image == heads
+
+
+def test_recorded_values_are_means_over_both_halves(wired):
+    pushes = torch.arange(8.0)[:, None, None] + torch.arange(8.0)  # grows with the head alike
+    measured = made([1.0, -1.0] * 4, pushes=pushes)
+    record = make_record(wired[0], measured, ([0, 2], [5, 7]), {}, protect_layers=0)
+    assert record.values["pushes"] == [[3.5 + head for head in range(8)]]
 
 
 def test_rank_correlation_by_hand():
@@ -323,6 +361,62 @@ def test_the_fraction_is_the_given_one_or_the_tuned_one_or_two_percent(record, t
     assert pruned(tuned={"image": 0.25}, towards="memory") == ((0, (0,)),)
     assert pruned(0.5, {"image": 0.25}) == ((0, (4, 5, 6, 7)),)
     assert pruned(0.001) == ((0, (7,)),)
+    lists = lists._replace(memory=heads[:4])  # a fraction is one of all heads, not of those listed
+    assert pruned(0.25) == ((0, (0, 1)),)
+
+
+def test_last_row_edits_all_new_tokens_of_a_pass():
+    """A search looks at several next tokens at once: three of them in a pass are three passes."""
+    model, processor = tiny.shared("llava")
+    inputs = tiny.inputs(processor, checks.PROMPTS[:1], [[tiny.picture(1)]])
+    n, more, found = inputs["input_ids"].shape[1], torch.tensor([[5, 6, 7]]), []
+    for sizes in ((3,), (1, 1, 1)):
+        logits, seen = [], 0
+        with attach(model, PH3(heads_by_layer=HEADS, mode="last_row")), torch.no_grad():
+            cache = model(**inputs, use_cache=True).past_key_values
+            for size in sizes:
+                mask = torch.ones(1, n + seen + size, dtype=torch.long)
+                new = {"input_ids": more[:, seen : seen + size], "attention_mask": mask}
+                logits.append(model(**new, past_key_values=cache, use_cache=True).logits)
+                seen += size
+        found.append(torch.cat(logits, 1))
+    torch.testing.assert_close(*found, atol=1e-4, rtol=1e-4)
+
+
+def test_both_answers_must_be_among_the_ten_likeliest_tokens():
+    model, processor = tiny.shared("llava")
+    batch = toy.conflicts(processor)[0]
+    order = checks.next_logits(model, batch.inputs).argsort(-1, descending=True)
+
+    def among_ten(image, memory):
+        one = dataclasses.replace(batch, image=order[:, image], memory=order[:, memory])
+        return measure(model, [one]).among_ten.tolist()
+
+    assert among_ten(0, 9) == among_ten(9, 0) == [True] * 4
+    assert among_ten(0, 10) == among_ten(10, 0) == [False] * 4
+
+
+def test_samples_without_words_of_the_prior_are_measured_by_the_picture(wired):
+    model, processor = wired
+    batch = toy.conflicts(processor, neutral=True)[0]
+    ids = batch.neutral["input_ids"].clone()
+    ids[2:] = batch.inputs["input_ids"][2:]
+    found = measure(
+        model, [dataclasses.replace(batch, neutral={**batch.neutral, "input_ids": ids})]
+    )
+    assert torch.equal(found.remembers[2:], found.pushes[2:])
+    layer, head = toy.MEMORY_HEAD
+    assert bool((found.remembers[:2, layer, head] < 0).all())
+    assert not found.pushes[:, layer, head].any()
+
+
+def test_one_batch_without_donors_is_measured_with_the_mean_feature(wired):
+    model, processor = wired
+    first, *others = toy.conflicts(processor)
+    some = [dataclasses.replace(first, donor=None), *others]
+    found = calibrate_heads(model, some, score="sum", protect_layers=0)
+    assert found.lists.image == (toy.IMAGE_HEAD,)
+    assert found.settings["corruption"] == "mean"
 
 
 def test_last_row_edits_the_last_position_only():
@@ -522,6 +616,11 @@ def test_error_corrupted_prompt_of_another_length(wired):
         calibrate_heads(model, [dataclasses.replace(batch, donor=longer)])
     with pytest.raises(ValueError, match="when corrupted"):
         calibrate_heads(model, [dataclasses.replace(batch, neutral=longer)])
+    # As many positions in all, but row by row others.
+    names = ("input_ids", "attention_mask")
+    turned = {**batch.inputs, **{name: batch.inputs[name].flip(0) for name in names}}
+    with pytest.raises(ValueError, match="when corrupted"):
+        calibrate_heads(model, [dataclasses.replace(batch, donor=turned)])
 
 
 def test_error_too_few_torn_samples(wired):
@@ -543,6 +642,8 @@ def test_error_unstable_halves(record, tmp_path):
         PH3(heads_file=str(tmp_path / "u.json"))
     assert PH3(heads_file=str(tmp_path / "u.json"), allow_unstable=True).pruned
     assert '"unstable": true' in (tmp_path / "u.json").read_text()
+    barely = record.lists._replace(split_half={"image": 0.9, "memory": 0.3})
+    assert not dataclasses.replace(record, lists=barely).unstable
 
 
 def test_error_no_significant_head(record, tmp_path):
@@ -612,4 +713,10 @@ def test_other_methods_than_at_the_calibration_are_a_warning(wired, file, record
     write_record(tmp_path / "v.json", dataclasses.replace(record, methods=(vhr.text,)))
     with warnings.catch_warnings(), attach(model, PH3(heads_file=str(tmp_path / "v.json")), vhr):
         warnings.simplefilter("error")
+        checks.next_logits(model, inputs)
+    other = VHR(layers=(0,), alpha=3.0)  # as many, but another one
+    with (
+        pytest.warns(UserWarning, match=r"found beside VHR.*, and are used beside VHR\(alpha=3"),
+        attach(model, PH3(heads_file=str(tmp_path / "v.json")), other),
+    ):
         checks.next_logits(model, inputs)

@@ -99,6 +99,33 @@ def test_only_the_last_row_of_the_prompt_changes():
     assert not torch.allclose(weighed[:, -1], plain[:, -1], atol=1e-4)
 
 
+def test_layers_with_heads_of_either_kind_are_touched():
+    anatomy = Anatomy(tiny.shared("llava")[0])
+    method = SeeingKnowing(image_heads=((1, (0,)),), memory_heads=((3, (2,)),))
+    assert [layer for layer in range(4) if method.acts_in(anatomy, layer)] == [1, 3]
+
+
+@torch.no_grad()
+def test_new_tokens_are_text():
+    """Nothing is edited before layer 1, so its plain row is that of a whole pass."""
+    model, processor = tiny.build("llava")
+    model.set_attn_implementation("eager")
+    inputs = tiny.inputs(processor, checks.PROMPTS[:1], [[tiny.picture(1)]])
+    asked = {"max_new_tokens": 2, "min_new_tokens": 2, "do_sample": False}
+    asked |= {"output_attentions": True, "return_dict_in_generate": True}
+    with attach(model, STRONG):
+        out = model.generate(**inputs, **asked)
+    row = out.attentions[1][1][0, :, -1]
+    whole = {**inputs, "input_ids": out.sequences[:, :-1]}
+    whole["attention_mask"] = torch.ones_like(whole["input_ids"])
+    plain = model(**whole, output_attentions=True).attentions[1][0, :, -1]
+    visual = whole["input_ids"][0] == model.config.image_token_id
+    on_image = torch.tensor([3.0, 3, 1, 1, 1, 1, 1, 1])
+    on_text = torch.tensor([1.0, 1, -1, 0.6, 0.6, 0.6, 0.6, 0.6])  # (8 - 2 * 3 + 1) / 5 are left
+    expected = plain * torch.where(visual, on_image[:, None], on_text[:, None])
+    torch.testing.assert_close(row, expected, atol=1e-5, rtol=1e-4)
+
+
 def test_published_heads():
     method = PH3.seeing_knowing("llava-next-mistral-7b", strength=-2.0)
     assert (method.image_change, method.memory_change) == (2.0, -2.0)

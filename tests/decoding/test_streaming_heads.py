@@ -262,6 +262,15 @@ def test_a_file_acts_as_its_heads_do(tmp_path):
     assert torch.equal(logits_of(model, inputs, method), logits_of(model, inputs, same))
 
 
+def test_a_file_that_names_every_head_leaves_none_to_stream(tmp_path):
+    model, processor = tiny.shared("llava")
+    inputs = tiny.inputs(processor, PROMPTS, PICTURES)
+    named = {(layer, head): 0.9 for layer in range(4) for head in range(8)}
+    method = StreamingHeads(heads_files=saved(tmp_path, "all.json", named), sink=1, recent=4)
+    assert method.streaming == ()
+    assert torch.equal(logits_of(model, inputs), logits_of(model, inputs, method))
+
+
 # ---- refusals ---------------------------------------------------------------------------------
 
 

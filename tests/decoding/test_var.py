@@ -593,6 +593,14 @@ def test_known_sink_dims(name, width, dims):
     assert VAR().unsupported(anatomy) == []
 
 
+def test_a_model_is_known_by_the_name_of_its_language_model():
+    model, _ = tiny.build("llava")
+    anatomy = named(model, "somebody/my-llava", 4096)
+    text = type("Text", (), {"name_or_path": "lmsys/vicuna-7b-v1.5"})()
+    anatomy.config = type("Whole", (), {"name_or_path": "x", "get_text_config": lambda s: text})()
+    assert known_sink_dims(anatomy) == (1415, 2533)
+
+
 def test_presets_by_task():
     ratios = {"general": 0.8, "hallucination": 0.5, "vision_centric": 0.9}
     for task, ratio in ratios.items():

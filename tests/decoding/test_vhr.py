@@ -152,6 +152,11 @@ def test_divergence_by_hand():
     with_image = torch.tensor([[[4.0, 6.0], [1.0, 1.0], [1.0, 1.0]]])
     without = torch.tensor([[[1.0, 2.0], [1.0, 1.0], [1.0, 1.0 + 1e-7]]])
     assert divergence(with_image, without).tolist() == [[5.0, 0.0, 0.0]]
+    # Numbers that were computed in half precision are off by more.
+    near = with_image + torch.tensor([[[0.0, 0.0], [0.0, 1e-3], [0.0, 1.0]]])
+    half = divergence(with_image, near, torch.bfloat16)
+    assert half.tolist() == [[0.0, 0.0, 1.0]]
+    assert float(divergence(with_image, near)[0, 1]) == pytest.approx(1e-3, rel=1e-3)
 
 
 def test_text_activation_by_hand():
