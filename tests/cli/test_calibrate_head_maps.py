@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import math
 import re
@@ -13,7 +14,9 @@ import torch
 from PIL import Image
 
 import mmlm
+from data_tools.world import SPLITS, scene
 from mmlm.cli import main
+from mmlm.cli.calibrate import head_maps
 from mmlm.cli.calibrate.head_maps import needles, pictures
 from mmlm.cli.calibrate.questions import QuestionOptions
 from mmlm.engine.head_maps import HeadMap
@@ -28,10 +31,10 @@ from mmlm.head_measures import (
     tokens_of_mask,
     visual_heads,
 )
-from mmlm.head_measures.runs import inputs_of
+from mmlm.head_measures.runs import _ended, inputs_of
 from mmlm.head_measures.text import _needle_span, first_line
 from mmlm.head_measures.visual import _named
-from mmlm.token_places import Footprints
+from mmlm.token_places import Footprints, footprints
 
 COMMAND = ("calibrate", "heads")
 
@@ -69,6 +72,10 @@ def test_a_box_has_the_tokens_whose_centres_lie_in_it():
     assert tokens_of_boxes(grid(2), [(0, 0, 9, 5), (20, 10, 32, 16)], (32, 16)) == (0, 3)
 
 
+def test_a_box_ends_before_a_centre_on_its_right_or_lower_edge():
+    assert tokens_of_boxes(grid(2), [(8, 4, 24, 12)], (32, 16)) == (0,)
+
+
 def test_row_ends_belong_to_no_region():
     places = grid(2)
     ends = Footprints(
@@ -103,6 +110,12 @@ def test_words_count_at_their_first_token():
     ]
     assert [words[one.step].strip("▁Ġ ") for one in named] == ["dog", "fire", "cat"]
     assert text.startswith("a dog")
+
+
+def test_an_answer_is_up_to_its_first_end_token():
+    assert _ended([5, 2, 7, 2], 2) == [5, 2]
+    assert _ended([5, 3, 7], [2, 3]) == [5, 3]
+    assert _ended([5, 7], [2, 3]) == _ended([5, 7], None) == [5, 7]
 
 
 # ---- the commands ----
@@ -176,6 +189,32 @@ def test_error_a_family_whose_tokens_have_no_place(monkeypatch):
         visual_heads(model, processor, [grey(boxes={"dog": [(0, 0, 9, 9)]})])
 
 
+@pytest.mark.parametrize("more", [-1, 1])
+def test_error_a_picture_that_takes_other_tokens_in_a_prompt(more, monkeypatch):
+    model, processor = mmlm.load("embedded")
+    places = footprints(model, processor, (80, 80))
+    kept = torch.arange(places.tokens + more).clamp(max=places.tokens - 1)
+    other = Footprints(places.down[kept], places.across[kept])
+    monkeypatch.setattr("mmlm.token_places.footprints", lambda *_: other)
+    said = f"{places.tokens} image tokens in a prompt and {other.tokens} alone"
+    with pytest.raises(InputError, match=said):
+        visual_heads(model, processor, [grey()], max_new_tokens=2)
+
+
+def test_default_lengths_of_answers(monkeypatch):
+    kept = []
+    real = inspect.signature(head_maps.run)
+
+    def run(*given):
+        kept.append(real.bind(*given).arguments["max_new_tokens"])
+        return 0
+
+    monkeypatch.setattr(head_maps, "run", run)
+    for words in (("visual",), ("text",), ("text", "--max_new_tokens", "7")):
+        assert main([*COMMAND, "--kind", *words]) == 0
+    assert kept == [84, 50, 7]
+
+
 def test_the_whole_map_is_drawn(tmp_path, capsys):
     figure = tmp_path / "heads.png"
     given = [*COMMAND, "--kind", "visual", "--count", "2", "--output", str(tmp_path / "h.json")]
@@ -221,6 +260,28 @@ def test_a_repeated_needle_counts(monkeypatch):
     assert found.score.max() <= 1
 
 
+def test_scores_are_means_over_the_answers_that_count(monkeypatch):
+    model, processor = tiny.shared("llava")
+    words = ("a dog", "the cat")
+    text = "the cat saw a dog there . what was it ?"
+    monkeypatch.setattr(
+        "mmlm.head_measures.text.rouge_1_recall", lambda answer, needle: float(needle == words[0])
+    )
+    scores = torch.full((4, 8), 1.5).double(), torch.full((4, 8), 0.5).double()
+    monkeypatch.setattr("mmlm.engine.head_scores.retrieval_scores", lambda *_: scores)
+    both = retrieval_heads(model, processor, [Needle(text, w) for w in words], max_new_tokens=4)
+    assert (both.counted["samples"], both.counted["counted"]) == (2, 1)
+    assert both.score.eq(0.5).all()
+    assert both.values["score"].eq(1.5).all()
+
+
+def test_half_of_a_needle_is_not_enough(monkeypatch):
+    model, processor = tiny.shared("llava")
+    monkeypatch.setattr("mmlm.head_measures.text.rouge_1_recall", lambda answer, needle: 0.5)
+    with pytest.warns(UserWarning, match="None of 1"):
+        retrieval_heads(model, processor, [Needle("is a dog here ?", "a dog")], max_new_tokens=2)
+
+
 def test_error_needles_that_are_not_there():
     model, processor = tiny.shared("llava")
     bad = Needle("what is this ?", "a dog")
@@ -237,6 +298,36 @@ def test_needles_lie_at_every_depth():
     assert depths[0] == 0
     assert found[-1].prompt.index(found[-1].needle + " What does the text say") > 0
     assert any(0.2 < depth < 0.7 for depth in depths)
+    # In longer texts as well, of which there are five lengths.
+    found = list(needles(QuestionOptions(count=50)))
+    for first in range(0, 50, 10):
+        assert found[first].prompt.startswith(found[first].needle)
+        last = found[first + 9]
+        assert f"{last.needle} What does the text say" in last.prompt
+    sentences = [one.prompt.count(" . ") for one in found[::10]]
+    assert sentences == sorted(set(sentences))
+
+
+def test_masks_of_the_world_are_those_of_their_objects():
+    seen = 0
+    for index, one in enumerate(pictures(QuestionOptions(count=6, seed=2), None)):
+        truth = scene(SPLITS["train"], 2, index, "train")
+        assert set(one.masks) == truth.classes
+        for name, mask in one.masks.items():
+            boxes = np.zeros_like(mask)
+            for i in truth.instances:
+                if i.name == name:
+                    boxes[i.y : i.y + i.height, i.x : i.x + i.width] = True
+            assert not (mask & ~boxes).any()
+            seen += bool(mask.any())
+    assert seen > 6
+
+
+def test_seeds_draw_other_needles_and_pictures():
+    texts = [[one.needle for one in needles(QuestionOptions(count=9, seed=s))] for s in (0, 0, 1)]
+    assert texts[0] == texts[1] != texts[2]
+    shown = [next(iter(pictures(QuestionOptions(count=2, seed=s), None))) for s in (0, 0, 1)]
+    assert shown[0].image.tobytes() == shown[1].image.tobytes() != shown[2].image.tobytes()
 
 
 def test_needles_whose_ends_are_merged_are_found_by_characters():
@@ -246,6 +337,10 @@ def test_needles_whose_ends_are_merged_are_found_by_characters():
     start, end = _needle_span(processor, ids, sample)
     assert "talog" in processor.tokenizer.decode(ids[start:end])
     assert "here" not in processor.tokenizer.decode(ids[start:end])
+    # An end that is none of a token's: the next token begins right behind it.
+    sample = Needle("the catalogue is here", "talogue")
+    start, end = _needle_span(processor, ids, sample)
+    assert processor.tokenizer.decode(ids[start:end]).endswith("ogue")
 
 
 def test_recall_counts_words_as_often_as_they_are_said():
@@ -297,6 +392,15 @@ def test_boxes_of_a_coco_file(tmp_path):
     assert one.regions(grid(2)) == {"dog": (0, 3)}
 
 
+def test_pictures_without_an_object_do_not_count(tmp_path):
+    path = coco(tmp_path)
+    content = json.loads(path.read_text())
+    content["images"].insert(0, {"id": 3, "file_name": "b.png", "width": 32, "height": 16})
+    path.write_text(json.dumps(content))
+    (one,) = pictures(QuestionOptions(count=1), path)
+    assert one.names == {"dog"}
+
+
 def test_annotations_without_a_box_are_refused(tmp_path):
     with pytest.raises(InputError, match=r"annotation 1 has no box"):
         list(pictures(QuestionOptions(), coco(tmp_path, bbox=[])))
@@ -315,6 +419,14 @@ def test_texts_need_their_needle(line, match, tmp_path):
     path.write_text(json.dumps(line) + "\n")
     with pytest.raises(InputError, match=match):
         list(needles(QuestionOptions(questions=path)))
+
+
+def test_texts_of_a_file_are_the_first_ones(tmp_path):
+    path = tmp_path / "texts.jsonl"
+    lines = [json.dumps({"prompt": f"here is {n} .", "needle": str(n)}) for n in range(3)]
+    path.write_text("\n".join(lines) + "\n")
+    found = list(needles(QuestionOptions(questions=path, count=2)))
+    assert found == [Needle("here is 0 .", "0"), Needle("here is 1 .", "1")]
 
 
 @pytest.mark.parametrize(

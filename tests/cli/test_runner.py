@@ -339,3 +339,7 @@ def test_fingerprint_follows_the_weights(tiny):
     with torch.no_grad():
         model.get_output_embeddings().weight[0, 0] += 1
     assert fingerprint(model) != fingerprint(tiny[0])
+    with torch.no_grad():
+        model.get_output_embeddings().weight[0, 0] -= 1
+        model.get_output_embeddings().weight[3, 5] += 1  # and not by its first numbers alone
+    assert fingerprint(model) != fingerprint(tiny[0])

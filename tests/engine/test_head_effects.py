@@ -213,13 +213,15 @@ def test_looking_gives_the_models_own_states_and_leaves_nothing_behind(family):
     patched_logits(anatomy, run, run, tokens)  # this family's layers are attention and MLP alone
 
 
-def test_what_attached_methods_do_is_seen():
+@pytest.mark.parametrize("text_branch", ["plain", "lockstep"])
+def test_what_attached_methods_do_is_seen(text_branch):
+    """Rows that ride along in the same pass are not among those that are kept."""
     from decoding.vhr import VHR
 
     model, processor = tiny.shared("llava")
     anatomy, inputs = Anatomy(model), checks.batch(processor)
     plain = look(anatomy, inputs)
-    with attach(model, VHR(alpha=3.0)):
+    with attach(model, VHR(alpha=3.0, text_branch=text_branch)):
         edited, logits = look(anatomy, inputs), checks.next_logits(model, inputs)
     assert not torch.allclose(plain.heads[1], edited.heads[1], atol=1e-4)
     torch.testing.assert_close(anatomy.exit_logits(edited.final), logits, atol=1e-4, rtol=1e-4)

@@ -112,7 +112,7 @@ def test_numbers_out_of_range_are_refused(wrong, match):
         cache_budget(torch.ones(2, 4), **{"kv_heads": 2, "budget": 64, **wrong})
 
 
-@pytest.mark.parametrize("bad", [math.nan, -1.0])
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -1.0])
 def test_scores_that_are_no_scores_are_refused(bad):
     scores = torch.ones(2, 4)
     scores[1, 2] = bad

@@ -14,7 +14,7 @@ import mmlm
 from mmlm import AttentionSinks, attach, measured, parse_method
 from mmlm.engine.column_means import Columns, causal_baseline, sink_percent, sink_set
 from mmlm.errors import IncompatibleMethods
-from mmlm.probes.attention_sinks import agreement
+from mmlm.probes.attention_sinks import REGIONS, agreement
 
 PROMPTS = ["describe the image in detail .", "is there a dog ?"]
 PICTURES = [[tiny.picture(1), tiny.picture(2)], [tiny.picture(3)]]
@@ -155,6 +155,22 @@ def test_windows_and_padding_are_read_from_the_rows():
     assert float(columns.shares.sum()) == pytest.approx(1)
 
 
+def test_a_mean_at_the_bound_is_not_above_it():
+    means = torch.tensor([[0.25, 0.5]])
+    assert sink_percent(means, 0.25).tolist() == [0, 100]
+    given = {"baseline": torch.zeros(1, 2) + 1, "queries": torch.full((1, 2), 8)}
+    found = sink_set(means, **given, eps=0.25, factor=10.0, min_queries=8)
+    assert found.tolist() == [[False, True]]
+
+
+def test_a_weight_that_vanished_in_one_head_is_not_masked():
+    a = torch.tensor([[[[0.0, 1.0]], [[0.5, 0.5]]]])  # the first head's first weight is too small
+    columns = Columns.of(a, torch.ones(1, 1, dtype=torch.bool))
+    assert columns.queries.tolist() == [[1, 1]]
+    assert columns.even.tolist() == [[0.5, 0.5]]
+    assert columns.means[0].tolist() == [[0, 1], [0.5, 0.5]]
+
+
 # ---- on models --------------------------------------------------------------------------------
 
 
@@ -283,6 +299,40 @@ def test_generated_tokens_as_queries():
         assert record["rate"] == pytest.approx(expected.tolist())
 
 
+def test_a_picture_that_comes_first_gives_its_first_token_away():
+    model, processor = tiny.shared("llava")
+    inputs = tiny.inputs(processor, PROMPTS[1:], PICTURES[1:])
+    image = torch.isin(inputs["input_ids"][0], torch.tensor(mmlm.Anatomy(model).image_ids))
+    start = int(image.int().argmax())
+    for name in ("input_ids", "attention_mask"):
+        inputs[name] = inputs[name][:, start:]
+    with attach(model, AttentionSinks(eps=1e-6, min_queries=1)), torch.inference_mode():
+        model(**inputs)
+        (record,) = [row["attention_sinks"] for row in measured(model)]
+    for (pairs,) in record["sinks"]:
+        assert [number for number, _ in pairs] == list(range(1, record["keys"][0]))
+    for parts in zip(*(record[f"{name}_mass"] for name in REGIONS), strict=True):
+        assert sum(map(torch.tensor, parts)).tolist() == pytest.approx([1.0] * 8, abs=1e-5)
+
+
+def test_a_second_answer_begins_anew():
+    model, processor = tiny.shared("llava")
+    inputs = tiny.inputs(processor, PROMPTS[1:], PICTURES[1:])
+    seen, queries = inputs["input_ids"].shape[1], []
+    with attach(model, AttentionSinks(queries="generated")), torch.inference_mode():
+        cache = model(**inputs, use_cache=True).past_key_values
+        for new in (1, 3, 1):  # a token of the answer, another question, a token of its answer
+            seen += new
+            model(
+                input_ids=torch.full((1, new), 5),
+                attention_mask=torch.ones(1, seen, dtype=torch.long),
+                past_key_values=cache,
+                use_cache=True,
+            )
+            queries.append(measured(model)[0]["attention_sinks"]["queries"])
+    assert queries == [1, 0, 1]
+
+
 def test_an_answer_of_one_token_has_no_query():
     model, processor = tiny.shared("llava")
     inputs = tiny.inputs(processor, PROMPTS, PICTURES)
@@ -379,6 +429,13 @@ def test_error_a_prompt_that_is_too_short():
         attach(model, AttentionSinks(min_queries=n)),
     ):
         model(input_ids=ids)
+    both = torch.cat([torch.cat([torch.ones_like(ids), ids], 1), ids.repeat(1, 2)])
+    mask = torch.tensor([[0] * n + [1] * n, [1] * 2 * n])  # the shorter one is too short
+    with (
+        attach(model, AttentionSinks(min_queries=n)),
+        pytest.raises(ValueError, match=f"has {n} tokens"),
+    ):
+        model(input_ids=both, attention_mask=mask)
     with attach(model, AttentionSinks(min_queries=n - 1)):
         model(input_ids=ids)
         assert measured(model)[0]["attention_sinks"]["queries"] == n

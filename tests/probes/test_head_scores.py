@@ -184,6 +184,26 @@ def test_heads_are_above_the_threshold_and_above_chance():
     assert head_map(score * 0).heads == ()
 
 
+def test_at_the_threshold_and_at_chance_is_not_above():
+    score = torch.tensor([[0.1, 0.2, 0.3]], dtype=torch.float64)
+    assert head_map(score).heads == ((0, 2), (0, 1))
+    assert head_map(score, hit_excess=score - 0.2).heads == ((0, 2),)
+
+
+def test_fewer_than_fifty_steps_are_few():
+    score = torch.rand(2, 2, dtype=torch.float64)
+    found = [
+        HeadMap(kind="text", values={"s": score}, rank="s", counted={"steps": n}) for n in (49, 50)
+    ]
+    assert [one.few for one in found] == [True, False]
+
+
+def test_one_head_without_a_number_cannot_be_ranked():
+    score = torch.tensor([[0.1, math.nan]], dtype=torch.float64)
+    with pytest.raises(ValueError, match="no head was measured"):
+        head_map(score).top(1)
+
+
 def test_top_ranks_and_refuses():
     found = head_map(torch.tensor([[0.1, 0.3], [0.3, 0.2]], dtype=torch.float64))
     assert found.top(3) == ((0, 1), (1, 0), (1, 1))  # of equal heads the first
@@ -210,6 +230,21 @@ def test_damaged_files_are_refused(text, tmp_path):
         HeadMap.load(path)
     with pytest.raises(ValueError, match="there is no file"):
         HeadMap.load(tmp_path / "other.json")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"shape": [2, 3]}, "values of another shape"),
+        ({"rank": "score"}, "the ranked value is missing"),
+    ],
+)
+def test_files_that_contradict_themselves_are_refused(change, message, tmp_path):
+    path = tmp_path / "heads.json"
+    head_map(torch.rand(2, 2, dtype=torch.float64)).save(path)
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    with pytest.raises(ValueError, match=f"is no map of heads .{message}"):
+        HeadMap.load(path)
 
 
 def test_files_of_another_format_are_refused(tmp_path):

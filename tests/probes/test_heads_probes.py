@@ -13,7 +13,7 @@ from decoding.pai import PAI
 from mmlm import Anatomy, RetrievalHeads, VisualHeads, attach, measured, parse_method
 from mmlm.engine.head_scores import RegionCounts, find_needle, retrieval_scores
 from mmlm.errors import InputError
-from mmlm.probes.visual_heads import scored
+from mmlm.probes.visual_heads import _tokens_of, scored
 
 A, B, C, D = 30, 31, 32, 33
 """Tokens of the wired model: A is followed by B, B by C, C by D."""
@@ -187,6 +187,23 @@ def test_means_are_over_the_tokens_that_count():
         torch.testing.assert_close(torch.tensor(r["looks"]), looks)
 
 
+def test_no_more_tokens_are_measured_than_count_and_ran():
+    model, processor = tiny.shared("llava")
+    inputs = tiny.inputs(processor, PROMPTS[:2], PICTURES[:2])
+    with attach(model, VisualHeads(steps=True), RetrievalHeads()):
+        model.generate(**inputs, max_new_tokens=2, min_new_tokens=2, do_sample=False)
+        records = measured(model, [9, 1])
+    seen, copied = (answers_of(records, name) for name in ("visual_heads", "retrieval_heads"))
+    assert [r["tokens"] for r in seen] == [2, 1]
+    assert [len(r["peaks"]) for r in seen] == [len(r["peaks"]) for r in copied] == [2, 1]
+
+
+def test_a_look_at_a_new_token_is_none_at_an_image_that_ends_the_prompt():
+    number = torch.tensor([[-1, 0, 1]])
+    peaks = torch.tensor([0, 2, 3, 7])[:, None, None, None]
+    assert _tokens_of(peaks, number).flatten().tolist() == [-1, 1, -1, -1]
+
+
 def test_beams_and_copies_repeat_the_regions():
     model, processor = tiny.shared("llava")
     inputs = tiny.inputs(processor, PROMPTS[1:], PICTURES[1:])
@@ -245,6 +262,7 @@ def test_layers_must_exist(cls):
     [
         ((((0,),),), "regions of 1 rows were given for 2 prompts"),
         ((((99,),), ()), "image token 99"),
+        ((((32,),), ()), "image token 32; prompt 0 has 32"),
     ],
 )
 def test_regions_must_fit_the_prompts(regions, match):
@@ -259,11 +277,15 @@ def test_scored_words_need_steps_and_regions():
     with pytest.raises(ValueError, match="means only"):
         scored(record, [(0, 0)])
     full = record | {
-        "peaks": [[[0]]] * 2,
-        "masses": [[[0.5]]] * 2,
-        "region_masses": [[[[0.1]]]] * 2,
+        "peaks": [[[0]], [[3]]],
+        "masses": [[[0.5]], [[0.25]]],
+        "region_masses": [[[[0.125]]], [[[0.0]]]],
     }
-    assert len(scored(full, [(0, 0), (1, 0)])) == 2
+    found = scored(full, [(1, 0), (0, 0)])
+    assert [bool(one.hit) for one in found] == [False, True]
+    assert all(bool(one.looks) for one in found)
+    assert [float(one.mass) for one in found] == [0, 0.125]
+    assert [float(one.image_mass) for one in found] == [0.25, 0.5]
     for word in ((2, 0), (0, 1), (-1, 0)):
         with pytest.raises(ValueError, match="there is no token"):
             scored(full, [word])

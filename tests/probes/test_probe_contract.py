@@ -10,7 +10,8 @@ import torch
 
 import mmlm
 from mmlm import attach, measured, parse_method
-from mmlm.errors import IncompatibleMethods
+from mmlm.errors import HiddenAttention, IncompatibleMethods
+from mmlm.probes.layer_probe import check_shown
 
 #: Settings under which each probe is tried; a new probe without a row fails.
 PROBES = {
@@ -139,6 +140,12 @@ def test_beams_are_refused_unless_only_the_prompt_is_measured(text):
         records = measured(model, [4, 4])
     for one, other in zip(alone, records, strict=True):
         assert one == other
+
+
+def test_a_layer_whose_attention_never_came_is_named():
+    check_shown((0, 2), {0: [], 2: []})
+    with pytest.raises(HiddenAttention, match="Layer 2 does not hand its queries and keys"):
+        check_shown((0, 2), {0: []})
 
 
 @pytest.mark.parametrize("text", SETTINGS)

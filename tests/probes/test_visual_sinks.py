@@ -148,8 +148,12 @@ def test_wrong_values_are_refused(wrong):
 
 def test_a_dimension_that_is_not_there_is_refused():
     model, _ = tiny.shared("llava")
-    with (
-        pytest.raises(ValueError, match="VisualSinks: sink_dims must be below"),
-        attach(model, VisualSinks(sink_dims=(9999,), tau=2.0)),
-    ):
+    width = mmlm.Anatomy(model).width
+    for dimension in (width, 9999):
+        with (
+            pytest.raises(ValueError, match="VisualSinks: sink_dims must be below"),
+            attach(model, VisualSinks(sink_dims=(dimension,), tau=2.0)),
+        ):
+            pass
+    with attach(model, VisualSinks(sink_dims=(width - 1,), tau=2.0)):
         pass
