@@ -115,6 +115,12 @@ def test_ring_acceptance_1_a_perfect_file_scores_100_in_both_settings(tmp_path):
     assert scores.official == {"web": 100, "office": 100, "poster": 100, "overall": 100}
 
 
+def test_chance_is_over_the_questions_whose_elements_are_known(questions, tmp_path):
+    one, two = stored(questions, tmp_path)[:2]
+    assert mmir.score_stored([one, two]).metrics["chance"] == (1 / 4 + 2 / 4) / 2
+    assert mmir.score_stored([one, two | {"elements": {}}]).metrics["chance"] == 1 / 4
+
+
 def test_ring_acceptance_1_half_the_file_halves_the_overall_score(questions, tmp_path):
     lines = stored(questions, tmp_path)
     half = mmir.score_stored(lines[::2])
@@ -161,6 +167,8 @@ def test_match_takes_the_element_with_most_common_words(tmp_path):
     elements = {"1": "a blue title", "2": "a price of ten euros", "3": "a date", "4": "a day"}
     assert mmir.matched_id("the title is blue", elements) == "1"
     assert mmir.matched_id("ten euros", elements) == "2"
+    # The words that a description has besides count against it.
+    assert mmir.matched_id("blue title", {"1": "a long blue title", "2": "a blue title"}) == "2"
     assert mmir.matched_id("a", elements) == ""  # "a date" and "a day" share it alike
     assert mmir.matched_id("nothing of that", {"1": "red"}) == ""
     questions = mmir.read_questions(write(tmp_path, "open"), "open")
@@ -208,6 +216,10 @@ def without(name):
         ),
         (without("image"), "the picture must stand under image or image_path"),
         (without("question"), "the question must stand under question or prompt"),
+        (
+            lambda entries: [*entries[:-1], *without("image")(entries[-1:])],
+            "the picture must stand under image or image_path",
+        ),
         (lambda entries: {"all": entries}, "no list of questions"),
         (
             lambda entries: [{**entries[0], "gt_ans": [1, 2, 3]}, *entries[1:]],

@@ -71,6 +71,8 @@ def test_the_floor_of_noise_is_taken_off_question_by_question():
     assert scores["noise_reliance"] == pytest.approx(2 / 3)
     assert scores["context_reliance"] == pytest.approx(2 / 3)
     assert scores["excess"] == 0
+    some = score_swapmix([*noisy, record("a", "a", ["b"])])  # a question without noise says nothing
+    assert some["excess"] == 0
     for name in ("excess", "noise_reliance"):  # nobody looked at what noise does
         assert math.isnan(score_swapmix(HAND)[name])
 
@@ -217,6 +219,14 @@ def test_words_of_captions_are_questions_of_their_own():
     assert scores.metrics["gained_words"] == pytest.approx(1 / 4)  # the knife, of 1 + 3 words
     assert scores.metrics["noise_lost_words"] == 0
     assert "context_reliance" not in scores.metrics  # words are not mixed with questions
+    clutter = Variant("clutter", "d.png", "other clutter 1", objects=("cup", "dog"))
+    texts["other clutter 1"] = "there is a bed ."  # no swap: nobody's word
+    more = asked(kind="caption", answer="", objects=("cup", "dog"), variants=(*variants, clutter))
+    cluttered = swapmix.score_stored(
+        lines_of([more], lambda facts: texts[facts.get("note", "original")])
+    )
+    for name in ("lost_words", "gained_words", "noise_lost_words", "noise_gained_words"):
+        assert cluttered.metrics[name] == scores.metrics[name]
     lines[1]["touched"] = ["cup"]  # a cat that reaches into the cup's box says nothing about it
     assert swapmix.score_stored(lines).metrics["caption_context_reliance"] == 0
     both = swapmix.score_stored([*lines, *lines_of([asked(id="2-q")], lambda facts: "no")])

@@ -14,6 +14,7 @@ from benchmarks.swapmix.donors import AskedBox, BoxedPicture, Donors
 from benchmarks.swapmix.feature_swap import FeatureSwap
 from benchmarks.swapmix.features import capture, features_of, similar
 from benchmarks.swapmix.regions import nearest, region
+from mmlm.cli.bench.swapped_features import _questions
 from mmlm.errors import InputError, LayoutError
 from mmlm.token_brightness import KNOWN
 from mmlm.token_places import Footprints, footprints
@@ -104,7 +105,7 @@ def test_rows_have_their_own_swaps_and_padding_does_not_matter(donors):
     assert torch.equal(first_input(model, inputs, one)[1], first_input(model, inputs, each)[1])
 
 
-@pytest.mark.parametrize("beams", [1, 3])
+@pytest.mark.parametrize("beams", [1, 2, 3])
 def test_decoding_goes_on_from_the_swapped_prompt(beams, donors):
     model, processor, path = donors("llava")
     pictures = [[tiny.picture(1)], [tiny.picture(3)]]
@@ -118,6 +119,36 @@ def test_decoding_goes_on_from_the_swapped_prompt(beams, donors):
     other = tiny.inputs(processor, PROMPTS, [[tiny.picture(2)], [tiny.picture(1)]])
     assert torch.equal(found, model.generate(**other, **options))
     assert not torch.equal(found, model.generate(**inputs, **options))
+
+
+def test_only_the_first_picture_of_a_row_is_swapped(donors):
+    model, processor, path = donors("llava")
+    inputs = tiny.inputs(processor, PROMPTS[:1], [[tiny.picture(1), tiny.picture(3)]])
+    swap = FeatureSwap(donors=path, moves=(("b", (16,), (0,)),))
+    with pytest.raises(LayoutError, match="no token 16; its first picture has 16"):
+        first_input(model, inputs, swap)
+
+
+def test_another_turn_is_not_swapped(donors):
+    model, processor, path = donors("llava")
+    inputs = tiny.inputs(processor, PROMPTS[:1], [[tiny.picture(1)]])
+    n, more, found = inputs["input_ids"].shape[1], torch.tensor([[5, 6, 7] * 9]), []
+    with mmlm.attach(model, FeatureSwap(donors=path, moves=(("b", (0, 1), (0, 1)),))):
+        with torch.inference_mode():
+            cache = model(**inputs, use_cache=True).past_key_values
+        handle = (
+            mmlm.Anatomy(model)
+            .layers[0]
+            .register_forward_pre_hook(
+                lambda _, args, named: found.append(args[0] if args else named["hidden_states"]),
+                with_kwargs=True,
+            )
+        )
+        mask = torch.ones(1, n + more.shape[1], dtype=torch.long)
+        with torch.inference_mode():
+            model(input_ids=more, attention_mask=mask, past_key_values=cache)
+        handle.remove()
+    assert torch.equal(found[0], model.get_input_embeddings()(more))
 
 
 def test_the_setting_is_plain_text_and_its_neutral_form_does_nothing():
@@ -186,6 +217,7 @@ def test_a_region_is_the_tokens_that_the_box_covers():
     assert region(seen, (0.25, 0.25, 0.35, 0.35)) == (5, 6, 9, 10)
     assert region(seen, (0.25, 0.25, 0.28, 0.28)) == (5,)  # 0.12 of a token is not
     assert region(seen, (0.3, 0.3, 0.02, 0.02)) == ()
+    assert region(seen, (0.25, 0.25, 10 / 64 / 4, 0.25)) == (5,)  # 10/64, no more and no less
 
 
 def test_each_token_gets_the_one_at_its_place_in_the_other_region():
@@ -264,6 +296,39 @@ def test_the_object_asked_for_stays_and_others_are_exchanged(features):
         assert len(variant.facts["new_tokens"]) == 4
         assert variant.facts["donor"] != "1"
     assert asked(features) == found  # seeded
+
+
+def test_what_is_asked_for_never_comes_in(features):
+    question = AskedBox("existence", "cat", "is there a cat ?", "no")
+    found = asked(features, ("object",), 9, question)
+    names = {variant.note.split(" -> ")[1].split(" of ")[0] for variant in found.variants}
+    assert names == {"cow", "car", "bus"}
+
+
+def test_seeds_draw_others(features):
+    question = AskedBox("existence", "cup", "is there a cup ?", "yes")
+    given = (PICTURES[0], 0, question, ("object",), 2)
+    drawn = [Donors(PICTURES, features, seed).asked(*given).variants for seed in range(6)]
+    assert len({tuple(variant.note for variant in found) for found in drawn}) > 1
+
+
+def test_no_more_looks_are_taken_than_asked_for(features):
+    assert len(asked(features, ("attribute",), 1).variants) == 1
+
+
+def test_what_nobody_has_counted_is_not_asked_for():
+    def counts(*things):
+        picture = BoxedPicture.of("1", Image.new("RGB", (4, 4)), things, grid(4, 4))
+        found = {q.subject: q.answer for seed in range(9) for q in _questions(picture, seed)
+                 if q.kind == "count"}  # fmt: skip
+        return found
+
+    dog, cup = Thing("dog", "animal", CORNER), Thing("cup", "kitchen", OTHER)
+    assert counts(dog, dog, cup) == {"dog": "2", "cup": "1"}
+    assert counts(dog, dog, cup._replace(crowd=True)) == {"dog": "2"}
+    assert counts(*[dog] * 6, cup) == {"cup": "1"}
+    assert counts(*[dog] * 5) == {"dog": "5"}
+    assert counts(*[dog] * 6) == {}
 
 
 def test_another_look_must_look_different(features):

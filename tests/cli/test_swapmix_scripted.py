@@ -21,6 +21,15 @@ def items(tmp_path_factory):
     return swapmix.task(asked, "world").items
 
 
+def test_every_noise_is_another_one(items):
+    """So is every clutter, where there is any."""
+    for swap in ("noise", "clutter"):
+        group = [item for item in items if item.facts["swap"] in ("original", swap)][:4]
+        assert [item.facts["swap"] for item in group] == ["original", *[swap] * 3]
+        shown = {item.request.images[0].read_bytes() for item in group}
+        assert len(shown) == 4
+
+
 def scores(items, answer):
     lines = [
         {

@@ -12,7 +12,7 @@ import tiny
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from mmlm.contrib.kvpress import compat
+from mmlm.contrib.kvpress import _with_positions, compat
 from mmlm.errors import InputError, UnsupportedModel
 
 ROOT = Path(__file__).parents[2]
@@ -109,6 +109,27 @@ def test_batches_are_refused(llama):
     two = {name: value.repeat(2, 1) for name, value in prompt().items()}
     with compat(llama), pytest.raises(InputError, match="a batch of 2 rows"):
         llama.generate(**two, max_new_tokens=2)
+
+
+def test_batches_of_embeddings_are_refused(llama):
+    states = llama.get_input_embeddings()(prompt()["input_ids"]).repeat(2, 1, 1)
+    with compat(llama), pytest.raises(InputError, match="a batch of 2 rows"):
+        llama(inputs_embeds=states)
+
+
+def test_positions_are_those_of_each_layers_own_cache(llama):
+    """A press may shorten some layers only; positions that a caller gives stay."""
+
+    class Cache:
+        def get_seq_length(self, layer):
+            return (20, 7, 20)[layer]
+
+    given = {"past_key_values": Cache(), "hidden_states": torch.zeros(1, 2, 64)}
+    for number, first in enumerate((20, 7, 20)):
+        part = llama.model.layers[number].self_attn
+        _, found = _with_positions(part, (), given)
+        assert found["cache_position"].tolist() == [first, first + 1]
+        assert _with_positions(part, (), {**given, "cache_position": torch.tensor([3])}) is None
 
 
 def test_a_model_without_a_cache_is_refused():

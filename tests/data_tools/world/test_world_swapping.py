@@ -139,6 +139,22 @@ def test_questions_have_their_answers_and_their_kinds():
     assert kinds == {"existence", "count", "relation", "caption"}
 
 
+def test_absent_classes_that_are_asked_for_belong_to_the_theme():
+    for truth in truths(30):
+        (name,) = swap_questions(truth)[1].subjects
+        belong = set(theme_classes(truth.theme)) - truth.classes
+        assert name in (belong or set(NAMES) - truth.classes)
+
+
+def test_scenes_have_draws_of_their_own():
+    places = {}
+    for truth in truths(30):
+        present = sorted(truth.classes, key=NAMES.index)
+        (name,) = swap_questions(truth)[0].subjects
+        places.setdefault(len(present), set()).add(present.index(name))
+    assert max(map(len, places.values())) > 1
+
+
 def test_objects_that_cannot_be_exchanged_cleanly_are_skipped_and_counted():
     skipped = 0
     for truth in truths(20):
