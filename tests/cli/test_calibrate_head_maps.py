@@ -14,7 +14,7 @@ from PIL import Image
 
 import mmlm
 from mmlm.cli import main
-from mmlm.cli.calibrate.head_maps import needles, pictures
+from mmlm.cli.calibrate.head_maps import _source, needles, pictures
 from mmlm.cli.calibrate.questions import QuestionOptions
 from mmlm.engine.head_maps import HeadMap
 from mmlm.engine.head_scores import Region
@@ -117,7 +117,7 @@ def test_a_map_of_visual_heads_is_what_head_ablation_reads(written):
     assert found.counted["steps"] > 10
     assert found.facts["weights"] == mmlm.engine.identity.fingerprint(model)
     assert found.facts["dtype"] == "float32"
-    assert found.facts["model"] == str(model.config._name_or_path)
+    assert found.facts["model"] == "embedded"  # as it was asked for, and not where it lies
     assert found.facts["attention"] == model.config._attn_implementation
     assert found.facts["seed"] == 0
     assert set(found.counted) == {"samples", "counted", "steps", "left_out_of_focus"}
@@ -229,6 +229,12 @@ def test_error_needles_that_are_not_there():
     with pytest.warns(UserWarning, match="None of 1"):
         found = retrieval_heads(model, processor, [bad], skip_bad=True)
     assert found.counted["without_needle"] == 1
+
+
+def test_maps_are_of_300_samples_unless_another_number_is_given():
+    assert len(list(needles(QuestionOptions()))) == 300
+    assert len(list(needles(QuestionOptions(count=4)))) == 4
+    assert _source(QuestionOptions(), None, True) == "pictures of the world, train 0, 300"
 
 
 def test_needles_lie_at_every_depth():

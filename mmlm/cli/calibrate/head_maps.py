@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 __all__ = ["needles", "pictures", "run"]
 
 _SHOWN = 10
+_COUNT = 300
 _DEPTHS = 10
 #: Facts and questions about them, for texts in which one thing stands out.
 _NEEDLES = (
@@ -71,7 +72,11 @@ def run(
     visual = kind == "visual"
     samples: list[Any] = list(pictures(data, instances) if visual else needles(data))
     model, processor = open_model(model_options, (), terminal)
-    facts = {"seed": data.seed, "samples_from": _source(data, instances, visual)}
+    facts = {
+        "model": model_options.id,
+        "seed": data.seed,
+        "samples_from": _source(data, instances, visual),
+    }
     shown = tracked(samples, terminal.progress, "pictures" if visual else "texts")
     try:
         if visual:
@@ -116,7 +121,11 @@ def _source(data: QuestionOptions, instances: Path | None, visual: bool) -> str:
     if data.questions is not None and not visual:
         return data.questions.name
     what = "pictures" if visual else "captions"
-    return f"{what} of the world, {data.split} {data.seed}, {data.count}"
+    return f"{what} of the world, {data.split} {data.seed}, {_count(data)}"
+
+
+def _count(data: QuestionOptions) -> int:
+    return data.count or _COUNT
 
 
 def pictures(data: QuestionOptions, instances: Path | None) -> Iterator[Grounded]:
@@ -139,7 +148,7 @@ def _of_world(data: QuestionOptions) -> Iterator[Grounded]:
         raise InputError(
             f"There is no split {data.split!r}.", advice=f"Choose one of {', '.join(SPLITS)}."
         )
-    for index in range(data.count):
+    for index in range(_count(data)):
         truth = scene(SPLITS[data.split], data.seed, index, data.split)
         drawn = render(truth)
         masks = {name: drawn.class_map == NAMES.index(name) + 1 for name in sorted(truth.classes)}
@@ -153,7 +162,7 @@ def _of_coco(data: QuestionOptions, path: Path) -> Iterator[Grounded]:
     from mmlm.inputs import load_image
     from mmlm.language.objects import node_of_word
 
-    known = [picture for picture in read_instances(path) if picture.objects][: data.count]
+    known = [picture for picture in read_instances(path) if picture.objects][: _count(data)]
     content = json.loads(path.read_text(encoding="utf-8"))
     names = {entry["id"]: node_of_word()[entry["name"]] for entry in content["categories"]}
     wanted = {picture.image_id for picture in known}
@@ -187,7 +196,7 @@ def needles(data: QuestionOptions) -> Iterator[Needle]:
     if data.questions is None:
         yield from _among_captions(data)
         return
-    for number, line in enumerate(read_lines(data.questions)[: data.count], start=1):
+    for number, line in enumerate(read_lines(data.questions)[: _count(data)], start=1):
         for name in ("prompt", "needle"):
             if not isinstance(line.get(name), str) or not line[name].strip():
                 raise InputError(
@@ -210,7 +219,7 @@ def _among_captions(data: QuestionOptions) -> Iterator[Needle]:
     from mmlm.head_measures import Needle
 
     rng = np.random.default_rng(data.seed)
-    for index in range(data.count):
+    for index in range(_count(data)):
         sentence, asked = _NEEDLES[index % len(_NEEDLES)]
         names = str(rng.choice(_PLACES)), str(rng.choice(_THINGS))
         needle = sentence.format(*names)

@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 
 __all__ = ["COMMAND", "Calibrate", "choose_act", "choose_zerotuning", "run"]
 
+#: Of an answer: its first words are compared with the label.
+_TOKENS = 2
 #: By kind of map, what heads may be ranked by; the first is the default.
 _RANKS = {
     "visual": ("hit_rate", "hit_excess", "mass", "focus", "looks", "authors", "query_norm"),
@@ -111,7 +113,7 @@ class Calibrate:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
-        if self.data.count < 2:
+        if self.data.count is not None and self.data.count < 2:
             raise ValueError(f"count must be at least 2, got {self.data.count}")
 
     def _check_map(self) -> None:
@@ -186,7 +188,7 @@ def run(settings: Calibrate, terminal: Terminal) -> int:
             settings.model,
             terminal,
         )
-    output, tokens = settings.output or Path("heads.yaml"), settings.max_new_tokens or 2
+    output, tokens = settings.output or Path("heads.yaml"), settings.max_new_tokens or _TOKENS
     return _search(replace(settings, output=output, max_new_tokens=tokens), terminal)
 
 
@@ -291,7 +293,7 @@ class _Judge:
 
         self.model, self.processor, self.asked = model, processor, asked
         self.size = settings.batch_size
-        given = GenerateSettings(max_new_tokens=settings.max_new_tokens)
+        given = GenerateSettings(max_new_tokens=settings.max_new_tokens or _TOKENS)
         self.config = generation_config(model, given)
         requests = [one.request for one in asked]
         batches = common.model_inputs(model, processor, requests, self.size)
