@@ -323,6 +323,23 @@ def test_texts_need_their_needle(line, match, tmp_path):
         list(needles(QuestionOptions(questions=path)))
 
 
+def test_texts_without_their_needle_are_left_out_if_so_wanted(tmp_path, capsys):
+    path, output = tmp_path / "texts.jsonl", tmp_path / "heads.json"
+    lines = [
+        {"prompt": "a dog is here . what is here ?", "needle": "a dog"},
+        {"prompt": "a cat is here . what is here ?", "needle": "a dog"},
+    ]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    given = [*COMMAND, "--kind", "text", "--questions", str(path), "--output", str(output)]
+    given += ["--max_new_tokens", "2"]
+    assert main(given) == 2
+    assert "or give --skip_bad" in " ".join(capsys.readouterr().err.split())
+    with pytest.warns(UserWarning, match="None of 2"):
+        assert main([*given, "--skip_bad"]) == 0
+    assert "left out: 1 texts without their needle" in capsys.readouterr().err
+    assert HeadMap.load(output).counted["without_needle"] == 1
+
+
 @pytest.mark.parametrize(
     ("words", "match"),
     [
@@ -330,6 +347,7 @@ def test_texts_need_their_needle(line, match, tmp_path):
         (("ACT", "--kind", "visual"), "give a method"),
         (("--kind", "visual", "--threshold", "1"), "threshold must be above 0 and below 1"),
         (("--kind", "text", "--instances", "x.json"), "--instances is for --kind visual"),
+        (("--kind", "visual", "--skip_bad"), "--skip_bad is for --kind text"),
         (("--kind", "visual", "--max_new_tokens", "0"), "max_new_tokens must be at least 1"),
         (("--kind", "visual", "--split", "no"), "There is no split 'no'"),
     ],

@@ -40,6 +40,7 @@ def run(
     data: QuestionOptions,
     instances: Path | None,
     figure: Path | None,
+    skip_bad: bool,
     threshold: float,
     rank: str,
     max_new_tokens: int,
@@ -55,6 +56,7 @@ def run(
         data: Which pictures or texts.
         instances: Boxes of real pictures, in COCO format.
         figure: Where the map is drawn, if at all.
+        skip_bad: Whether texts without their needle are left out.
         threshold: Heads of the kind have more than this.
         rank: What heads are ranked by.
         max_new_tokens: Longest answer.
@@ -70,7 +72,7 @@ def run(
 
     check_output(output, head_maps.HeadMap.load, "is no map of heads")
     visual = kind == "visual"
-    samples: list[Any] = list(pictures(data, instances) if visual else needles(data))
+    samples: list[Any] = list(pictures(data, instances) if visual else needles(data, skip_bad))
     model, processor = open_model(model_options, (), terminal)
     facts = {
         "model": model_options.id,
@@ -98,6 +100,7 @@ def run(
                 threshold=threshold,
                 rank=rank,
                 max_new_tokens=max_new_tokens,
+                skip_bad=skip_bad,
                 facts=facts,
             )
     except ValueError as error:
@@ -185,8 +188,12 @@ def _of_coco(data: QuestionOptions, path: Path) -> Iterator[Grounded]:
         yield Grounded(shown, COCO_PROMPT, boxes=boxes[picture.image_id])
 
 
-def needles(data: QuestionOptions) -> Iterator[Needle]:
+def needles(data: QuestionOptions, skip_bad: bool = False) -> Iterator[Needle]:
     """Texts with something to repeat: of a file, or captions of the world with a fact among them.
+
+    Args:
+        data: Which.
+        skip_bad: Whether a text may lack its needle.
 
     Raises:
         InputError: If a line of the file lacks something.
@@ -204,10 +211,10 @@ def needles(data: QuestionOptions) -> Iterator[Needle]:
                     f"{line.get(name)!r}.",
                     advice="Every line needs `prompt` and `needle`.",
                 )
-        if line["needle"] not in line["prompt"]:
+        if line["needle"] not in line["prompt"] and not skip_bad:
             raise InputError(
                 f"{data.questions}, text {number}: the needle does not stand in the prompt.",
-                advice="Write it exactly as it stands there.",
+                advice="Write it exactly as it stands there, or give --skip_bad.",
             )
         yield Needle(line["prompt"], line["needle"])
 
@@ -237,6 +244,8 @@ def _show(found: HeadMap, output: Path, terminal: Terminal) -> None:
     from rich.table import Table
 
     counted = found.counted
+    if bad := counted.get("without_needle"):
+        terminal.note(f"left out: {bad} texts without their needle")
     if not counted["counted"]:
         terminal.say(
             f"None of {counted['samples']} answers repeats its needle: no head was measured. "

@@ -55,6 +55,8 @@ class Calibrate:
         rank: Maps: what heads are ranked by. Default: `hit_rate`, for text `set_score`. Another
             value of the map, or for visual heads `query_norm`, the size of a head's query.
         figure: Maps: where the whole map is drawn, too, a .png or .svg.
+        skip_bad: Heads that copy: texts without their needle are left out and counted; they are an
+            error otherwise.
         instances: Visual heads: boxes of real pictures, an instances*.json in COCO format; the
             pictures lie in `--images`. Default: the embedded world.
         layer: Layers whose heads are tried (repeatable). Default: for ACT 2 to the last but one,
@@ -78,6 +80,7 @@ class Calibrate:
     threshold: float = 0.1
     rank: str = field(default="", metadata={"alias": "--rank"})
     figure: Path | None = field(default=None, metadata={"alias": "--figure"})
+    skip_bad: bool = False
     instances: Path | None = field(default=None, metadata={"alias": "--instances"})
     layer: tuple[int, ...] = field(default=(), metadata={"alias": "--layer"})
     gain: float = 0.0
@@ -130,6 +133,8 @@ class Calibrate:
                 raise ValueError(
                     f"--figure must be a .png or .svg in a folder that is there, got {self.figure}"
                 )
+        if self.skip_bad and self.kind != "text":
+            raise ValueError("--skip_bad is for --kind text")
         if self.instances is not None and self.kind != "visual":
             raise ValueError("--instances is for --kind visual")
 
@@ -181,6 +186,7 @@ def run(settings: Calibrate, terminal: Terminal) -> int:
             settings.data,
             settings.instances,
             settings.figure,
+            settings.skip_bad,
             settings.threshold,
             settings.rank or _RANKS[settings.kind][0],
             settings.max_new_tokens or (84 if settings.kind == "visual" else 50),
