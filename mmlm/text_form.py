@@ -20,7 +20,7 @@ from mmlm.errors import InputError
 if TYPE_CHECKING:
     from mmlm.engine.method import Method
 
-__all__ = ["method_names", "parse_method", "parse_part"]
+__all__ = ["method_names", "named_files", "parse_method", "parse_part"]
 
 
 _EXAMPLES = {"method": "VHR(alpha=2.0)", "detector": "HFDetector(model='path')"}
@@ -55,6 +55,25 @@ def parse_method(text: str) -> Method:
     """
     path, arguments = _split(text)
     return _build(text, path, _find_class(path), arguments, f"See: mmlm methods {path}")
+
+
+def named_files(text: str) -> tuple[str, ...]:
+    """Parameters of a method's text form by which it would read a file; nothing is read for it.
+
+    Args:
+        text: As for `parse_method`.
+
+    Raises:
+        InputError: If the text is no such call.
+    """
+    _, arguments = _split(text)
+
+    def reads(name: str, value: Any) -> bool:
+        if name.endswith(("_file", "_files")):
+            return bool(value)
+        return "heads" in name and isinstance(value, str)  # numbers, or the path of a map
+
+    return tuple(name for name, value in arguments.items() if reads(name, value))
 
 
 def parse_part(text: str, known: Mapping[str, str], kind: str) -> Any:

@@ -95,11 +95,11 @@ def method_section(cls: type[mmlm.Method]) -> list[str]:
 
 
 def presets(cls: type[mmlm.Method]) -> list[str]:
-    """The class methods that make settings of the papers, with the first line of their texts."""
+    """What a class has to make settings of the papers, with the first line of its text."""
     makers = {
-        name: inspect.getdoc(member) or ""
-        for name, member in inspect.getmembers(cls, inspect.ismethod)
-        if name in vars(cls) and not name.startswith("_")
+        name: inspect.getdoc(getattr(cls, name)) or ""
+        for name, member in sorted(vars(cls).items())
+        if isinstance(member, classmethod | staticmethod) and not name.startswith("_")
     }
     if not makers:
         return []

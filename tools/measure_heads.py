@@ -52,7 +52,8 @@ KEPT = (0, 5, 12)
 """Heads that do not stream: none, 10 and 25 %."""
 KEPT_DRAWS = 3
 SINK, RECENT = 4, 16
-"""The window of streaming heads: behind the question no picture token is within it."""
+"""The window of streaming heads: behind the question it holds 8 of the 100 image tokens, behind the
+seventh word of an answer one, which is among the first."""
 
 
 @dataclass(frozen=True)

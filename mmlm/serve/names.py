@@ -5,19 +5,19 @@ their text form (`mmlm.text_form`) joined by ``+``. Clients of whom only the mod
 set, chat front ends for example, so get at every method.
 
 Clients choose among methods and their numbers. What would let them reach further, a class by its
-dotted path (an import) or the path of a file with weights, only the operator can name.
+dotted path (an import) or the path of a file, only the operator can name.
 """
 
 from __future__ import annotations
 
 import ast
 from collections.abc import Sequence
-from dataclasses import fields
 from typing import TYPE_CHECKING
 
 import mmlm
 from mmlm.errors import InputError, MmlmError
 from mmlm.serve.refusals import Refusal, invalid, unfit
+from mmlm.text_form import named_files
 
 if TYPE_CHECKING:
     from mmlm.engine.method import Method
@@ -92,6 +92,7 @@ class Names:
         self.offered = tuple(tuple(map(mmlm.parse_method, split(text))) for text in texts)
         every = [method for methods in self.offered for method in methods]
         self._texts = {method.text for method in every}
+        self._given = {part for text in texts for part in split(text)}
         self._paths = {f"{type(m).__module__}.{type(m).__qualname__}" for m in every}
 
     def methods(self, model: str, chosen: Sequence[str] | None) -> tuple[Method, ...]:
@@ -134,6 +135,12 @@ class Names:
                 f"{path!r} names a class by its path, which clients may not.",
                 advice="The operator can offer it: mmlm serve --method.",
             )
+        # Before anything is built: a method reads its files when it is made.
+        if text not in self._given and (files := named_files(text)):
+            raise InputError(
+                f"{files[0]} names a file on the server, which clients may not.",
+                advice="The operator can offer it: mmlm serve --method.",
+            )
         method = mmlm.parse_method(text)
         if method.text in self._texts:
             return method
@@ -146,10 +153,4 @@ class Names:
                 f"{method.label} has {method.beams} beams; at most {MOST_BEAMS} are taken.",
                 advice="Ask for fewer.",
             )
-        for field in fields(method):
-            if field.name.endswith("_file") and getattr(method, field.name) != field.default:
-                raise InputError(
-                    f"{field.name} names a file on the server, which clients may not.",
-                    advice="The operator can offer it: mmlm serve --method.",
-                )
         return method

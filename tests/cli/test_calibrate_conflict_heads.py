@@ -8,9 +8,9 @@ from tiny import picture, shared
 
 import mmlm
 from benchmarks.coco import Picture
-from decoding.head_records import read_record
+from decoding.head_records import HeadLists, HeadRecord, read_record
 from mmlm.cli import main
-from mmlm.cli.calibrate.conflict_heads import Calibrate, best_fraction
+from mmlm.cli.calibrate.conflict_heads import Calibrate, _show, best_fraction
 from mmlm.cli.calibrate.conflict_samples import (
     Batches,
     Sample,
@@ -20,6 +20,7 @@ from mmlm.cli.calibrate.conflict_samples import (
     answer_token,
     samples,
 )
+from mmlm.cli.frame import Terminal
 
 COMMAND = ("calibrate", "conflict-heads")
 
@@ -257,3 +258,28 @@ def test_protected_heads_are_pairs_or_a_map_of_text_heads(tmp_path):
     assert Calibrate(protect=both).protected() == ((1, 0), (0, 1), (2, 0))
     with pytest.raises(ValueError, match="there is no file"):
         Calibrate(protect=("absent.json",))
+
+
+def test_what_is_not_listed_is_said_and_so_is_that_nothing_is(capsys):
+    zeros = [[0.0, 0.0], [0.0, 0.0]]
+    record = HeadRecord(
+        shape=(2, 2),
+        lists=HeadLists(
+            ((1, 0),),
+            (),
+            {"in both lists": (), "protected": ((0, 1), (1, 1))},
+            {"image": 0.9, "memory": 0.4},
+        ),
+        values={name: zeros for name in ("pushes", "says", "remembers")},
+        samples={"samples": 40, "kept": 32},
+        settings={},
+        sweep={"plain": 0.25, "image": [], "memory": [(0.005, 0.5)]},
+        fraction={"memory": 0.005},
+    )
+    _show(Calibrate(), record, Terminal())
+    said = capsys.readouterr().out
+    assert "32 torn samples of 40" in said
+    assert "Not listed, in both lists: none." in said
+    assert "Not listed, protected: 0.1, 1.1." in said
+    assert "{'image': 0.9, 'memory': 0.4}" in said
+    assert "Best: 0.5%." in said

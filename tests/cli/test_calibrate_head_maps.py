@@ -17,7 +17,7 @@ import mmlm
 from data_tools.world import SPLITS, scene
 from mmlm.cli import main
 from mmlm.cli.calibrate import head_maps
-from mmlm.cli.calibrate.head_maps import needles, pictures
+from mmlm.cli.calibrate.head_maps import _source, needles, pictures
 from mmlm.cli.calibrate.questions import QuestionOptions
 from mmlm.engine.head_maps import HeadMap
 from mmlm.engine.head_scores import Region
@@ -130,7 +130,7 @@ def test_a_map_of_visual_heads_is_what_head_ablation_reads(written):
     assert found.counted["steps"] > 10
     assert found.facts["weights"] == mmlm.engine.identity.fingerprint(model)
     assert found.facts["dtype"] == "float32"
-    assert found.facts["model"] == str(model.config._name_or_path)
+    assert found.facts["model"] == "embedded"  # as it was asked for, and not where it lies
     assert found.facts["attention"] == model.config._attn_implementation
     assert found.facts["seed"] == 0
     assert set(found.counted) == {"samples", "counted", "steps", "left_out_of_focus"}
@@ -292,6 +292,12 @@ def test_error_needles_that_are_not_there():
     assert found.counted["without_needle"] == 1
 
 
+def test_maps_are_of_300_samples_unless_another_number_is_given():
+    assert len(list(needles(QuestionOptions()))) == 300
+    assert len(list(needles(QuestionOptions(count=4)))) == 4
+    assert _source(QuestionOptions(), None, True) == "pictures of the world, train 0, 300"
+
+
 def test_needles_lie_at_every_depth():
     found = list(needles(QuestionOptions(count=10)))
     depths = [one.prompt.index(one.needle) / len(one.prompt) for one in found]
@@ -429,6 +435,23 @@ def test_texts_of_a_file_are_the_first_ones(tmp_path):
     assert found == [Needle("here is 0 .", "0"), Needle("here is 1 .", "1")]
 
 
+def test_texts_without_their_needle_are_left_out_if_so_wanted(tmp_path, capsys):
+    path, output = tmp_path / "texts.jsonl", tmp_path / "heads.json"
+    lines = [
+        {"prompt": "a dog is here . what is here ?", "needle": "a dog"},
+        {"prompt": "a cat is here . what is here ?", "needle": "a dog"},
+    ]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    given = [*COMMAND, "--kind", "text", "--questions", str(path), "--output", str(output)]
+    given += ["--max_new_tokens", "2"]
+    assert main(given) == 2
+    assert "or give --skip_bad" in " ".join(capsys.readouterr().err.split())
+    with pytest.warns(UserWarning, match="None of 2"):
+        assert main([*given, "--skip_bad"]) == 0
+    assert "left out: 1 texts without their needle" in capsys.readouterr().err
+    assert HeadMap.load(output).counted["without_needle"] == 1
+
+
 @pytest.mark.parametrize(
     ("words", "match"),
     [
@@ -436,6 +459,7 @@ def test_texts_of_a_file_are_the_first_ones(tmp_path):
         (("ACT", "--kind", "visual"), "give a method"),
         (("--kind", "visual", "--threshold", "1"), "threshold must be above 0 and below 1"),
         (("--kind", "text", "--instances", "x.json"), "--instances is for --kind visual"),
+        (("--kind", "visual", "--skip_bad"), "--skip_bad is for --kind text"),
         (("--kind", "visual", "--max_new_tokens", "0"), "max_new_tokens must be at least 1"),
         (("--kind", "visual", "--split", "no"), "There is no split 'no'"),
     ],

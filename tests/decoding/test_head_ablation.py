@@ -368,3 +368,25 @@ def test_error_attention_that_is_asked_for_is_never_the_plain_one():
     with attach(model, method), torch.no_grad():
         edited = model(**inputs, output_attentions=True).attentions[1][0, 0, -1]
     torch.testing.assert_close(edited, torch.full_like(edited, 1 / len(edited)))
+
+
+def test_error_attention_of_heads_without_output_is_that_of_a_model_without_them():
+    model, processor = tiny.build("llava")
+    model.set_attn_implementation("eager")
+    inputs = batch(processor, 1)
+    with torch.no_grad():
+        plain = model(**inputs, output_attentions=True).attentions
+        with attach(model, HeadAblation(heads_by_layer=((1, (0,)),))):
+            found = model(**inputs, output_attentions=True).attentions
+        weight = Anatomy(model).o_proj(1).weight
+        weight[:, : weight.shape[1] // 8] = 0
+        expected = model(**inputs, output_attentions=True).attentions
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+    assert not torch.equal(found[2], plain[2])  # its own row is what it was; what follows is not
+
+
+@pytest.mark.parametrize("kind", ["zero", "uniform", "blind"])
+def test_error_attention_that_a_kernel_does_not_give_is_not_given(kind):
+    model, processor = tiny.shared("llava")  # sdpa
+    with attach(model, HeadAblation(kind=kind, heads_by_layer=((1, (0,)),))), torch.no_grad():
+        assert not model(**batch(processor, 1), output_attentions=True).attentions

@@ -22,6 +22,7 @@ IMAGE, MEMORY = ((1, (0, 1)), (2, (3,))), ((1, (2,)), (2, (6, 7)))
 STRONG = SeeingKnowing(image_change=2.0, memory_change=-2.0, image_heads=IMAGE, memory_heads=MEMORY)
 
 
+@pytest.mark.golden
 @pytest.mark.parametrize("path", golden.golden("conflict_heads/weights_*.json"))
 def test_ph3_acceptance_07_golden_weights(path):
     kinds = {"cfact": "image", "fact": "memory", "other": "other"}

@@ -1,8 +1,12 @@
 """`mmlm.serve.names`: methods by the name of the model or by a field; what clients may not name."""
 
+from pathlib import Path
+
 import pytest
+import torch
 
 import mmlm
+from mmlm.engine.head_maps import HeadMap
 from mmlm.errors import InputError
 from mmlm.serve.names import Names, joined, split
 from mmlm.serve.refusals import Refusal
@@ -61,6 +65,11 @@ def test_another_model_is_not_there(model):
         ("os.path()", "clients may not"),
         ("decoding.vcd.VCD(alpha=2.0)", "clients may not"),
         ("DyVTE(weights_file='/etc/passwd')", "weights_file names a file"),
+        ("PH3(heads_file='/etc/passwd')", "heads_file names a file"),
+        ("StreamingHeads(heads_files=('/etc/passwd',))", "heads_files names a file"),
+        ("StreamingHeads(heads_files='/etc/passwd')", "heads_files names a file"),
+        ("VHR(heads_by_layer='/etc/a.json')", "heads_by_layer names a file"),
+        ("SeeingKnowing(image_heads='/etc/a.json')", "image_heads names a file"),
         ("OPERA(num_beams=500)", "at most 8"),
         ("Confidence()", "changes no answer"),
     ],
@@ -90,6 +99,24 @@ def test_the_operator_may_name_classes_and_files():
     assert names.methods("m+decoding.vhr.VHR(alpha=3.0)", None) == (mmlm.VHR(alpha=3.0),)
     assert names.methods("m+DyVTE(weights_file='w.safetensors')", None)[0].weights_file
     assert "names a file" in refusal(names, "m+DyVTE(weights_file='other')").message
+
+
+def test_a_clients_file_is_not_read(monkeypatch):
+    read = []
+    monkeypatch.setattr(Path, "is_file", lambda path: read.append(path))
+    for text in ("PH3(heads_file='a.json')", "VHR(heads_by_layer='a.json')"):
+        assert "names a file" in refusal(NAMES, f"embedded+{text}").message
+    assert not read
+
+
+def test_heads_of_a_file_that_the_operator_names_are_there(tmp_path):
+    score = torch.tensor([[0.0, 0.9]], dtype=torch.float64)
+    path = tmp_path / "heads.json"
+    HeadMap(kind="visual", values={"hit_rate": score}, rank="hit_rate").save(path)
+    text = f"VHR(heads_by_layer={str(path)!r})"
+    (method,) = Names("m", (text,)).methods(f"m+{text}", None)
+    assert method.heads_by_layer == ((0, (1,)),)
+    assert "names a file" in refusal(Names("m"), f"m+{text}").message
 
 
 def test_a_name_with_a_plus_is_refused():

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 __all__ = ["needles", "pictures", "run"]
 
 _SHOWN = 10
+_COUNT = 300
 _DEPTHS = 10
 #: Facts and questions about them, for texts in which one thing stands out.
 _NEEDLES = (
@@ -39,6 +40,7 @@ def run(
     data: QuestionOptions,
     instances: Path | None,
     figure: Path | None,
+    skip_bad: bool,
     threshold: float,
     rank: str,
     max_new_tokens: int,
@@ -54,6 +56,7 @@ def run(
         data: Which pictures or texts.
         instances: Boxes of real pictures, in COCO format.
         figure: Where the map is drawn, if at all.
+        skip_bad: Whether texts without their needle are left out.
         threshold: Heads of the kind have more than this.
         rank: What heads are ranked by.
         max_new_tokens: Longest answer.
@@ -69,9 +72,13 @@ def run(
 
     check_output(output, head_maps.HeadMap.load, "is no map of heads")
     visual = kind == "visual"
-    samples: list[Any] = list(pictures(data, instances) if visual else needles(data))
+    samples: list[Any] = list(pictures(data, instances) if visual else needles(data, skip_bad))
     model, processor = open_model(model_options, (), terminal)
-    facts = {"seed": data.seed, "samples_from": _source(data, instances, visual)}
+    facts = {
+        "model": model_options.id,
+        "seed": data.seed,
+        "samples_from": _source(data, instances, visual),
+    }
     shown = tracked(samples, terminal.progress, "pictures" if visual else "texts")
     try:
         if visual:
@@ -93,6 +100,7 @@ def run(
                 threshold=threshold,
                 rank=rank,
                 max_new_tokens=max_new_tokens,
+                skip_bad=skip_bad,
                 facts=facts,
             )
     except ValueError as error:
@@ -116,7 +124,11 @@ def _source(data: QuestionOptions, instances: Path | None, visual: bool) -> str:
     if data.questions is not None and not visual:
         return data.questions.name
     what = "pictures" if visual else "captions"
-    return f"{what} of the world, {data.split} {data.seed}, {data.count}"
+    return f"{what} of the world, {data.split} {data.seed}, {_count(data)}"
+
+
+def _count(data: QuestionOptions) -> int:
+    return data.count or _COUNT
 
 
 def pictures(data: QuestionOptions, instances: Path | None) -> Iterator[Grounded]:
@@ -139,7 +151,7 @@ def _of_world(data: QuestionOptions) -> Iterator[Grounded]:
         raise InputError(
             f"There is no split {data.split!r}.", advice=f"Choose one of {', '.join(SPLITS)}."
         )
-    for index in range(data.count):
+    for index in range(_count(data)):
         truth = scene(SPLITS[data.split], data.seed, index, data.split)
         drawn = render(truth)
         masks = {name: drawn.class_map == NAMES.index(name) + 1 for name in sorted(truth.classes)}
@@ -153,7 +165,7 @@ def _of_coco(data: QuestionOptions, path: Path) -> Iterator[Grounded]:
     from mmlm.inputs import load_image
     from mmlm.language.objects import node_of_word
 
-    known = [picture for picture in read_instances(path) if picture.objects][: data.count]
+    known = [picture for picture in read_instances(path) if picture.objects][: _count(data)]
     content = json.loads(path.read_text(encoding="utf-8"))
     names = {entry["id"]: node_of_word()[entry["name"]] for entry in content["categories"]}
     wanted = {picture.image_id for picture in known}
@@ -176,8 +188,12 @@ def _of_coco(data: QuestionOptions, path: Path) -> Iterator[Grounded]:
         yield Grounded(shown, COCO_PROMPT, boxes=boxes[picture.image_id])
 
 
-def needles(data: QuestionOptions) -> Iterator[Needle]:
+def needles(data: QuestionOptions, skip_bad: bool = False) -> Iterator[Needle]:
     """Texts with something to repeat: of a file, or captions of the world with a fact among them.
+
+    Args:
+        data: Which.
+        skip_bad: Whether a text may lack its needle.
 
     Raises:
         InputError: If a line of the file lacks something.
@@ -187,7 +203,7 @@ def needles(data: QuestionOptions) -> Iterator[Needle]:
     if data.questions is None:
         yield from _among_captions(data)
         return
-    for number, line in enumerate(read_lines(data.questions)[: data.count], start=1):
+    for number, line in enumerate(read_lines(data.questions)[: _count(data)], start=1):
         for name in ("prompt", "needle"):
             if not isinstance(line.get(name), str) or not line[name].strip():
                 raise InputError(
@@ -195,10 +211,10 @@ def needles(data: QuestionOptions) -> Iterator[Needle]:
                     f"{line.get(name)!r}.",
                     advice="Every line needs `prompt` and `needle`.",
                 )
-        if line["needle"] not in line["prompt"]:
+        if line["needle"] not in line["prompt"] and not skip_bad:
             raise InputError(
                 f"{data.questions}, text {number}: the needle does not stand in the prompt.",
-                advice="Write it exactly as it stands there.",
+                advice="Write it exactly as it stands there, or give --skip_bad.",
             )
         yield Needle(line["prompt"], line["needle"])
 
@@ -210,7 +226,7 @@ def _among_captions(data: QuestionOptions) -> Iterator[Needle]:
     from mmlm.head_measures import Needle
 
     rng = np.random.default_rng(data.seed)
-    for index in range(data.count):
+    for index in range(_count(data)):
         sentence, asked = _NEEDLES[index % len(_NEEDLES)]
         names = str(rng.choice(_PLACES)), str(rng.choice(_THINGS))
         needle = sentence.format(*names)
@@ -228,6 +244,8 @@ def _show(found: HeadMap, output: Path, terminal: Terminal) -> None:
     from rich.table import Table
 
     counted = found.counted
+    if bad := counted.get("without_needle"):
+        terminal.note(f"left out: {bad} texts without their needle")
     if not counted["counted"]:
         terminal.say(
             f"None of {counted['samples']} answers repeats its needle: no head was measured. "

@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 
 __all__ = ["COMMAND", "Calibrate", "choose_act", "choose_zerotuning", "run"]
 
+#: Of an answer: its first words are compared with the label.
+_TOKENS = 2
 #: By kind of map, what heads may be ranked by; the first is the default.
 _RANKS = {
     "visual": ("hit_rate", "hit_excess", "mass", "focus", "looks", "authors", "query_norm"),
@@ -53,6 +55,8 @@ class Calibrate:
         rank: Maps: what heads are ranked by. Default: `hit_rate`, for text `set_score`. Another
             value of the map, or for visual heads `query_norm`, the size of a head's query.
         figure: Maps: where the whole map is drawn, too, a .png or .svg.
+        skip_bad: Heads that copy: texts without their needle are left out and counted; they are an
+            error otherwise.
         instances: Visual heads: boxes of real pictures, an instances*.json in COCO format; the
             pictures lie in `--images`. Default: the embedded world.
         layer: Layers whose heads are tried (repeatable). Default: for ACT 2 to the last but one,
@@ -76,6 +80,7 @@ class Calibrate:
     threshold: float = 0.1
     rank: str = field(default="", metadata={"alias": "--rank"})
     figure: Path | None = field(default=None, metadata={"alias": "--figure"})
+    skip_bad: bool = False
     instances: Path | None = field(default=None, metadata={"alias": "--instances"})
     layer: tuple[int, ...] = field(default=(), metadata={"alias": "--layer"})
     gain: float = 0.0
@@ -111,7 +116,7 @@ class Calibrate:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
-        if self.data.count < 2:
+        if self.data.count is not None and self.data.count < 2:
             raise ValueError(f"count must be at least 2, got {self.data.count}")
 
     def _check_map(self) -> None:
@@ -128,6 +133,8 @@ class Calibrate:
                 raise ValueError(
                     f"--figure must be a .png or .svg in a folder that is there, got {self.figure}"
                 )
+        if self.skip_bad and self.kind != "text":
+            raise ValueError("--skip_bad is for --kind text")
         if self.instances is not None and self.kind != "visual":
             raise ValueError("--instances is for --kind visual")
 
@@ -179,6 +186,7 @@ def run(settings: Calibrate, terminal: Terminal) -> int:
             settings.data,
             settings.instances,
             settings.figure,
+            settings.skip_bad,
             settings.threshold,
             settings.rank or _RANKS[settings.kind][0],
             settings.max_new_tokens or (84 if settings.kind == "visual" else 50),
@@ -186,7 +194,7 @@ def run(settings: Calibrate, terminal: Terminal) -> int:
             settings.model,
             terminal,
         )
-    output, tokens = settings.output or Path("heads.yaml"), settings.max_new_tokens or 2
+    output, tokens = settings.output or Path("heads.yaml"), settings.max_new_tokens or _TOKENS
     return _search(replace(settings, output=output, max_new_tokens=tokens), terminal)
 
 
@@ -291,7 +299,7 @@ class _Judge:
 
         self.model, self.processor, self.asked = model, processor, asked
         self.size = settings.batch_size
-        given = GenerateSettings(max_new_tokens=settings.max_new_tokens)
+        given = GenerateSettings(max_new_tokens=settings.max_new_tokens or _TOKENS)
         self.config = generation_config(model, given)
         requests = [one.request for one in asked]
         batches = common.model_inputs(model, processor, requests, self.size)

@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 __all__ = ["Labelled", "QuestionOptions", "is_right", "labelled_questions"]
 
 
+_COUNT = 64
+
+
 @dataclass(frozen=True)
 class QuestionOptions:
     """Which labelled questions are asked.
@@ -28,6 +31,7 @@ class QuestionOptions:
         split: Split of the world.
         kind: How absent objects of the world are chosen: `random`, `popular` or `adversarial`.
         count: Number of the world's pictures, six questions each, or of questions in a file.
+            Default: 64; for maps of heads 300.
         seed: Seed of the world's pictures.
         held_out: Share of the questions, the last ones, on which the choice is checked.
     """
@@ -36,7 +40,7 @@ class QuestionOptions:
     images: Path | None = field(default=None, metadata={"alias": "--images"})
     split: str = field(default="train", metadata={"alias": "--split"})
     kind: Literal["random", "popular", "adversarial"] = "adversarial"
-    count: int = field(default=64, metadata={"alias": "--count"})
+    count: int | None = field(default=None, metadata={"alias": "--count"})
     seed: int = field(default=0, metadata={"alias": "--seed"})
     held_out: float = 0.25
 
@@ -73,7 +77,8 @@ def labelled_questions(options: QuestionOptions) -> list[Labelled]:
             f"There is no split {options.split!r}.", advice=f"Choose one of {', '.join(SPLITS)}."
         )
     config = SPLITS[options.split]
-    scenes = [scene(config, options.seed, i, options.split) for i in range(options.count)]
+    count = options.count or _COUNT
+    scenes = [scene(config, options.seed, i, options.split) for i in range(count)]
     asked = poll(options.kind, [(truth, str(truth.index)) for truth in scenes])
     pictures = {str(truth.index): Image.fromarray(render(truth).image) for truth in scenes}
     return [
@@ -87,7 +92,7 @@ def _from_file(path: Path, options: QuestionOptions) -> list[Labelled]:
 
     folder = options.images or path.parent
     found = []
-    for number, line in enumerate(read_lines(path)[: options.count], start=1):
+    for number, line in enumerate(read_lines(path)[: options.count or _COUNT], start=1):
         prompt = "prompt" if "prompt" in line else "text"
         image, question, label = (
             _text(line, name, f"{path}, question {number}") for name in ("image", prompt, "label")
