@@ -201,7 +201,7 @@ def test_words_of_captions_are_questions_of_their_own():
         "original": "there is a dog and a cup . a fork can be seen .",  # the fork is invented
         "dog -> cat": "there is a cat .",  # the cup is lost
         "dog -> car": "there is a car and a cup and a knife .",  # the knife is new
-        "other noise 1": "there is a dog and a cup .",
+        "other noise 1": "there is a dog and a cup and a fork .",  # invented before, too
     }
     sets = [("cat", "cup"), ("car", "cup"), ("cup", "dog")]
     variants = tuple(
@@ -218,6 +218,7 @@ def test_words_of_captions_are_questions_of_their_own():
     assert scores.metrics["lost_words"] == 0.5  # the cup, in one of two captions
     assert scores.metrics["gained_words"] == pytest.approx(1 / 4)  # the knife, of 1 + 3 words
     assert scores.metrics["noise_lost_words"] == 0
+    assert scores.metrics["noise_gained_words"] == 0
     assert "context_reliance" not in scores.metrics  # words are not mixed with questions
     clutter = Variant("clutter", "d.png", "other clutter 1", objects=("cup", "dog"))
     texts["other clutter 1"] = "there is a bed ."  # no swap: nobody's word

@@ -355,9 +355,12 @@ def test_error_uniform_beside_another_method_at_scores():
             pass
     with attach(model, method, VHR()):
         pass
-    for other in (PAI(), StreamingHeads(heads_by_layer=HEADS)):
-        with attach(model, HeadAblation(kind="blind", heads_by_layer=HEADS), other):
-            pass
+    blind = HeadAblation(kind="blind", heads_by_layer=HEADS)
+    with attach(model, blind, PAI()):
+        pass
+    one_after_another = pytest.warns(UserWarning, match="they act one after another")
+    with one_after_another, attach(model, blind, StreamingHeads(heads_by_layer=HEADS)):
+        pass
 
 
 def test_error_attention_that_is_asked_for_is_never_the_plain_one():

@@ -223,6 +223,7 @@ def test_what_attached_methods_do_is_seen(text_branch):
     plain = look(anatomy, inputs)
     with attach(model, VHR(alpha=3.0, text_branch=text_branch)):
         edited, logits = look(anatomy, inputs), checks.next_logits(model, inputs)
+    assert [len(x[0]) for x in (edited.heads, edited.added, edited.entering)] == [2, 2, 2]
     assert not torch.allclose(plain.heads[1], edited.heads[1], atol=1e-4)
     torch.testing.assert_close(anatomy.exit_logits(edited.final), logits, atol=1e-4, rtol=1e-4)
 
