@@ -332,6 +332,8 @@ def test_masks_of_the_world_are_those_of_their_objects():
 def test_seeds_draw_other_needles_and_pictures():
     texts = [[one.needle for one in needles(QuestionOptions(count=9, seed=s))] for s in (0, 0, 1)]
     assert texts[0] == texts[1] != texts[2]
+    first = {next(needles(QuestionOptions(count=1, seed=seed))).needle for seed in range(6)}
+    assert len(first) > 1  # not only by what the captions before it drew
     shown = [next(iter(pictures(QuestionOptions(count=2, seed=s), None))) for s in (0, 0, 1)]
     assert shown[0].image.tobytes() == shown[1].image.tobytes() != shown[2].image.tobytes()
 
