@@ -153,6 +153,7 @@ def test_numbers_of_tokens_must_be_one_per_row(text):
     model, processor = tiny.shared("llava")
     with attach(model, parse_method(text)):
         model.generate(**tiny.inputs(processor, PROMPTS, PICTURES), max_new_tokens=2)
-        for n in (1, 3):
+        # What is known of a prompt is that of all its beams, so it may be asked for once.
+        for n in (3,) if parse_method(text).rewinds else (1, 3):
             with pytest.raises(ValueError, match=f"{n} numbers of tokens for 2 rows"):
                 measured(model, [2] * n)
