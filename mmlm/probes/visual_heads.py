@@ -194,8 +194,7 @@ class VisualHeads(LayerProbe):
         peaks = torch.stack([torch.stack(state.peaks[n]) for n in state.layers], 2).cpu()
         peaks = _tokens_of(peaks, state.number.cpu())
         masses = torch.stack([torch.stack(state.masses[n]) for n in state.layers], 2).cpu()
-        ran = len(peaks)
-        lengths = [ran] * n_rows if tokens is None else [min(n, ran) for n in tokens]
+        lengths = [len(peaks)] * n_rows if tokens is None else tokens
         return [
             self._of_row(state, row, peaks[:n, row], masses[:n, row].double())
             for row, n in enumerate(lengths)
