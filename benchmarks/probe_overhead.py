@@ -1,6 +1,6 @@
 """What looking costs: the time of a token with a probe in six layers over that without.
 
-    python -m benchmarks.probe_overhead --preset deep --output docs/results/probe-overhead.json
+    python -m benchmarks.probe_overhead --preset deep --output docs/results/probe_overhead.json
 
 Plain decoding and every probe take turns within each round and are compared within it, so a drift
 of the machine's speed cancels. Weights are random: no time depends on them. The layers are two

@@ -1,4 +1,4 @@
-"""The table of docs/inspect.md says what was measured."""
+"""The tables of docs/inspect.md say what was measured."""
 
 import subprocess
 import sys
@@ -7,7 +7,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 
 
-def test_the_table_is_up_to_date():
+def test_the_tables_are_up_to_date():
     check = [sys.executable, "tools/looking_page.py", "--check"]
     found = subprocess.run(check, cwd=ROOT, capture_output=True, text=True)
     assert found.returncode == 0, found.stderr

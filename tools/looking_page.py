@@ -1,9 +1,10 @@
-"""Writes the table of docs/inspect.md from what measure_looking.py measured.
+"""Writes the tables of docs/inspect.md from what was measured.
 
-python tools/looking_page.py            rewrite the table
-python tools/looking_page.py --check    exit code 1 if the page is not up to date
+    python tools/looking_page.py            rewrite the tables
+    python tools/looking_page.py --check    exit code 1 if the page is not up to date
 
-The text around the table is written by hand.
+`looking` is of `tools/measure_looking.py`, `overhead` of `python -m benchmarks.probe_overhead`. The
+text around the tables is written by hand.
 """
 
 from __future__ import annotations
@@ -14,10 +15,11 @@ import sys
 from typing import Any
 
 import numpy as np
-from embedded_tables import MARKED, ROOT, table
+from embedded_tables import MARKED, ROOT, rewrite, table
 from measure_looking import ARMS, RECORD, numbers
 
 DOCUMENT = ROOT / "docs" / "inspect.md"
+OVERHEAD = ROOT / "docs" / "results" / "probe_overhead.json"
 HEAD = (
     "method",
     "objects found",
@@ -29,22 +31,17 @@ HEAD = (
 )
 
 
-def main() -> None:
+def main() -> int:
     """Rewrites or checks the page."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--check", action="store_true", help="only compare")
     check = parser.parse_args().check
-    before = DOCUMENT.read_text(encoding="utf-8")
-    lines = written(json.loads(RECORD.read_text(encoding="utf-8")))
-    after = MARKED.sub(lambda m: f"{m[1]}{lines}{m[3]}" if m[2] == "looking" else m[0], before)
-    if not check:
-        DOCUMENT.write_text(after, encoding="utf-8")
-    elif after != before:
-        sys.exit("docs/inspect.md is not up to date: python tools/looking_page.py")
+    return rewrite(DOCUMENT, MARKED, lambda name: TABLES[name](), check=check)
 
 
-def written(record: dict[str, Any]) -> str:
-    """The table, from the counts of every picture."""
+def looking() -> str:
+    """Where the model looked, from the counts of every picture."""
+    record = json.loads(RECORD.read_text(encoding="utf-8"))
     rows = []
     for arm in ARMS:
         found = numbers(np.asarray(record[arm]["rows"]))
@@ -56,10 +53,25 @@ def written(record: dict[str, Any]) -> str:
     return table(HEAD, rows)
 
 
+def overhead() -> str:
+    """What each probe adds to the time of a token."""
+    record = json.loads(OVERHEAD.read_text(encoding="utf-8"))
+    limit = record["limit"]
+    rows = []
+    for text, one in record["results"].items():
+        more = one["ratio"] - 1
+        low, high = (100 * (bound - 1) for bound in one["interval"])
+        verdict = "met" if more <= limit else "**missed**"
+        rows.append((f"`{text}`", f"{100 * more:+.1f} [{low:+.1f}, {high:+.1f}]", verdict))
+    return table(("probe", "time of a token, %", f"limit {limit:.0%}"), rows)
+
+
 def _percent(measure: dict[str, Any]) -> str:
     low, high = (100 * bound for bound in measure["interval"])
     return f"{100 * measure['value']:.1f} [{low:.1f}, {high:.1f}]"
 
 
+TABLES = {make.__name__: make for make in (looking, overhead)}
+
 if __name__ == "__main__":
-    main()
+    sys.exit(main())
