@@ -1,5 +1,6 @@
 """Puts the shared test helpers on the path and turns the shapes in signatures into checks."""
 
+import gc
 import importlib
 import sys
 from pathlib import Path
@@ -41,6 +42,12 @@ def _shapes_are_checked():
 def pytest_collection_modifyitems(items):
     """Long tests first (a stable sort): at the end no process then waits for another's last one."""
     items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+
+
+def pytest_collection_finish():
+    """What all imports left stays: every training collects garbage, and need not look at it again."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)
