@@ -45,7 +45,7 @@ def pytest_collection_modifyitems(items):
 
 
 def pytest_collection_finish():
-    """What all imports left stays: every training collects garbage, and need not look at it again."""
+    """What imports left stays: every training collects garbage, and need not look at it again."""
     gc.collect()
     gc.freeze()
 
