@@ -194,7 +194,10 @@ def sheet(rows: Mapping[str, Sequence[Tile]]) -> Figure:
     columns = max(len(tiles) for tiles in rows.values())
     images = [tile.image for tiles in rows.values() for tile in tiles if tile.image is not None]
     tallest = max((image.height / image.width for image in images), default=1.0)
-    figure = _figure(1.75 * columns, (0.7 + 1.65 * tallest) * len(rows))
+    notes = {tile.note: _wrapped(tile.note, 28) for tiles in rows.values() for tile in tiles}
+    more_lines = max(note.count("\n") for note in notes.values())
+    height = 0.7 + 1.65 * tallest + 0.16 * more_lines
+    figure = _figure(1.75 * columns, height * len(rows))
     parts = figure.subfigures(len(rows), 1, squeeze=False)[:, 0]
     for part, (name, tiles) in zip(parts, rows.items(), strict=True):
         style = {"fontsize": 10, "fontweight": "bold", "parse_math": False}
@@ -203,7 +206,7 @@ def sheet(rows: Mapping[str, Sequence[Tile]]) -> Figure:
             if tile.image is not None:
                 axes.imshow(tile.image)
             axes.set_title(tile.title, fontsize=9.5, parse_math=False)
-            axes.set_xlabel(tile.note, fontsize=8, color="#555555")
+            axes.set_xlabel(notes[tile.note], fontsize=8, color="#555555")
         for axes in part.axes:
             axes.set_xticks([])
             axes.set_yticks([])

@@ -199,7 +199,9 @@ def draw_magnets(inspection: Inspection, model: Any, processor: Any) -> Figure |
             heads[number] += times
         every = len(record["map"]) * len(record["map"][0])
         tokens = int((heads > 0).sum())
-        text = f"{tokens} tokens; the strongest in {int(heads.max())} of {every} heads"
+        text = _tokens(tokens)
+        if tokens:
+            text += f"; the strongest in {int(heads.max())} of {every} heads"
         if record.get("agreement") is not None:
             text += f"; {record['agreement']:.0%} of them stand out in the states"
         counted[name] = (heads, text)
@@ -235,9 +237,13 @@ def draw_sinks(inspection: Inspection, model: Any, processor: Any) -> Figure | N
             counts[layer[0]] += 1
         layers = sum(bool(layer[0]) for layer in record["sinks"])
         tokens = int((counts > 0).sum())
-        text = f"{tokens} tokens, in {layers} of {len(record['layers'])} layers"
+        text = f"{_tokens(tokens)}, in {layers} of {len(record['layers'])} layers"
         counted[name] = (counts, text)
     return _in_picture(inspection, model, processor, counted)
+
+
+def _tokens(number: int) -> str:
+    return {0: "no token", 1: "1 token"}.get(number, f"{number} tokens")
 
 
 def _in_picture(

@@ -72,3 +72,16 @@ def test_maps_of_heads_have_one_scale():
     limits = {axes.images[0].get_clim() for axes in drawn.axes if axes.images}
     assert limits == {(0, 0.8)}
     assert len(drawn.axes[0].get_yticks()) <= 16
+
+
+def test_long_notes_go_on_in_another_line_and_get_room_for_it():
+    image = Image.new("RGB", (40, 40))
+    note = "1 token; the strongest in 1 of 48 heads; 0% of them stand out in the states"
+    short, long = (
+        figures.sheet({"a": [figures.Tile("sinks", image, text)]}) for text in ("1 token", note)
+    )
+    (axes,) = long.subfigs[0].axes
+    lines = axes.get_xlabel().splitlines()
+    assert " ".join(lines) == note
+    assert max(map(len, lines)) <= 28
+    assert long.get_figheight() > short.get_figheight()
