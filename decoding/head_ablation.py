@@ -17,10 +17,10 @@ from torch import Tensor
 from torch.nn import functional
 
 from mmlm.engine.anatomy import Anatomy
-from mmlm.engine.head_maps import HeadMap, by_layer, random_heads
+from mmlm.engine.head_maps import HeadMap, random_heads
 from mmlm.engine.identity import fingerprint
 from mmlm.engine.method import Method, Paper, Prompt, Rows
-from mmlm.engine.selections import HeadSet, check_heads, read_heads
+from mmlm.engine.selections import HeadSet, by_layer, check_heads, check_shape, read_heads
 
 __all__ = ["HeadAblation", "blinded", "head_gains", "levelled"]
 
@@ -226,13 +226,8 @@ class HeadAblation(Method):
     def unsupported(self, anatomy: Anatomy) -> list[str]:
         """Needs heads, of a model like this one."""
         found: HeadMap | None = self._map  # type: ignore[attr-defined]
-        shape = (anatomy.n_layers, anatomy.n_heads)
         if found is not None:
-            if found.shape != shape:
-                raise ValueError(
-                    f"HeadAblation: {self.heads_file!r} is for {found.shape[0]} layers of "
-                    f"{found.shape[1]} heads; the model has {shape[0]} of {shape[1]}."
-                )
+            check_shape("HeadAblation", self.heads_file, found.shape, anatomy)
             if found.facts.get("weights", "") not in ("", fingerprint(anatomy.model)):
                 warnings.warn(
                     f"HeadAblation: the heads of {self.heads_file!r} were found on other weights "

@@ -26,10 +26,9 @@ from decoding.conflict_runs import Conflicts, calibrate_heads
 from decoding.head_records import HeadRecord, read_record
 from decoding.head_weights import PUBLISHED, head_weights, pairs, weigh
 from mmlm.engine.anatomy import Anatomy
-from mmlm.engine.head_maps import by_layer
 from mmlm.engine.identity import fingerprint
 from mmlm.engine.method import Method, Paper, Prompt, Rows
-from mmlm.engine.selections import HeadSet, check_heads, read_heads
+from mmlm.engine.selections import HeadSet, by_layer, check_heads, check_shape, read_heads
 
 __all__ = [
     "PH3",
@@ -237,13 +236,8 @@ class PH3(Method):
     def unsupported(self, anatomy: Anatomy) -> list[str]:
         """Needs heads, of a model like this one."""
         record: HeadRecord | None = self._found  # type: ignore[attr-defined]
-        shape = (anatomy.n_layers, anatomy.n_heads)
         if record is not None:
-            if record.shape != shape:
-                raise ValueError(
-                    f"PH3: {self.heads_file!r} is for {record.shape[0]} layers of "
-                    f"{record.shape[1]} heads; the model has {shape[0]} of {shape[1]}."
-                )
+            check_shape("PH3", self.heads_file, record.shape, anatomy)
             _warn_of_another_model(record, anatomy)
         check_heads("PH3", self.pruned, anatomy)
         if not self.pruned and self.gain != 1:

@@ -15,9 +15,9 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from mmlm.engine.anatomy import Anatomy
-from mmlm.engine.head_maps import Head, HeadMap, by_layer
+from mmlm.engine.head_maps import Head, HeadMap
 from mmlm.engine.method import Method, Paper, Prompt, Rows
-from mmlm.engine.selections import HeadSet, check_heads, read_heads
+from mmlm.engine.selections import HeadSet, by_layer, check_heads, check_shape, read_heads
 
 __all__ = ["StreamingHeads", "in_window", "streamed"]
 
@@ -223,14 +223,9 @@ class StreamingHeads(Method):
 
     def unsupported(self, anatomy: Anatomy) -> list[str]:
         """Needs heads, of a model like this one."""
-        shape = (anatomy.n_layers, anatomy.n_heads)
         maps: dict[str, HeadMap] = self._maps  # type: ignore[attr-defined]
         for name, found in maps.items():
-            if found.shape != shape:
-                raise ValueError(
-                    f"StreamingHeads: {name!r} is for {found.shape[0]} layers of "
-                    f"{found.shape[1]} heads; the model has {shape[0]} of {shape[1]}."
-                )
+            check_shape("StreamingHeads", name, found.shape, anatomy)
         check_heads("StreamingHeads", self.streaming, anatomy)
         if self.recent is not None and not (self.streaming or maps):
             return [

@@ -14,7 +14,7 @@ import json
 import re
 import statistics
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +50,26 @@ def rewrite(
         return int(before != after)
     document.write_text(after, encoding="utf-8")
     return 0
+
+
+def page_command(
+    about: str, document: Path, pattern: re.Pattern[str], tables: Mapping[str, Callable[[], str]]
+) -> int:
+    """What a tool that only writes the tables of a page does: rewrite them, or compare.
+
+    Args:
+        about: its docstring, of which the first line is shown.
+        document: the page.
+        pattern: its marks.
+        tables: makes each table.
+
+    Returns:
+        The exit code.
+    """
+    parser = argparse.ArgumentParser(description=about.splitlines()[0])
+    parser.add_argument("--check", action="store_true", help="only compare")
+    check = parser.parse_args().check
+    return rewrite(document, pattern, lambda name: tables[name](), check=check)
 
 
 def captions(records: dict[str, Any]) -> str:

@@ -9,7 +9,6 @@ are pooled: their mean stands for one run.
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from collections.abc import Callable, Iterable, Sequence
@@ -17,7 +16,7 @@ from typing import NamedTuple
 
 import numpy as np
 from effects_page import CAPTIONS, DOCUMENT, Effect, change_cell, difference, load, table_of
-from embedded_tables import marked, rewrite, table
+from embedded_tables import marked, page_command, table
 from measure_heads import TOP, WORDS, Arm, ablated, plain, streamed
 from text_control import RATIOS as LANGUAGE
 
@@ -220,10 +219,7 @@ TABLES = {
 
 def main() -> int:
     """Rewrites or checks the page."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--check", action="store_true", help="only compare")
-    check = parser.parse_args().check
-    return rewrite(DOCUMENT, MARKED, lambda name: TABLES[name](), check=check)
+    return page_command(__doc__, DOCUMENT, MARKED, TABLES)
 
 
 if __name__ == "__main__":

@@ -9,13 +9,12 @@ text around the tables is written by hand.
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from typing import Any
 
 import numpy as np
-from embedded_tables import MARKED, ROOT, rewrite, table
+from embedded_tables import MARKED, ROOT, page_command, table
 from measure_looking import ARMS, RECORD, numbers
 
 DOCUMENT = ROOT / "docs" / "inspect.md"
@@ -33,10 +32,7 @@ HEAD = (
 
 def main() -> int:
     """Rewrites or checks the page."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--check", action="store_true", help="only compare")
-    check = parser.parse_args().check
-    return rewrite(DOCUMENT, MARKED, lambda name: TABLES[name](), check=check)
+    return page_command(__doc__, DOCUMENT, MARKED, TABLES)
 
 
 def looking() -> str:

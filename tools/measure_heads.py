@@ -38,7 +38,7 @@ from measure_embedded import QUESTION, SPLIT, Pictures, picture
 from text_control import text_control
 
 import mmlm
-from mmlm.engine.head_maps import Head, HeadMap, by_layer, random_heads
+from mmlm.engine.head_maps import Head, HeadMap, random_heads
 
 MAP = ROOT / "docs" / "results" / "visual_heads.json"
 WORDS = ROOT / "docs" / "results" / "head_words.json"
@@ -100,7 +100,7 @@ def ablated() -> list[Arm]:
     found = HeadMap.load(MAP)
 
     def setting(heads: Sequence[Head], kind: str, rank: int) -> Setting:
-        method = mmlm.HeadAblation(kind=kind, heads_by_layer=by_layer(heads))
+        method = mmlm.HeadAblation(kind=kind, heads_by_layer=tuple(heads))
         return Named("HeadAblation", method.text, rank, ABLATED, f"{kind}-{_text(heads)}")
 
     arms = []
@@ -122,7 +122,7 @@ def streamed() -> list[Arm]:
             sink=SINK,
             recent=RECENT,
             keep_image=keep_image,
-            heads_by_layer=by_layer(everything - set(kept)),
+            heads_by_layer=tuple(everything - set(kept)),
         )
         name = "image kept" if keep_image else f"kept-{_text(kept) or 'none'}"
         return Named("StreamingHeads", method.text, rank, STREAMED, name.replace(" ", "-"))

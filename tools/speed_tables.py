@@ -8,14 +8,13 @@ The text between the tables is written by hand.
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from embedded_tables import MARKED, ROOT, rewrite, table
+from embedded_tables import MARKED, ROOT, page_command, table
 
 from benchmarks.memory import grown
 from benchmarks.speed import short
@@ -191,10 +190,7 @@ TABLES = {make.__name__: make for make in (machines, bars, times, passes, memory
 
 def main() -> int:
     """Rewrites or checks the page."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--check", action="store_true", help="only compare")
-    check = parser.parse_args().check
-    return rewrite(DOCUMENT, MARKED, lambda name: TABLES[name](), check=check)
+    return page_command(__doc__, DOCUMENT, MARKED, TABLES)
 
 
 if __name__ == "__main__":

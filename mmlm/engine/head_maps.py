@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -14,9 +14,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from mmlm.engine.selections import HeadSet
+from mmlm.engine.selections import by_layer
 
-__all__ = ["Head", "HeadMap", "by_layer", "random_heads"]
+__all__ = ["Head", "HeadMap", "random_heads"]
 
 #: (layer, head)
 Head: TypeAlias = tuple[int, int]
@@ -25,12 +25,6 @@ FORMAT = "mmlm head map 1"
 #: Fewer scored steps make a map unreliable.
 FEW = 50
 _ADVICE = "make one with `mmlm calibrate heads --kind visual`"
-
-
-def by_layer(heads: Collection[Head]) -> HeadSet:
-    """Heads as ``((layer, (head, ...)), ...)``, sorted."""
-    layers = sorted({layer for layer, _ in heads})
-    return tuple((n, tuple(sorted(head for layer, head in heads if layer == n))) for n in layers)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

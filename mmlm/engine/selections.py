@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterable, Mapping
-from itertools import groupby
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 if TYPE_CHECKING:
     from mmlm.engine.anatomy import Anatomy
 
-__all__ = ["HeadSet", "check_heads", "check_layers", "read_heads", "read_numbers"]
+__all__ = [
+    "HeadSet",
+    "by_layer",
+    "check_heads",
+    "check_layers",
+    "check_shape",
+    "read_heads",
+    "read_numbers",
+]
 
 #: ``((layer, (head, ...)), ...)``: sorted, every layer and every head of a layer once.
 HeadSet: TypeAlias = tuple[tuple[int, tuple[int, ...]], ...]
@@ -85,7 +92,7 @@ def read_heads(owner: str, name: str, heads: Any) -> HeadSet:
     try:
         pairs = tuple(heads.items() if isinstance(heads, Mapping) else heads)
         if pairs and not any(isinstance(of, Iterable) for _, of in pairs):
-            pairs = _grouped(pairs)
+            pairs = by_layer(pairs)
         read = tuple(
             sorted((operator.index(k), tuple(sorted(map(operator.index, v)))) for k, v in pairs)
         )
@@ -99,17 +106,15 @@ def read_heads(owner: str, name: str, heads: Any) -> HeadSet:
     return read
 
 
-def _grouped(pairs: tuple[Any, ...]) -> tuple[Any, ...]:
-    """(layer, head) pairs, of one layer together."""
-    ordered = sorted((operator.index(layer), operator.index(head)) for layer, head in pairs)
-    return tuple(
-        (layer, [head for _, head in own]) for layer, own in groupby(ordered, lambda one: one[0])
-    )
+def by_layer(heads: Collection[tuple[int, int]]) -> HeadSet:
+    """(layer, head) pairs as ``((layer, (head, ...)), ...)``, sorted."""
+    layers = sorted({layer for layer, _ in heads})
+    return tuple((n, tuple(sorted(head for layer, head in heads if layer == n))) for n in layers)
 
 
 def _heads_of_file(owner: str, file: str) -> _OfFile:
     """The heads of a map, with the shape of its model."""
-    from mmlm.engine.head_maps import HeadMap, by_layer
+    from mmlm.engine.head_maps import HeadMap
 
     try:
         found = HeadMap.load(file)
@@ -122,17 +127,34 @@ def _heads_of_file(owner: str, file: str) -> _OfFile:
     return heads
 
 
+def check_shape(owner: str, file: str, shape: tuple[int, int], anatomy: Anatomy) -> None:
+    """Makes sure that a file of heads is for a model of this shape.
+
+    Args:
+        owner: Name of the method, for the error.
+        file: The file.
+        shape: Layers and heads of the model that it is for.
+        anatomy: The model.
+
+    Raises:
+        ValueError: If it is not.
+    """
+    own = (anatomy.n_layers, anatomy.n_heads)
+    if shape != own:
+        raise ValueError(
+            f"{owner}: {file!r} is for {shape[0]} layers of {shape[1]} heads; the model has "
+            f"{own[0]} of {own[1]}."
+        )
+
+
 def check_heads(owner: str, heads: HeadSet, anatomy: Anatomy) -> None:
     """Makes sure that a model has these layers and heads.
 
     Raises:
         ValueError: If it does not, or if they are those of a file for a model of another shape.
     """
-    if isinstance(heads, _OfFile) and heads.shape != (anatomy.n_layers, anatomy.n_heads):
-        raise ValueError(
-            f"{owner}: {heads.file!r} is for {heads.shape[0]} layers of {heads.shape[1]} heads; "
-            f"the model has {anatomy.n_layers} of {anatomy.n_heads}."
-        )
+    if isinstance(heads, _OfFile):
+        check_shape(owner, heads.file, heads.shape, anatomy)
     check_layers(owner, (layer for layer, _ in heads), anatomy.n_layers)
     for layer, chosen in heads:
         if chosen[-1] >= anatomy.n_heads:

@@ -9,7 +9,8 @@ import torch
 
 from decoding.head_ablation import HeadAblation, blinded, head_gains, levelled
 from mmlm import PAI, VHR, Anatomy, StreamingHeads, attach
-from mmlm.engine.head_maps import HeadMap, by_layer
+from mmlm.engine.head_maps import HeadMap
+from mmlm.engine.selections import by_layer
 from mmlm.errors import IncompatibleMethods, UnsupportedModel
 
 HEADS = ((1, (0, 5)), (2, (3,)))

@@ -9,7 +9,7 @@ import pytest
 import torch
 from golden import arrays, golden
 
-from mmlm.engine.head_maps import HeadMap, by_layer, random_heads
+from mmlm.engine.head_maps import HeadMap, random_heads
 from mmlm.engine.head_scores import (
     Region,
     RegionCounts,
@@ -17,6 +17,7 @@ from mmlm.engine.head_scores import (
     retrieval_hits,
     retrieval_scores,
 )
+from mmlm.engine.selections import by_layer
 
 
 def regions(rows, span, boxes):

@@ -234,7 +234,7 @@ class _Sweep:
         from decoding.conflict_runs import differences
         from decoding.ph3 import PH3
         from mmlm import attach
-        from mmlm.engine.head_maps import by_layer
+        from mmlm.engine.selections import by_layer
 
         pruned = (PH3(heads_by_layer=by_layer(heads)),) if heads else ()
         with attach(self.model, *self.methods, *pruned, processor=self.processor):

@@ -38,6 +38,7 @@ def run(
     kind: str,
     output: Path,
     data: QuestionOptions,
+    *,
     instances: Path | None,
     figure: Path | None,
     skip_bad: bool,

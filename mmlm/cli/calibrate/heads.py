@@ -28,7 +28,6 @@ from mmlm.records import INFORMATION, RecordFile, file_hash
 if TYPE_CHECKING:
     from mmlm.engine.anatomy import Anatomy
     from mmlm.engine.method import Method
-    from mmlm.engine.selections import HeadSet
 
 __all__ = ["COMMAND", "Calibrate", "choose_act", "choose_zerotuning", "run"]
 
@@ -184,15 +183,15 @@ def run(settings: Calibrate, terminal: Terminal) -> int:
             settings.kind,
             settings.output or Path("heads.json"),
             settings.data,
-            settings.instances,
-            settings.figure,
-            settings.skip_bad,
-            settings.threshold,
-            settings.rank or _RANKS[settings.kind][0],
-            settings.max_new_tokens or (84 if settings.kind == "visual" else 50),
-            settings.batch_size,
-            settings.model,
-            terminal,
+            instances=settings.instances,
+            figure=settings.figure,
+            skip_bad=settings.skip_bad,
+            threshold=settings.threshold,
+            rank=settings.rank or _RANKS[settings.kind][0],
+            max_new_tokens=settings.max_new_tokens or (84 if settings.kind == "visual" else 50),
+            batch_size=settings.batch_size,
+            model_options=settings.model,
+            terminal=terminal,
         )
     output, tokens = settings.output or Path("heads.yaml"), settings.max_new_tokens or _TOKENS
     return _search(replace(settings, output=output, max_new_tokens=tokens), terminal)
@@ -280,13 +279,7 @@ class _Trials:
 
 def _on(method: Method, heads: Sequence[tuple[int, int]]) -> Method:
     """The method on these (layer, head) pairs."""
-    import dataclasses
-
-    by_layer: dict[int, list[int]] = {}
-    for layer, head in heads:
-        by_layer.setdefault(layer, []).append(head)
-    chosen: HeadSet = tuple((layer, tuple(found)) for layer, found in sorted(by_layer.items()))
-    return dataclasses.replace(method, heads_by_layer=chosen)  # type: ignore[call-arg]
+    return replace(method, heads_by_layer=tuple(heads))  # type: ignore[call-arg]
 
 
 class _Judge:
