@@ -77,3 +77,22 @@ def generate_recomputed(model, inputs, edit, **options):
     """Plain ``generate`` with the recomputing processor in it."""
     processors = LogitsProcessorList([Recomputed(edit)])
     return checks.generate(model, inputs, logits_processor=processors, **options)
+
+
+def next_passes(model, inputs, new, sizes):
+    """Logits of new tokens that are read behind a cached prompt, so many at a time.
+
+    Args:
+        inputs: One prompt.
+        new: int64 [1, n]; the tokens.
+        sizes: Tokens of each pass; they sum to n.
+    """
+    n, seen, logits = inputs["input_ids"].shape[1], 0, []
+    with torch.no_grad():
+        cache = model(**inputs, use_cache=True).past_key_values
+        for size in sizes:
+            mask = torch.ones(1, n + seen + size, dtype=torch.long)
+            more = {"input_ids": new[:, seen : seen + size], "attention_mask": mask}
+            logits.append(model(**more, past_key_values=cache, use_cache=True).logits)
+            seen += size
+    return torch.cat(logits, 1)

@@ -10,7 +10,7 @@ from tiny import build
 import mmlm
 from decoding.var import find_sink_dims
 from mmlm.cli import main
-from mmlm.cli.calibrate.heads import choose_act, choose_zerotuning
+from mmlm.cli.calibrate.head_trials import choose_act, choose_zerotuning
 from mmlm.cli.calibrate.questions import is_right
 from mmlm.inputs import load_image, message, prepare
 

@@ -6,6 +6,7 @@ import checks
 import pytest
 import tiny
 import torch
+from passes import next_passes
 
 from decoding.head_ablation import HeadAblation, blinded, head_gains, levelled
 from mmlm import PAI, VHR, Anatomy, StreamingHeads, attach
@@ -204,19 +205,11 @@ def test_decode_starts_with_the_last_row_of_the_prompt():
 def test_new_tokens_of_one_pass_are_all_edited():
     """A search looks at several next tokens at once: three of them in a pass are three passes."""
     model, processor = tiny.shared("llava")
-    inputs, more = batch(processor, 1), torch.tensor([[5, 6, 7]])
-    n, found = inputs["input_ids"].shape[1], []
+    inputs = batch(processor, 1)
+    new, found = torch.tensor([[5, 6, 7]]), []
     for sizes in ((3,), (1, 1, 1)):
-        logits, seen = [], 0
-        method = HeadAblation(steps="decode", heads_by_layer=HEADS)
-        with attach(model, method), torch.no_grad():
-            cache = model(**inputs, use_cache=True).past_key_values
-            for size in sizes:
-                mask = torch.ones(1, n + seen + size, dtype=torch.long)
-                new = {"input_ids": more[:, seen : seen + size], "attention_mask": mask}
-                logits.append(model(**new, past_key_values=cache, use_cache=True).logits)
-                seen += size
-        found.append(torch.cat(logits, 1))
+        with attach(model, HeadAblation(steps="decode", heads_by_layer=HEADS)):
+            found.append(next_passes(model, inputs, new, sizes))
     torch.testing.assert_close(*found, atol=1e-4, rtol=1e-4)
 
 

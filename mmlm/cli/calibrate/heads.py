@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from mmlm.cli.calibrate import common, head_maps
+from mmlm.cli.calibrate.head_trials import TOKENS, Accuracy, Judge, Trials
 from mmlm.cli.calibrate.questions import (
     Labelled,
     QuestionOptions,
-    is_right,
     labelled_questions,
 )
 from mmlm.cli.frame import DONE, Command, Terminal
@@ -26,13 +26,10 @@ from mmlm.progress import tracked
 from mmlm.records import INFORMATION, RecordFile, file_hash
 
 if TYPE_CHECKING:
-    from mmlm.engine.anatomy import Anatomy
     from mmlm.engine.method import Method
 
-__all__ = ["COMMAND", "Calibrate", "choose_act", "choose_zerotuning", "run"]
+__all__ = ["COMMAND", "Calibrate", "run"]
 
-#: Of an answer: its first words are compared with the label.
-_TOKENS = 2
 #: By kind of map, what heads may be ranked by; the first is the default.
 _RANKS = {
     "visual": ("hit_rate", "hit_excess", "mass", "focus", "looks", "authors", "query_norm"),
@@ -138,40 +135,6 @@ class Calibrate:
             raise ValueError("--instances is for --kind visual")
 
 
-Accuracy = Mapping[str, float]
-"""Accuracy by trial: ``plain``, or a method on one head."""
-
-
-def choose_act(
-    accuracy: Accuracy, trials: Mapping[tuple[int, int], str], gain: float
-) -> list[tuple[int, int]]:
-    """Heads under which accuracy rises by ``gain`` or more; for 0: does not fall."""
-    return [head for head, trial in trials.items() if accuracy[trial] - accuracy["plain"] >= gain]
-
-
-def choose_zerotuning(
-    accuracy: Accuracy,
-    up: Mapping[tuple[int, int], str],
-    down: Mapping[tuple[int, int], str],
-    gain: float,
-) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
-    """Heads that gain from a factor above 1, and heads that gain from one below 1.
-
-    That the groups go by the sign of the response is our reading of the paper.
-    """
-    plain = accuracy["plain"]
-
-    def better(this: Mapping[tuple[int, int], str], other: Mapping[tuple[int, int], str]) -> Any:
-        return [
-            head
-            for head in this
-            if accuracy[this[head]] > max(plain, accuracy[other[head]])
-            and accuracy[this[head]] - plain >= gain
-        ]
-
-    return better(up, down), better(down, up)
-
-
 def run(settings: Calibrate, terminal: Terminal) -> int:
     """Measures a map, or tries every head and writes those that help.
 
@@ -193,7 +156,7 @@ def run(settings: Calibrate, terminal: Terminal) -> int:
             model_options=settings.model,
             terminal=terminal,
         )
-    output, tokens = settings.output or Path("heads.yaml"), settings.max_new_tokens or _TOKENS
+    output, tokens = settings.output or Path("heads.yaml"), settings.max_new_tokens or TOKENS
     return _search(replace(settings, output=output, max_new_tokens=tokens), terminal)
 
 
@@ -212,18 +175,18 @@ def _search(settings: Calibrate, terminal: Terminal) -> int:
     import mmlm
     from mmlm.runner import fingerprint
 
-    trials = _Trials(settings, mmlm.Anatomy(model))
+    trials = Trials(settings, mmlm.Anatomy(model))
     path = settings.output.with_name(settings.output.name + ".trials.jsonl")
     run_record = {**_run_record(settings, asked), "weights": fingerprint(model)}
     with RecordFile(path, run_record) as records:
-        search = _Judge(model, processor, asked[:-n_held_out], settings)
+        search = Judge(model, processor, asked[:-n_held_out], settings)
         for name, methods in _shown(trials.all, records.done, terminal):
             records.append([{"id": name, "accuracy": search.accuracy(methods)}])
         accuracy = {name: line["accuracy"] for name, line in records.done.items()}
         chosen = trials.choose(accuracy, settings.gain)
         report = _report(settings, trials, accuracy, chosen, len(asked) - n_held_out)
         if chosen:
-            check = _Judge(model, processor, asked[-n_held_out:], settings)
+            check = Judge(model, processor, asked[-n_held_out:], settings)
             report["chosen"] = search.accuracy(chosen)
             report["held_out"] = {
                 "questions": n_held_out,
@@ -237,81 +200,6 @@ def _search(settings: Calibrate, terminal: Terminal) -> int:
     else:
         _show(settings, report, terminal)
     return DONE
-
-
-class _Trials:
-    """What is tried: each head alone, once for ACT, with two factors for ZeroTuning."""
-
-    def __init__(self, settings: Calibrate, anatomy: Anatomy) -> None:
-        from decoding.act import ACT
-        from decoding.zerotuning import ZeroTuning
-
-        is_act = settings.method == "ACT"
-        every = range(2, anatomy.n_layers - 1) if is_act else range(anatomy.n_layers)
-        layers = settings.layer or tuple(every)
-        if not layers or not all(0 <= layer < anatomy.n_layers for layer in layers):
-            raise InputError(
-                f"Layers {list(layers)} were asked for.",
-                advice=f"The model has layers 0 to {anatomy.n_layers - 1}; give --layer.",
-            )
-        heads = [(layer, head) for layer in layers for head in range(anatomy.n_heads)]
-        if is_act:
-            act = ACT(beta=settings.beta, theta=settings.theta)
-            self.groups: list[Method] = [act]
-        else:
-            up = ZeroTuning(gamma=settings.gamma)
-            self.groups = [up, ZeroTuning(gamma=round(1 / settings.gamma, 4))]
-        alone = [{head: _on(group, [head]) for head in heads} for group in self.groups]
-        self.names = [{head: m.label for head, m in methods.items()} for methods in alone]
-        self.all: dict[str, tuple[Method, ...]] = {"plain": ()}
-        self.all |= {m.label: (m,) for methods in alone for m in methods.values()}
-
-    def choose(self, accuracy: Accuracy, gain: float) -> list[Method]:
-        """The groups with the heads that were chosen for them; empty groups are left out."""
-        if len(self.groups) == 1:
-            chosen = [choose_act(accuracy, self.names[0], gain)]
-        else:
-            up, down = self.names
-            chosen = list(choose_zerotuning(accuracy, up, down, gain))
-        pairs = zip(self.groups, chosen, strict=True)
-        return [_on(group, heads) for group, heads in pairs if heads]
-
-
-def _on(method: Method, heads: Sequence[tuple[int, int]]) -> Method:
-    """The method on these (layer, head) pairs."""
-    return replace(method, heads_by_layer=tuple(heads))  # type: ignore[call-arg]
-
-
-class _Judge:
-    """Asks the same questions again and again; pictures are read and prepared once."""
-
-    def __init__(
-        self, model: Any, processor: Any, asked: Sequence[Labelled], settings: Calibrate
-    ) -> None:
-        from mmlm.runner import GenerateSettings, generation_config
-
-        self.model, self.processor, self.asked = model, processor, asked
-        self.size = settings.batch_size
-        given = GenerateSettings(max_new_tokens=settings.max_new_tokens or _TOKENS)
-        self.config = generation_config(model, given)
-        requests = [one.request for one in asked]
-        batches = common.model_inputs(model, processor, requests, self.size)
-        self.inputs = [{k: v.cpu() for k, v in batch.items()} for batch in batches]
-
-    def accuracy(self, methods: Sequence[Method]) -> float:
-        """Share of questions that are answered right while the methods are attached."""
-        import mmlm
-
-        right = 0
-        for number, batch in enumerate(self.inputs):
-            given = {k: v.to(self.model.device) for k, v in batch.items()}
-            with mmlm.attach(self.model, *methods, processor=self.processor):
-                tokens = self.model.generate(**given, generation_config=self.config)
-            answers = tokens[:, given["input_ids"].shape[1] :].cpu()
-            texts = [self.processor.decode(row, skip_special_tokens=True) for row in answers]
-            labels = [one.label for one in self.asked[number * self.size :][: len(texts)]]
-            right += sum(map(is_right, texts, labels))
-        return right / len(self.asked)
 
 
 def _shown(
@@ -345,7 +233,7 @@ def _run_record(settings: Calibrate, asked: Sequence[Labelled]) -> dict[str, Any
 
 def _report(
     settings: Calibrate,
-    trials: _Trials,
+    trials: Trials,
     accuracy: Accuracy,
     chosen: Sequence[Method],
     n_questions: int,
